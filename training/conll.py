@@ -1,0 +1,223 @@
+"""Posts from CoNLL files: `IMGID:` lines, one `token<TAB>tag` per line, a blank line between posts.
+
+Also the inverse (`write_conll`) and the folder of pictures that goes with a file.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import InputError
+from amlr.training.score import Span, read_spans
+
+# Usual order of the classes; names a corpus adds follow alphabetically.
+USUAL_LABELS = ("PER", "LOC", "ORG", "OTHER", "MISC")
+# OTHER and MISC name the same class in the two Twitter corpora.
+SAME_CLASS = {"MISC": "OTHER"}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPost:
+    """One post of a corpus.
+
+    Attributes:
+        words: The corpus's own words, in order.
+        tags: BIO tag of each word, as the file has them.
+        image_id: Name of the picture without suffix; None when the file names none.
+    """
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    image_id: str | None = None
+
+    @cached_property
+    def text(self) -> str:
+        """The words joined by single spaces: what tokenizers see."""
+        return " ".join(self.words)
+
+    @cached_property
+    def word_spans_n2(self) -> npt.NDArray[np.int32]:
+        """Character span of each word in `text`, shape (N, 2), end exclusive."""
+        ends = np.cumsum([len(word) + 1 for word in self.words], dtype=np.int32) - 1
+        starts = ends - np.array([len(word) for word in self.words], dtype=np.int32)
+        return np.stack([starts, ends], axis=1).astype(np.int32).reshape(-1, 2)
+
+    @cached_property
+    def entities(self) -> list[Span]:
+        """Entities in words, read leniently: a stray `I-` opens one."""
+        return read_spans(self.tags, "lenient")
+
+
+def read_conll(path: str | Path) -> list[LabelledPost]:
+    """Read every post of a CoNLL file.
+
+    Lines are split on the tab only, because a token may itself be white space (a no-break space);
+    the first column is the token, the last the tag. A line with neither token nor tag separates
+    posts.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not `token<TAB>tag`; names the line.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give a CoNLL file", "data_missing"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); convert it first", "data_bad") from error
+    posts: list[LabelledPost] = []
+    words: list[str] = []
+    tags: list[str] = []
+    image_id: str | None = None
+
+    def finish() -> None:
+        nonlocal image_id
+        if words:
+            posts.append(LabelledPost(words=tuple(words), tags=tuple(tags), image_id=image_id))
+            words.clear()
+            tags.clear()
+            image_id = None
+
+    # str.splitlines would also split at U+2028, U+0085 and the like, which occur inside tokens.
+    for number, raw in enumerate(content.split("\n"), start=1):
+        line = raw.removesuffix("\r")
+        if line.startswith("IMGID:"):
+            finish()
+            image_id = line.removeprefix("IMGID:").strip() or None
+        elif not line.strip(" \t") or line.startswith("-DOCSTART-"):
+            finish()
+        else:
+            columns = line.split("\t")
+            _check_line(columns, path, number)
+            words.append(columns[0])
+            tags.append(columns[-1].strip())
+    finish()
+    if not posts:
+        raise InputError(
+            f"{path} holds no posts; expected lines of token<TAB>tag, a blank line between posts",
+            "data_empty",
+        )
+    return posts
+
+
+def _check_line(columns: list[str], path: Path, number: int) -> None:
+    tag = columns[-1].strip()
+    if len(columns) < 2 or not columns[0]:
+        raise InputError(
+            f"{path}:{number}: found {columns!r}, expected token<TAB>tag; separate by one tab",
+            "data_bad",
+        )
+    if tag != "O" and not (tag[:2] in ("B-", "I-") and len(tag) > 2):
+        raise InputError(
+            f"{path}:{number}: found tag {tag!r}, expected O, B-TYPE or I-TYPE; convert other "
+            "schemes to BIO",
+            "data_bad",
+        )
+
+
+def write_conll(path: str | Path, posts: Iterable[LabelledPost]) -> None:
+    """Write posts in the form `read_conll` reads."""
+    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+        for post in posts:
+            if post.image_id is not None:
+                file.write(f"IMGID:{post.image_id}\n")
+            file.writelines(
+                f"{word}\t{tag}\n" for word, tag in zip(post.words, post.tags, strict=True)
+            )
+            file.write("\n")
+
+
+def labels_of(posts: Iterable[LabelledPost]) -> tuple[str, ...]:
+    """Entity types that occur, in the usual order (PER, LOC, ORG, OTHER or MISC, then others)."""
+    found = {tag[2:] for post in posts for tag in post.tags if tag != "O"}
+    rank = {label: number for number, label in enumerate(USUAL_LABELS)}
+    return tuple(sorted(found, key=lambda label: (rank.get(label, len(rank)), label)))
+
+
+def match_labels(data_labels: Sequence[str], model_labels: Sequence[str]) -> dict[str, str]:
+    """Map each type of a corpus to the model's name of the same class (MISC is OTHER).
+
+    Returns:
+        Corpus name -> model name. Types the model does not know map to themselves, so that they
+        count as missed in a score.
+    """
+    by_class = {SAME_CLASS.get(label, label): label for label in model_labels}
+    return {
+        label: label if label in model_labels else by_class.get(SAME_CLASS.get(label, label), label)
+        for label in data_labels
+    }
+
+
+@dataclass(kw_only=True)
+class ImageFolder:
+    """Finds pictures by id and counts what happened to them.
+
+    Attributes:
+        root: Folder of pictures named `<image id>.<suffix>`; None means no pictures at all.
+        broken: Ids known to be placeholders; treated as missing.
+        counts: How many posts had a picture found, none named, it missing, listed or unreadable.
+        unreadable: Ids whose file could not be decoded, with the reason.
+    """
+
+    root: Path | None
+    broken: Collection[str] = frozenset()
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("found", "none", "missing", "listed", "unreadable"), 0
+        )
+    )
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.root is not None and not self.root.is_dir():
+            raise InputError(
+                f"{self.root} is no folder; give the folder of pictures, or leave --images out",
+                "images_missing",
+            )
+
+    def find(self, image_id: str | None) -> Path | None:
+        """Path of a post's picture, or None; counts the outcome."""
+        outcome, path = self._look_up(image_id)
+        self.counts[outcome] += 1
+        return path
+
+    def _look_up(self, image_id: str | None) -> tuple[str, Path | None]:
+        if image_id is None:
+            return "none", None
+        if image_id in self.broken:
+            return "listed", None
+        # An id comes from a data file: never let it leave the folder.
+        if self.root is None or "/" in image_id or "\\" in image_id or image_id.startswith(".."):
+            return "missing", None
+        for suffix in ("", *IMAGE_SUFFIXES):
+            path = self.root / (image_id + suffix)
+            if path.is_file():
+                return "found", path
+        return "missing", None
+
+    def mark_unreadable(self, image_id: str, reason: str) -> None:
+        """Move a found picture to the unreadable ones."""
+        self.counts["found"] -= 1
+        self.counts["unreadable"] += 1
+        self.unreadable[image_id] = reason
+
+    def report(self) -> dict[str, Any]:
+        """Counts and the unreadable ids, for logs and JSON."""
+        return {**self.counts, "unreadable_ids": sorted(self.unreadable)}
+
+
+def read_ids(path: str | Path) -> frozenset[str]:
+    """Read one id per line, e.g. the pictures known to be broken."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; give one image id per line") from error
+    return frozenset(line.strip() for line in lines if line.strip())
