@@ -1,0 +1,220 @@
+"""Pretrained text and image encoders from a package, a local folder or a hub name."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from amlr.errors import CheckpointError, InputError
+from amlr.runtime.image import ImageSpec
+from amlr.training.config import AmlrConfig
+from amlr.training.model import AmlrModel
+from amlr.training.wheels import PACKAGED, encoder_folder
+
+# Position tables of RoBERTa-like encoders spend two rows on padding.
+_POSITION_OFFSET = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialIds:
+    """Ids of the special tokens that frame and pad a post."""
+
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    unk_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedText:
+    """A pretrained text encoder.
+
+    Attributes:
+        settings: `to_dict()` of its configuration.
+        weights: Its tensors, float32; empty for random weights.
+        tokenizer_json: Its fast tokenizer, without padding and truncation.
+        special: Ids of the special tokens.
+        max_tokens: Most steps it can read, special tokens included.
+    """
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    tokenizer_json: str
+    special: SpecialIds
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    """A pretrained image encoder: configuration, float32 tensors, and its preprocessing."""
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    spec: ImageSpec
+
+
+def resolve(source: str, cache_dir: Path, wheels_dir: Path | None = None) -> str:
+    """Turn a packaged encoder's name into its folder; folders and hub names stay as they are."""
+    if source in PACKAGED:
+        return str(encoder_folder(source, cache_dir, wheels_dir))
+    return source
+
+
+def load_text_encoder(source: str) -> LoadedText:
+    """Load a BERT-like encoder and its fast tokenizer.
+
+    Args:
+        source: Folder or hub name.
+
+    Raises:
+        InputError: It cannot be loaded, or has no fast tokenizer.
+    """
+    from transformers import AutoModel
+
+    tokenizer_json, special = load_tokenizer(source)
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, "text encoder", error) from error
+    settings = model.config.to_dict()
+    positions = int(settings.get("max_position_embeddings") or 512)
+    if settings.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
+        positions -= _POSITION_OFFSET
+    return LoadedText(
+        settings=plain(settings),
+        weights=dict(model.state_dict()),
+        tokenizer_json=tokenizer_json,
+        special=special,
+        max_tokens=positions,
+    )
+
+
+def load_tokenizer(source: str) -> tuple[str, SpecialIds]:
+    """Load a fast tokenizer as JSON without padding and truncation, and its special ids."""
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, "tokenizer", error) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{source} has no fast tokenizer; add its tokenizer.json", "no_tokenizer")
+    # A copy: padding and truncation are the batcher's work, and setters are shared state.
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = {
+        "cls_id": loaded.cls_token_id if loaded.cls_token_id is not None else loaded.bos_token_id,
+        "sep_id": loaded.sep_token_id if loaded.sep_token_id is not None else loaded.eos_token_id,
+        "pad_id": loaded.pad_token_id,
+        "unk_id": loaded.unk_token_id,
+    }
+    missing = [name for name, value in ids.items() if value is None]
+    if missing:
+        raise InputError(f"the tokenizer of {source} lacks {missing}; choose a BERT-like encoder")
+    return tokenizer.to_str(), SpecialIds(**ids)
+
+
+def load_image_encoder(source: str) -> LoadedImage:
+    """Load a ViT-like or convolutional encoder and its preprocessing.
+
+    Args:
+        source: Folder or hub name. Of a CLIP-like pair, the vision half is taken.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        config = getattr(config, "vision_config", config)
+        model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, "image encoder", error) from error
+    return LoadedImage(
+        settings=plain(model.config.to_dict()),
+        weights=dict(model.state_dict()),
+        spec=image_spec(_preprocessor(source)),
+    )
+
+
+def _preprocessor(source: str) -> Mapping[str, Any]:
+    folder = Path(source)
+    try:
+        if folder.is_dir():
+            path = folder / "preprocessor_config.json"
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        from transformers import ImageProcessingMixin
+
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        return dict(settings)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, "preprocessor_config.json", error) from error
+
+
+def image_spec(settings: Mapping[str, Any]) -> ImageSpec:
+    """Preprocessing of `transformers` in our terms; ImageNet values where it says nothing.
+
+    A centre crop is kept only in the usual 256 to 224 ratio; otherwise the whole picture is scaled
+    to the square, so nothing at its edges is lost.
+    """
+    size = settings.get("size") or 224
+    crop = settings.get("crop_size") or size
+    shortest = int(size.get("shortest_edge") or 0) if isinstance(size, dict) else 0
+    side = int(crop.get("height") or shortest or 224) if isinstance(crop, dict) else int(crop)
+    is_usual_crop = bool(settings.get("do_center_crop")) and round(side * 256 / 224) == shortest
+    return ImageSpec(
+        size=side,
+        resize="crop" if is_usual_crop else "squash",
+        resample="bicubic" if settings.get("resample") == 3 else "bilinear",
+        mean=tuple(settings.get("image_mean") or (0.485, 0.456, 0.406)),
+        std=tuple(settings.get("image_std") or (0.229, 0.224, 0.225)),
+    )
+
+
+def build_model(config: AmlrConfig, text: LoadedText, image: LoadedImage) -> AmlrModel:
+    """Build the model and copy both pretrained encoders into it.
+
+    Raises:
+        CheckpointError: An encoder lacks a tensor the model needs.
+    """
+    model = AmlrModel(config)
+    for encoder, weights in (
+        (model.text.encoder, text.weights),
+        (model.image.encoder, image.weights),
+    ):
+        if not weights:
+            continue
+        missing, _ = encoder.load_state_dict(dict(weights), strict=False)
+        # Poolers and classifiers of the source are left out; nothing the model has may be absent.
+        if missing:
+            raise CheckpointError(
+                f"the {type(encoder).__name__} weights lack {missing[:3]} and "
+                f"{max(0, len(missing) - 3)} more; choose weights of this architecture"
+            )
+    return model
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a configuration with JSON types only."""
+    copy: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    copy.pop("_name_or_path", None)
+    return copy
+
+
+def _unloadable(source: str, what: str, error: Exception) -> InputError:
+    reason = (
+        str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    )
+    return InputError(
+        f"cannot load the {what} {source!r}: {reason}; give a packaged name "
+        f"({', '.join(PACKAGED)}), a folder of transformers files, or a hub name with network",
+        "encoder_missing",
+    )

