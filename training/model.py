@@ -40,13 +40,15 @@ class Units(nn.Module):
 
     def forward(self, hidden_btd: Tensor) -> Tensor:
         """All units of every start, (B, U, D); scales longer than T have none."""
-        steps = hidden_btd.shape[1]
+        batch, steps, width = hidden_btd.shape
         parts = [hidden_btd]
         for k, linear in enumerate(self.maps, start=2):
             if steps < k:
                 break
             windows = [hidden_btd[:, j : steps - k + 1 + j] for j in range(k)]
-            parts.append(linear(torch.cat(windows, dim=-1)))
+            # On rows, as in `select`: exported graphs then share one copy of each weight.
+            rows = torch.cat(windows, dim=-1).reshape(-1, k * width)
+            parts.append(linear(rows).reshape(batch, -1, width))
         return torch.cat(parts, dim=1)
 
     def select(self, hidden_nd: Tensor, rows: list[Tensor]) -> Tensor:
