@@ -1,0 +1,301 @@
+"""Text to model inputs: words, subwords with character offsets, windows. Shared with training.
+
+Words come from the caller or from the rule of `amlr.runtime.words` (`words-1`). Each word is
+tokenized on its own, so a subword never spans two words, and texts longer than the model's limit
+become several windows that overlap at word boundaries; nothing is cut away silently.
+
+Shape letters: N words, T subword steps of one window (with its two special tokens).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import InputError
+from amlr.runtime.words import WORD_RULE, replace_surrogates, split_words
+
+Ints = npt.NDArray[np.int64]
+Ints32 = npt.NDArray[np.int32]
+Spans = Sequence[tuple[int, int]] | Ints32
+URL_PREFIXES = ("http://", "https://", "www.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSpec:
+    """How text becomes subwords; part of the bundle's manifest.
+
+    Attributes:
+        max_tokens: Longest window in subwords, the two special tokens included.
+        overlap_tokens: Subwords that neighbouring windows of a long text share, at most.
+        url_text: What a URL is tokenized as, or None to tokenize it as it stands.
+        max_chars: Longest text accepted.
+        max_word_tokens: Subwords kept of one word; the rest of a longer word is not read.
+        word_rule: Name of the rule that splits free text.
+    """
+
+    max_tokens: int = 128
+    overlap_tokens: int = 32
+    url_text: str | None = "<url>"
+    max_chars: int = 100_000
+    max_word_tokens: int = 64
+    word_rule: str = WORD_RULE
+
+    def __post_init__(self) -> None:
+        if self.word_rule != WORD_RULE:
+            raise InputError(
+                f"unknown word rule {self.word_rule!r}, expected {WORD_RULE!r}; "
+                "use a version of amlr that knows it"
+            )
+        if self.overlap_tokens < 1 or self.max_word_tokens < 1 or self.max_chars < 1:
+            raise InputError("overlap_tokens, max_word_tokens and max_chars must be at least 1")
+        if self.max_tokens < self.overlap_tokens + 3:
+            raise InputError(
+                f"max_tokens {self.max_tokens} leaves no room beside an overlap of "
+                f"{self.overlap_tokens}; raise max_tokens or lower overlap_tokens"
+            )
+
+    @property
+    def word_limit(self) -> int:
+        """Subwords kept of one word, so that a window always moves on by a word."""
+        return min(self.max_word_tokens, self.max_tokens - 2 - self.overlap_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from `to_dict` values; other keys are ignored."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextWindow:
+    """One model input: a run of whole words between two special tokens.
+
+    Attributes:
+        input_ids_t: Token ids, first the CLS and last the SEP id, shape (T,).
+        token_offsets_t2: Characters of each subword in the post's text; specials (0, 0).
+        shape_ids_t: Shape class 1..8 of the subword's word, 0 for specials, shape (T,).
+        first_n: Position of each word's first subword, shape (n,).
+        last_n: Position of each word's last subword, shape (n,).
+        word_start: Index in the post of the window's first word.
+    """
+
+    input_ids_t: Ints
+    token_offsets_t2: Ints32
+    shape_ids_t: Ints
+    first_n: Ints32
+    last_n: Ints32
+    word_start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedText:
+    """One post's text, ready for batching. Without words there are no windows."""
+
+    text: str
+    word_spans_n2: Ints32
+    windows: tuple[TextWindow, ...]
+
+
+def word_shape(word: str) -> int:
+    """Class 1..8 of a word's look: digits, symbols, lower, UPPER, X, Title, Mixed, other.
+
+    Example:
+        >>> [word_shape(w) for w in ("2015", "!", "a", "USA", "I", "Love", "McD", "iPhone")]
+        [1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    if word.isdigit():
+        return 1
+    if word.islower():
+        return 3
+    if word.isupper():
+        return 4 if len(word) > 1 else 5
+    if not any(map(str.isalpha, word)):
+        return 2
+    if word[0].isupper():
+        return 6 if word[1:].islower() else 7
+    return 8
+
+
+def load_tokenizer(text: str) -> Any:
+    """Build a `tokenizers.Tokenizer` from its JSON, without stored padding or truncation.
+
+    Both are shared, mutable state of the tokenizer, and would break offsets and windows.
+
+    Raises:
+        InputError: Not a tokenizers JSON file.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        values = json.loads(text)
+        values["truncation"] = values["padding"] = None
+        return Tokenizer.from_str(json.dumps(values))
+    # The library raises a bare Exception for whatever it does not like.
+    except Exception as error:
+        raise InputError(
+            f"not a Hugging Face tokenizers file: {error}; expected tokenizer.json",
+            code="tokenizer_invalid",
+        ) from error
+
+
+class TextEncoder:
+    """Tokenize posts. Safe to share between threads: nothing in it changes after construction."""
+
+    def __init__(
+        self, tokenizer: Any, spec: TextSpec, *, cls_id: int, sep_id: int, pad_id: int, unk_id: int
+    ) -> None:
+        """Wrap a `tokenizers.Tokenizer`; one that pads or truncates is copied without that.
+
+        Byte-level tokenizers (RoBERTa) must have been saved with `add_prefix_space`.
+        """
+        if tokenizer.padding is not None or tokenizer.truncation is not None:
+            tokenizer = load_tokenizer(tokenizer.to_str())
+        self.spec = spec
+        self.cls_id, self.sep_id, self.pad_id, self.unk_id = cls_id, sep_id, pad_id, unk_id
+        self._tokenizer = tokenizer
+        self._pre_tokenizer = tokenizer.pre_tokenizer
+
+    def split(self, text: str) -> Ints32:
+        """Words of free text as character spans, shape (N, 2); the rule `words-1`."""
+        return split_words(text, self._pre_tokenizer)
+
+    def encode(self, posts: Iterable[tuple[str, Spans | None]]) -> list[EncodedText]:
+        """Tokenize posts in one call of the tokenizer.
+
+        Args:
+            posts: Text and character spans of its words (ordered, disjoint, non-empty), or None
+                for the word rule.
+
+        Raises:
+            InputError: A text is no string or too long, or word spans do not fit it.
+        """
+        checked = [self._check(text, spans) for text, spans in posts]
+        words = [self._words(text, spans) for text, spans in checked]
+        encodings = iter(
+            self._tokenizer.encode_batch(
+                [w for w, _ in words if w], is_pretokenized=True, add_special_tokens=False
+            )
+        )
+        return [
+            self._assemble(text, spans, is_whole, next(encodings))
+            if len(spans)
+            else EncodedText(text=text, word_spans_n2=spans, windows=())
+            for (text, spans), (_, is_whole) in zip(checked, words, strict=True)
+        ]
+
+    def _check(self, text: str, spans: Spans | None) -> tuple[str, Ints32]:
+        if not isinstance(text, str):
+            raise InputError(f"text must be a string, got {type(text).__name__}", "text_invalid")
+        if len(text) > self.spec.max_chars:
+            raise InputError(
+                f"text has {len(text)} characters, at most {self.spec.max_chars} are accepted; "
+                "split it into several posts",
+                "text_too_long",
+            )
+        return text, self.split(text) if spans is None else _check_spans(text, spans)
+
+    def _words(self, text: str, spans: Ints32) -> tuple[list[str], npt.NDArray[np.bool_]]:
+        """Strings to tokenize, and which of them stand for another text (URLs)."""
+        text = replace_surrogates(text)
+        words = [text[start:end] for start, end in spans.tolist()]
+        is_url = np.zeros(len(words), np.bool_)
+        url_text = self.spec.url_text
+        if url_text is not None and ("://" in text or "www." in text.lower()):
+            for index, word in enumerate(words):
+                if word[:8].lower().startswith(URL_PREFIXES):
+                    words[index], is_url[index] = url_text, True
+        return words, is_url
+
+    def _assemble(
+        self, text: str, spans: Ints32, is_url: npt.NDArray[np.bool_], encoding: Any
+    ) -> EncodedText:
+        found = np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(spans))
+        counts = np.clip(found, 1, self.spec.word_limit)
+        word_t = np.repeat(np.arange(len(spans)), counts)
+        first_n = np.cumsum(counts) - counts
+        source_t = (np.cumsum(found) - found - first_n)[word_t] + np.arange(len(word_t))
+        # One spare entry at the end: where a word gave no subword, its index may point there.
+        ids = np.array([*encoding.ids, self.unk_id], np.int64)
+        offsets = np.array([*encoding.offsets, (0, 0)], np.int32)
+        is_empty_t = (found == 0)[word_t]
+        ids_t = np.where(is_empty_t, self.unk_id, ids[source_t])
+        word_spans_t2 = spans[word_t]
+        offsets_t2 = np.where(
+            (is_empty_t | is_url[word_t])[:, None],
+            word_spans_t2,
+            np.clip(
+                offsets[source_t] + word_spans_t2[:, :1], word_spans_t2[:, :1], word_spans_t2[:, 1:]
+            ),
+        )
+        shape_n = np.array([word_shape(text[start:end]) for start, end in spans.tolist()], np.int64)
+        shape_t = shape_n[word_t]
+        windows = []
+        for word_start, word_end in _window_words(counts, self.spec):
+            begin, end = first_n[word_start], first_n[word_end - 1] + counts[word_end - 1]
+            inside = slice(word_start, word_end)
+            windows.append(
+                TextWindow(
+                    input_ids_t=_framed(ids_t[begin:end], self.cls_id, self.sep_id),
+                    token_offsets_t2=np.pad(offsets_t2[begin:end], ((1, 1), (0, 0))),
+                    shape_ids_t=_framed(shape_t[begin:end], 0, 0),
+                    first_n=(first_n[inside] - begin + 1).astype(np.int32),
+                    last_n=(first_n[inside] + counts[inside] - begin).astype(np.int32),
+                    word_start=word_start,
+                )
+            )
+        return EncodedText(text=text, word_spans_n2=spans, windows=tuple(windows))
+
+
+def _framed(values_t: Ints, first: int, last: int) -> Ints:
+    framed = np.empty(len(values_t) + 2, np.int64)
+    framed[0], framed[1:-1], framed[-1] = first, values_t, last
+    return framed
+
+
+def _window_words(counts_n: Ints, spec: TextSpec) -> list[tuple[int, int]]:
+    """First and end word of each window: as many words as fit, then an overlap of whole words."""
+    ends = np.cumsum(counts_n)
+    budget = spec.max_tokens - 2
+    windows: list[tuple[int, int]] = []
+    start = 0
+    while True:
+        before = int(ends[start] - counts_n[start])
+        end = int(np.searchsorted(ends, before + budget, side="right"))
+        windows.append((start, end))
+        if end == len(counts_n):
+            return windows
+        # First word that begins at most `overlap_tokens` before the end of this window.
+        start = int(np.searchsorted(ends - counts_n, ends[end - 1] - spec.overlap_tokens))
+
+
+def _check_spans(text: str, spans: Spans) -> Ints32:
+    try:
+        raw = np.asarray(spans if len(spans) else np.zeros((0, 2), np.int32))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"words must be (start, end) pairs: {error}", "words_invalid") from error
+    if raw.ndim != 2 or raw.shape[1] != 2 or raw.dtype.kind not in "iu":
+        raise InputError(
+            f"words must be (start, end) pairs of integers, got shape {raw.shape} of {raw.dtype}",
+            "words_invalid",
+        )
+    flat = raw.reshape(-1).astype(np.int64)
+    # Ordered and disjoint together mean that the flat sequence of all bounds never decreases.
+    if len(flat) and (
+        flat[0] < 0
+        or flat[-1] > len(text)
+        or bool((np.diff(flat) < 0).any())
+        or bool((flat[::2] >= flat[1::2]).any())
+    ):
+        raise InputError(
+            f"words must be ordered, disjoint, non-empty spans within 0..{len(text)} "
+            "(end exclusive)",
+            "words_invalid",
+        )
+    return flat.reshape(-1, 2).astype(np.int32)
