@@ -1,0 +1,72 @@
+# Every target makes what it needs. `make demo` and `make test` work on a machine with only
+# Python 3.11+, make and a package index; both are safe to interrupt and run again.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= build/demo
+# Installed first and exactly: a later range would fetch another, much larger build.
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test check bench wheel gpu mutants fuzz clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml
+	@echo "== installing (PyTorch first; this is the longest step of a first run)"
+	$(BIN)/pip install --disable-pip-version-check -q "$(TORCH)"
+	$(BIN)/pip install --disable-pip-version-check -q -e ".[bench]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "== installing the development tools"
+	$(BIN)/pip install --disable-pip-version-check -q -e ".[dev]"
+	@touch $@
+
+$(DEMO)/best.pt: | $(VENV)/.demo
+	@echo "== training on the generated sample dataset"
+	$(BIN)/amlr-train --sample --preset small --out $@
+
+$(DEMO)/amlr.plan/manifest.json: $(DEMO)/best.pt
+	@echo "== exporting and proving"
+	$(BIN)/amlr-export --ckpt $< --out $(DEMO)/amlr.plan
+
+$(DEMO)/bench.json: $(DEMO)/amlr.plan/manifest.json
+	@echo "== benchmarking against the eager model"
+	$(BIN)/amlr-bench --engine $(DEMO)/amlr.plan --quick --json $@ --html $(DEMO)/bench.html
+
+demo: $(DEMO)/bench.json ## Train, export, bench and tag on generated posts; results in build/demo
+	@echo "== three posts"
+	@$(BIN)/python -m amlr.benchmarks.demo $(DEMO)
+
+test: $(VENV)/.dev ## The whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEMO)/amlr.plan/manifest.json $(VENV)/.dev ## The full benchmark of the demo bundle
+	$(BIN)/amlr-bench --engine $(DEMO)/amlr.plan --json build/bench.json --html build/bench.html
+	$(BIN)/python -m amlr.benchmarks.decoders
+
+wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+mutants: $(VENV)/.dev ## Inject bugs into the CUDA sources; every one must be caught
+	$(BIN)/python -m pytest tests/mutation
+
+gpu: ## On a machine with an NVIDIA GPU: kernel tests on the device (onnxruntime-gpu must replace onnxruntime)
+	$(PYTHON) -m pytest tests -m gpu
+
+clean: ## Remove build products, keep the environment
+	rm -rf build dist src/*.egg-info

@@ -1,0 +1,78 @@
+"""Write aside, then rename: a bundle exists whole under its name, or not at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from amlr.errors import ExportError
+from amlr.runtime.manifest import MANIFEST, FileEntry
+
+CHUNK_BYTES = 1 << 20
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Entries of every file below a folder except the manifest, by slash-separated name."""
+    return {
+        path.relative_to(folder).as_posix(): file_entry(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def check_target(out: Path) -> None:
+    """Refuse to replace something that is not a bundle.
+
+    Raises:
+        ExportError: `out` exists and holds no manifest.
+    """
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise ExportError(f"{out} exists and is not a bundle; choose another --out or remove it")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` that takes its name when the block ends well.
+
+    A failure removes the folder and leaves an older bundle of that name as it was.
+
+    Raises:
+        ExportError: `out` exists and is not a bundle.
+    """
+    check_target(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        _replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+        return
+    # A folder cannot be renamed over a full one: the old one steps aside first, and comes back if
+    # the second rename fails.
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    out.rename(old)
+    try:
+        staging.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
