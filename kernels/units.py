@@ -1,0 +1,160 @@
+"""Ragged units: the segments a post's words may be cut into, and their scores.
+
+Shape letters: B posts, U units of all posts, C entity classes, N words, L longest unit in words.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import ShapeError
+from amlr.kernels.validation import Floats, Ints, as_scores, check_lengths
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """Scored units of a batch of posts; checked once, when built.
+
+    Attributes:
+        post_offsets: Units of post b are post_offsets[b]:post_offsets[b+1]; shape (B+1,), integers.
+        start_u: First word of each unit, counted within its post, shape (U,), integers.
+        end_u: Last word (inclusive), shape (U,), integers; sorted by end within a post. A post has
+            at most one unit for each (start, end).
+        scores_uc: Score g of a unit being an entity of a class, shape (U, C), float32; "no entity"
+            scores 0; -inf forbids.
+        has_logits_u: False where a unit was scored by emissions alone, shape (U,); None: all True.
+            Such scores carry no unit-logit error.
+
+    Raises:
+        ShapeError: Shapes disagree, offsets or ends are not sorted, a unit is empty or appears
+            twice, or a score is NaN or +inf.
+    """
+
+    post_offsets: Ints
+    start_u: Ints
+    end_u: Ints
+    scores_uc: Floats
+    has_logits_u: npt.NDArray[np.bool_] | None = None
+    layout: "Layout" = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        scores = as_scores("scores_uc", self.scores_uc, (None, None))
+        if not scores.shape[1]:
+            raise ShapeError("scores_uc has no classes (C = 0); pass one column per entity class")
+        offsets, start, end = check_unit_table(
+            self.post_offsets, self.start_u, self.end_u, len(scores)
+        )
+        if self.has_logits_u is not None and np.shape(self.has_logits_u) != start.shape:
+            raise ShapeError(
+                f"has_logits_u must have shape {start.shape}, got {np.shape(self.has_logits_u)}"
+            )
+        set_field = object.__setattr__
+        set_field(self, "scores_uc", scores)
+        set_field(self, "post_offsets", offsets)
+        set_field(self, "start_u", start)
+        set_field(self, "end_u", end)
+        set_field(self, "layout", Layout.build(offsets, start, end))
+
+    def with_scores(self, scores_uc: npt.ArrayLike) -> "Units":
+        """The same units with other scores (U, C)."""
+        return replace(self, scores_uc=scores_uc)
+
+    def check_lengths(self, lengths_b: npt.ArrayLike) -> npt.NDArray[np.intp]:
+        """Word counts as intp, after checking that no unit ends past its post.
+
+        Raises:
+            ShapeError: Wrong shape, or a unit past the last word.
+        """
+        lengths = check_lengths(lengths_b, len(self.post_offsets) - 1)
+        beyond = self.layout.words_b > lengths
+        if beyond.any():
+            post = int(beyond.argmax())
+            raise ShapeError(
+                f"a unit of post {post} ends at word {self.layout.words_b[post] - 1}, but "
+                f"lengths_b says the post has {lengths[post]} words; count words, not subwords"
+            )
+        return lengths
+
+
+def check_unit_table(
+    post_offsets: npt.ArrayLike, start_u: npt.ArrayLike, end_u: npt.ArrayLike, units: int
+) -> tuple[Ints, Ints, Ints]:
+    """Offsets, starts and ends as checked integer arrays.
+
+    Raises:
+        ShapeError: Shapes disagree, offsets are not sorted, or a unit is empty.
+    """
+    offsets, start, end = np.asarray(post_offsets), np.asarray(start_u), np.asarray(end_u)
+    for name, array in (("post_offsets", offsets), ("start_u", start), ("end_u", end)):
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise ShapeError(f"{name} must be 1-D integers, got {array.dtype} {array.shape}")
+    if start.shape != (units,) or end.shape != (units,):
+        raise ShapeError(
+            f"start_u and end_u must have one entry per row of the scores ({units}), "
+            f"got {start.shape} and {end.shape}"
+        )
+    if not offsets.size or offsets[0] != 0 or offsets[-1] != units or np.any(np.diff(offsets) < 0):
+        raise ShapeError(
+            f"post_offsets must rise from 0 to the number of units ({units}), got "
+            f"{offsets.tolist() if offsets.size < 9 else f'{offsets[0]}..{offsets[-1]}'}; "
+            "build it as the cumulative sum of units per post, with a leading 0"
+        )
+    if units and (int(start.min()) < 0 or np.any(end < start)):
+        unit = int(((start < 0) | (end < start)).argmax())
+        raise ShapeError(
+            f"unit {unit} spans words {start[unit]}..{end[unit]}; "
+            "ends are inclusive, so 0 <= start <= end"
+        )
+    return offsets, start, end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where each unit sits in a dense table of (end word, start slot, post).
+
+    Slot s of end word j is the unit that starts at word j - L + 1 + s: the longest comes first, so
+    the first maximum over slots is the longer unit, as the tie rule wants. The batch is the last
+    axis, so one step of the recurrence is a few elementwise operations over all posts.
+
+    Attributes:
+        unit_nlb: Unit in each cell, or U where there is none, intp.
+        words_b: Words covered by units: one more than the last end, shape (B,).
+    """
+
+    unit_nlb: npt.NDArray[np.intp]
+    words_b: npt.NDArray[np.intp]
+
+    @classmethod
+    def build(cls, offsets: Ints, start: Ints, end: Ints) -> "Layout":
+        """Lay units out.
+
+        Raises:
+            ShapeError: Ends are not sorted within a post, or a unit appears twice.
+        """
+        units, posts = len(start), len(offsets) - 1
+        counts = np.diff(offsets)
+        words = np.zeros(posts, np.intp)
+        if not units:
+            return cls(np.zeros((0, 1, posts), np.intp), words)
+        filled = counts > 0
+        words[filled] = end[offsets[1:][filled] - 1] + 1
+        post_u = np.repeat(np.arange(posts), counts)
+        falls = (end[1:] < end[:-1]) & (post_u[1:] == post_u[:-1])
+        if falls.any():
+            unit = int(falls.argmax()) + 1
+            raise ShapeError(
+                f"units must be sorted by end word within a post; unit {unit} ends at word "
+                f"{end[unit]}, before unit {unit - 1}; sort them by (post, end, start)"
+            )
+        longest = int((end - start).max()) + 1
+        cell_u = (end.astype(np.intp) * longest + (longest - 1) - (end - start)) * posts + post_u
+        table = np.full(int(words.max()) * longest * posts, units, np.intp)
+        table[cell_u] = np.arange(units)
+        if np.any(table[cell_u] != np.arange(units)):
+            unit = int((table[cell_u] != np.arange(units)).argmax())
+            raise ShapeError(
+                f"post {post_u[unit]} has two units for words {start[unit]}..{end[unit]}; "
+                "keep one row per (start, end)"
+            )
+        return cls(table.reshape(-1, longest, posts), words)

@@ -1,0 +1,148 @@
+"""Viterbi decoding of a linear-chain CRF in NumPy: the reference every other decoder must match.
+
+Shape letters: B batch, T steps, Y tags.
+
+One order of additions, for every backend, all in float32:
+
+    alpha[0, j] = start[j] + em[0, j]
+    alpha[t, j] = max_i(alpha[t-1, i] + trans[i, j]) + em[t, j]
+    score       = max_j(alpha[len-1, j] + end[j])
+
+One tie rule: the lowest last tag, then from the end backwards the lowest tag that reaches the best.
+"""
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.kernels.backends import load_backend
+from amlr.kernels.validation import INF, Chain, Floats, check_chain, explain_bad_scores
+
+
+def viterbi_decode(
+    emissions_bty: npt.ArrayLike,
+    lengths_b: npt.ArrayLike,
+    *,
+    start_y: npt.ArrayLike,
+    transitions_yy: npt.ArrayLike,
+    end_y: npt.ArrayLike,
+    allowed_yy: npt.ArrayLike | None = None,
+    backend: str = "numpy",
+) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Find the best tag path of each sequence.
+
+    Args:
+        emissions_bty: Tag scores, shape (B, T, Y), float32 or float16; -inf forbids a tag. Values
+            past a sequence's length are ignored, whatever they are.
+        lengths_b: Valid steps, shape (B,), each in 0..T.
+        start_y: Score of starting with a tag, shape (Y,).
+        transitions_yy: Score of tag i (row) followed by tag j (column), shape (Y, Y).
+        end_y: Score of ending with a tag, shape (Y,).
+        allowed_yy: Moves that may be used, shape (Y, Y), boolean; None allows all.
+        backend: "numpy", "numba" or "cuda"; every one returns the same path and score.
+
+    Returns:
+        Tags (B, T) int32, -1 past the end; path scores (B,) float32. An empty sequence scores 0. A
+        sequence without any allowed path scores -inf, and its tags mean nothing.
+
+    Raises:
+        ShapeError: A shape or length does not fit, or a score that is used is NaN or +inf.
+        BackendUnavailableError: The backend's library is not installed.
+
+    Example:
+        >>> tags, scores = viterbi_decode(
+        ...     [[[1, 0], [0, 3]]], [2], start_y=[0, 0], transitions_yy=[[0, 0], [0, 0]],
+        ...     end_y=[0, 0])
+        >>> tags.tolist(), scores.tolist()
+        ([[0, 1]], [4.0])
+    """
+    if backend != "numpy":
+        decoded: tuple[npt.NDArray[np.int32], Floats]
+        decoded = load_backend(backend).viterbi_decode(
+            emissions_bty,
+            lengths_b,
+            start_y=start_y,
+            transitions_yy=transitions_yy,
+            end_y=end_y,
+            allowed_yy=allowed_yy,
+        )
+        return decoded
+    chain = check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+    batch, steps, _ = chain.emissions_bty.shape
+    if not batch or not steps:
+        return np.full((batch, steps), -1, np.int32), np.zeros(batch, np.float32)
+    # NaN and inf - inf are found in the scores; NumPy need not warn about each step.
+    with np.errstate(invalid="ignore", over="ignore"):
+        tags, scores = _decode(chain)
+    if not float(scores.max()) < INF:
+        explain_bad_scores(chain)
+    return tags, scores
+
+
+class _Buffers(threading.local):
+    """Scratch memory of one thread, kept between calls: fresh pages cost more than the sums."""
+
+    def __init__(self) -> None:
+        self.flat: dict[str, Floats] = {}
+
+    def take(self, name: str, *shape: int) -> Floats:
+        """An uninitialised float32 array; valid until the next call with the same name."""
+        size = int(np.prod(shape))
+        flat = self.flat.get(name)
+        if flat is None or flat.size < size:
+            flat = self.flat[name] = np.empty(size, np.float32)
+        return flat[:size].reshape(shape)
+
+
+_buffers = _Buffers()
+
+
+def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Forward maxima of all sequences in lock-step, then one trace.
+
+    The batch is the last axis, so the maximum over the previous tag is an elementwise SIMD
+    reduction over axis 0. Only alphas are stored: the arg-max is found again along the one chosen
+    path. Steps past a sequence's end are computed and never read, which is cheaper than masking.
+    """
+    emissions, lengths, start, transitions, end = chain
+    batch, steps, tags = emissions.shape
+    emissions_tyb = _buffers.take("emissions", steps, tags, batch)
+    np.copyto(emissions_tyb, emissions.transpose(1, 2, 0))
+    candidates_yyb = _buffers.take("candidates", tags, tags, batch)
+    alphas_tyb = _buffers.take("alphas", steps, tags, batch)
+    moves_yyb = transitions[:, :, None]
+    if batch >= 8:
+        moves_yyb = np.ascontiguousarray(np.broadcast_to(moves_yyb, candidates_yyb.shape))
+    add, reduce_max = np.add, np.maximum.reduce
+    add(start[:, None], emissions_tyb[0], out=alphas_tyb[0])
+    for previous, alpha, emission in zip(
+        alphas_tyb[:, :, None, :], alphas_tyb[1:], emissions_tyb[1:], strict=False
+    ):
+        add(previous, moves_yyb, candidates_yyb)
+        reduce_max(candidates_yyb, 0, None, alpha)
+        add(alpha, emission, alpha)
+
+    rows = np.arange(batch)
+    final_by = alphas_tyb[lengths - 1, :, rows] + end
+    last = final_by.argmax(1)
+    scores = final_by[rows, last]
+    alphas_tby = np.ascontiguousarray(alphas_tyb.transpose(0, 2, 1))
+    into_yy = np.ascontiguousarray(transitions.T)
+    ends = lengths - 1
+    is_ragged = int(lengths.min()) < steps
+    candidates_by = _buffers.take("trace", batch, tags)
+    path_tb = np.empty((steps, batch), np.intp)
+    path_tb[-1] = current = last
+    for t in range(steps - 2, -1, -1):
+        into_yy.take(current, 0, candidates_by, "clip")
+        add(candidates_by, alphas_tby[t], candidates_by)
+        current = path_tb[t]
+        candidates_by.argmax(1, current)
+        if is_ragged:
+            np.copyto(current, last, where=ends == t)
+    path_bt = path_tb.T.astype(np.int32)
+    if is_ragged:
+        path_bt[np.arange(steps) >= lengths[:, None]] = -1
+        scores[lengths == 0] = 0
+    return path_bt, scores
