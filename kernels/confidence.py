@@ -42,7 +42,7 @@ def entity_marginals(units: Units, lengths_b: npt.ArrayLike, *, temperature: flo
         raise ShapeError(f"temperature must be positive and finite, got {temperature}")
     scores = units.scores_uc.astype(np.float64) / temperature
     table = units.layout.unit_nlb
-    words, longest, posts = table.shape
+    words, longest, _ = table.shape
     if not scores.size:
         return np.zeros(scores.shape, np.float32)
     cells = np.append(log_sum_exp(scores, 1), -np.inf).take(table)

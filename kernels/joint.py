@@ -128,9 +128,7 @@ def _all_runs(
         Table (W, L) and the first word of each cell's run, both counted over all posts.
     """
     words = int(bounds[-1])
-    longest = max(
-        [max_entity_words, *(extra_u[extra_u.argmax(keepdims=True)] + 1 if extra_u.size else [])]
-    )
+    longest = max(max_entity_words, int(extra_u.max(initial=0)) + 1)
     extra = np.arange(longest - 1, -1, -1)
     first_word = np.arange(words)[:, None] - extra
     post_start = np.repeat(bounds[:-1], np.diff(bounds))[:, None]

@@ -154,11 +154,15 @@ def explain_bad_scores(chain: Chain) -> NoReturn:
         ShapeError: Always.
     """
     _, steps, _ = chain.emissions_bty.shape
-    for name, array in zip(chain._fields, chain, strict=True):
-        if name == "emissions_bty":
-            valid = np.arange(steps) < chain.lengths_b[:, None]
-            array = np.where(valid[:, :, None], array, np.float32(0))
-        if name != "lengths_b" and not np.all(array < INF):
+    valid = np.arange(steps) < chain.lengths_b[:, None]
+    arrays = {
+        "emissions_bty": np.where(valid[:, :, None], chain.emissions_bty, np.float32(0)),
+        "start_y": chain.start_y,
+        "transitions_yy": chain.transitions_yy,
+        "end_y": chain.end_y,
+    }
+    for name, array in arrays.items():
+        if not np.all(array < INF):
             raise_not_finite(name, array)
     raise ShapeError(
         "a path score overflowed float32 although every input is finite; "
