@@ -7,27 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
+from amlr.runtime.manifest import TokenIds
+from amlr.runtime.text import load_tokenizer as clean_tokenizer
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
 from amlr.training.wheels import PACKAGED, encoder_folder
 
 # Position tables of RoBERTa-like encoders spend two rows on padding.
 _POSITION_OFFSET = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpecialIds:
-    """Ids of the special tokens that frame and pad a post."""
-
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    unk_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +29,14 @@ class LoadedText:
         settings: `to_dict()` of its configuration.
         weights: Its tensors, float32; empty for random weights.
         tokenizer_json: Its fast tokenizer, without padding and truncation.
-        special: Ids of the special tokens.
+        token_ids: Ids of the special tokens.
         max_tokens: Most steps it can read, special tokens included.
     """
 
     settings: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     tokenizer_json: str
-    special: SpecialIds
+    token_ids: TokenIds
     max_tokens: int
 
 
@@ -76,7 +67,7 @@ def load_text_encoder(source: str) -> LoadedText:
     """
     from transformers import AutoModel
 
-    tokenizer_json, special = load_tokenizer(source)
+    tokenizer_json, token_ids = load_tokenizer(source)
     try:
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -89,12 +80,12 @@ def load_text_encoder(source: str) -> LoadedText:
         settings=plain(settings),
         weights=dict(model.state_dict()),
         tokenizer_json=tokenizer_json,
-        special=special,
+        token_ids=token_ids,
         max_tokens=positions,
     )
 
 
-def load_tokenizer(source: str) -> tuple[str, SpecialIds]:
+def load_tokenizer(source: str) -> tuple[str, TokenIds]:
     """Load a fast tokenizer as JSON without padding and truncation, and its special ids."""
     from transformers import AutoTokenizer
 
@@ -106,9 +97,7 @@ def load_tokenizer(source: str) -> tuple[str, SpecialIds]:
     if backend is None:
         raise InputError(f"{source} has no fast tokenizer; add its tokenizer.json", "no_tokenizer")
     # A copy: padding and truncation are the batcher's work, and setters are shared state.
-    tokenizer = Tokenizer.from_str(backend.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = clean_tokenizer(backend.to_str())
     ids = {
         "cls_id": loaded.cls_token_id if loaded.cls_token_id is not None else loaded.bos_token_id,
         "sep_id": loaded.sep_token_id if loaded.sep_token_id is not None else loaded.eos_token_id,
@@ -118,7 +107,7 @@ def load_tokenizer(source: str) -> tuple[str, SpecialIds]:
     missing = [name for name, value in ids.items() if value is None]
     if missing:
         raise InputError(f"the tokenizer of {source} lacks {missing}; choose a BERT-like encoder")
-    return tokenizer.to_str(), SpecialIds(**ids)
+    return str(tokenizer.to_str()), TokenIds(**ids)
 
 
 def load_image_encoder(source: str) -> LoadedImage:

@@ -1,0 +1,348 @@
+"""Posts as numbers: examples, length-grouped batches, pictures.
+
+Shape letters: B posts of a batch, T subword steps, N words, S scored units of a post, K largest
+scale, P image regions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amlr.errors import InputError
+from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
+from amlr.runtime.text import TextEncoder
+from amlr.runtime.units import UnitTable, aligned_units, scale_major_index, unit_count
+from amlr.training.conll import ImageFolder, LabelledPost
+from amlr.training.score import write_tags
+
+Ints = npt.NDArray[np.int64]
+Scope = Literal["all", "aligned"]
+
+# Batches are cut from runs of this many batches sorted by length: little padding, much disorder.
+_SORTED_BATCHES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One window of one post with its gold labels.
+
+    Attributes:
+        post: Index of the post in the data set.
+        word_start: Index in the post of the window's first word.
+        input_ids_t: (T,) with special tokens.
+        shape_ids_t: (T,) word-shape classes.
+        first_n: Step of each word's first subword.
+        tags_n: Gold tag ids, a stray `I-` read as `B-`.
+        start_step_s: First step of each scored unit.
+        scale_s: Steps of each scored unit.
+        cell_s: `end_word * K + word_length - 1`, -1 for units that cut words.
+        target_s: Gold class, 0 for none.
+        units: The word-aligned units among them, and where they stand in the arrays above.
+        aligned_s: Positions of `units` in the arrays above.
+    """
+
+    post: int
+    word_start: int
+    input_ids_t: Ints
+    shape_ids_t: Ints
+    first_n: Ints
+    tags_n: Ints
+    start_step_s: Ints
+    scale_s: Ints
+    cell_s: Ints
+    target_s: Ints
+    units: UnitTable
+    aligned_s: Ints
+
+    def __len__(self) -> int:
+        return len(self.input_ids_t)
+
+
+def make_examples(
+    posts: Sequence[LabelledPost],
+    encoder: TextEncoder,
+    *,
+    labels: Sequence[str],
+    tags: Sequence[str],
+    scales: int,
+    scope: Scope,
+    rename: Mapping[str, str],
+) -> list[Example]:
+    """Tokenize posts and lay out their units.
+
+    Args:
+        posts: A corpus.
+        encoder: The runtime's own text encoder.
+        labels: Classes of the span head without "none".
+        tags: Tags of the token head.
+        scales: K.
+        scope: Score `all` units between the special tokens, or only word-`aligned` ones.
+        rename: Corpus type -> model type.
+
+    Returns:
+        One example a window; nearly every post has one.
+
+    Raises:
+        InputError: A corpus type is none of the model's.
+    """
+    unknown = {c for post in posts for *_, c in post.entities if rename.get(c, c) not in labels}
+    if unknown:
+        raise InputError(
+            f"the data has types {sorted(unknown)} the model does not know; it has {list(labels)}"
+        )
+    class_ids = {label: number for number, label in enumerate(labels, start=1)}
+    tag_ids = {tag: number for number, tag in enumerate(tags)}
+    encoded = encoder.encode([(post.text, post.word_spans_n2) for post in posts])
+    examples = []
+    for number, (post, text) in enumerate(zip(posts, encoded, strict=True)):
+        gold = [(start, end, rename.get(label, label)) for start, end, label in post.entities]
+        tags_n = np.array([tag_ids[tag] for tag in write_tags(gold, len(post.words))], np.int64)
+        for window in text.windows:
+            words = slice(window.word_start, window.word_start + len(window.first_n))
+            units = aligned_units(window.first_n, window.last_n, scales)
+            layout = _lay_out(units, len(window.input_ids_t), scales, scope)
+            wanted = {
+                (start - words.start, end - 1 - words.start): class_ids[label]
+                for start, end, label in gold
+            }
+            target_s = np.zeros(len(layout["scale_s"]), np.int64)
+            for place, start, end in zip(
+                layout["aligned_s"].tolist(),
+                units.start_word_u.tolist(),
+                units.end_word_u.tolist(),
+                strict=True,
+            ):
+                target_s[place] = wanted.get((start, end), 0)
+            examples.append(
+                Example(
+                    post=number,
+                    word_start=window.word_start,
+                    input_ids_t=window.input_ids_t,
+                    shape_ids_t=window.shape_ids_t,
+                    first_n=window.first_n.astype(np.int64),
+                    tags_n=tags_n[words],
+                    target_s=target_s,
+                    units=units,
+                    **layout,
+                )
+            )
+    return examples
+
+
+def _lay_out(units: UnitTable, steps: int, scales: int, scope: Scope) -> dict[str, Ints]:
+    cell_u = (units.end_word_u * scales + units.end_word_u - units.start_word_u).astype(np.int64)
+    if scope == "aligned":
+        return {
+            "start_step_s": units.start_step_u.astype(np.int64),
+            "scale_s": units.scale_u.astype(np.int64),
+            "cell_s": cell_u,
+            "aligned_s": np.arange(len(units)),
+        }
+    # Units over the special tokens are never entities; leave them out, as decoding does.
+    inner = steps - 2
+    counts = np.maximum(inner - np.arange(scales), 0)
+    scale_s = np.repeat(np.arange(1, scales + 1), counts)
+    start_s = np.concatenate([np.arange(count) for count in counts])
+    aligned_s = scale_major_index(units.start_step_u - 1, units.scale_u, inner)
+    cell_s = np.full(len(scale_s), -1, np.int64)
+    cell_s[aligned_s] = cell_u
+    return {
+        "start_step_s": (start_s + 1).astype(np.int64),
+        "scale_s": scale_s.astype(np.int64),
+        "cell_s": cell_s,
+        "aligned_s": aligned_s,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One batch on one device.
+
+    Attributes:
+        input_ids_bt, attention_mask_bt, shape_ids_bt: Inputs, int64, padded on the right.
+        unit_row_bs: Row of each scored unit among the batch's B * U dense units; 0 for padding.
+        unit_mask_bs: True where a unit exists.
+        target_bs, cell_bs: As in `Example`; cell -1 for padding.
+        first_bn: Step of each word's first subword, 0 for padding.
+        word_mask_bn: True where a word exists.
+        tags_bn: Gold tag ids, 0 for padding.
+        image_index_b: Row of each post's picture in `images`, -1 for none.
+        images: Pixels (I, 3, H, W) or frozen features (I, P, inner) of the distinct pictures, or
+            None when there are none.
+    """
+
+    input_ids_bt: Tensor
+    attention_mask_bt: Tensor
+    shape_ids_bt: Tensor
+    unit_row_bs: Tensor
+    unit_mask_bs: Tensor
+    target_bs: Tensor
+    cell_bs: Tensor
+    first_bn: Tensor
+    word_mask_bn: Tensor
+    tags_bn: Tensor
+    image_index_b: Tensor
+    images: Tensor | None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copy to a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if v is not None})
+
+
+def collate(
+    examples: Sequence[Example], scales: int, pad_id: int, pictures: Sequence[Tensor | None]
+) -> Batch:
+    """Pad examples into one batch.
+
+    Args:
+        examples: At least one.
+        scales: K.
+        pad_id: Padding token.
+        pictures: Pixels or features of each example's picture, or None. The same object given
+            twice is used once.
+    """
+    size, steps = len(examples), max(map(len, examples))
+    dense = unit_count(steps, scales)
+    rows = [
+        b * dense + scale_major_index(e.start_step_s, e.scale_s, steps)
+        for b, e in enumerate(examples)
+    ]
+    distinct: dict[int, int] = {}
+    images: list[Tensor] = []
+    index_b = torch.full((size,), -1, dtype=torch.int64)
+    for b, picture in enumerate(pictures):
+        if picture is None:
+            continue
+        if id(picture) not in distinct:
+            distinct[id(picture)] = len(images)
+            images.append(picture)
+        index_b[b] = distinct[id(picture)]
+    lengths = [len(e) for e in examples]
+    return Batch(
+        input_ids_bt=_padded([e.input_ids_t for e in examples], pad_id),
+        attention_mask_bt=_mask(lengths).to(torch.int64),
+        shape_ids_bt=_padded([e.shape_ids_t for e in examples], 0),
+        unit_row_bs=_padded(rows, 0),
+        unit_mask_bs=_mask([len(row) for row in rows]),
+        target_bs=_padded([e.target_s for e in examples], 0),
+        cell_bs=_padded([e.cell_s for e in examples], -1),
+        first_bn=_padded([e.first_n for e in examples], 0),
+        word_mask_bn=_mask([len(e.first_n) for e in examples]),
+        tags_bn=_padded([e.tags_n for e in examples], 0),
+        image_index_b=index_b,
+        images=torch.stack(images) if images else None,
+    )
+
+
+def _padded(rows: Sequence[Ints], value: int) -> Tensor:
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _mask(lengths: Sequence[int]) -> Tensor:
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def length_batches(
+    lengths: Sequence[int], batch_size: int, rng: np.random.Generator | None = None
+) -> list[list[int]]:
+    """Group examples of similar length.
+
+    Args:
+        lengths: Steps of each example.
+        batch_size: Most examples in a batch.
+        rng: Shuffles examples and batches; None sorts everything by length.
+
+    Returns:
+        Indices of each batch's examples; every example is in exactly one.
+    """
+    if rng is None:
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    else:
+        shuffled = rng.permutation(len(lengths)).tolist()
+        run = batch_size * _SORTED_BATCHES
+        order = [
+            i
+            for begin in range(0, len(shuffled), run)
+            for i in sorted(shuffled[begin : begin + run], key=lengths.__getitem__)
+        ]
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    if rng is not None:
+        rng.shuffle(batches)
+    return batches
+
+
+@dataclass(kw_only=True)
+class Pictures:
+    """Pictures of a corpus as tensors, loaded when needed; broken ones are counted and left out.
+
+    Attributes:
+        folder: Where the files are.
+        spec: Preprocessing.
+        limits: What is refused.
+        features: Frozen encoder features by image id; where given, pixels are not read again.
+    """
+
+    folder: ImageFolder
+    spec: ImageSpec
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    features: dict[str, Tensor] = field(default_factory=dict)
+    _paths: dict[str, Path] = field(default_factory=dict)
+
+    def register(self, posts: Sequence[LabelledPost]) -> None:
+        """Look every post's picture up once, so that counts are per post."""
+        for post in posts:
+            path = self.folder.find(post.image_id)
+            if path is not None and post.image_id is not None:
+                self._paths[post.image_id] = path
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids with a usable picture, as far as known."""
+        return list(self._paths)
+
+    def path(self, image_id: str | None) -> Path | None:
+        """File of a picture, or None."""
+        return None if image_id is None else self._paths.get(image_id)
+
+    def get(self, image_id: str | None) -> Tensor | None:
+        """Features where known, else pixels (3, H, W); None when there is no usable picture."""
+        if image_id is None:
+            return None
+        if image_id in self.features:
+            return self.features[image_id]
+        return self.pixels(image_id)
+
+    def pixels(self, image_id: str) -> Tensor | None:
+        """Pixels (3, H, W) float32, or None; a broken file is reported once."""
+        path = self._paths.get(image_id)
+        if path is None:
+            return None
+        try:
+            return torch.from_numpy(load_pixels(path, self.spec, self.limits))
+        except InputError as error:
+            self.folder.mark_unreadable(image_id, str(error))
+            del self._paths[image_id]
+            return None
+
+    def pixel_batches(self, size: int) -> Iterator[tuple[list[str], Tensor]]:
+        """All usable pictures in batches of (ids, pixels)."""
+        waiting = self.ids
+        for begin in range(0, len(waiting), size):
+            loaded = [(i, self.pixels(i)) for i in waiting[begin : begin + size]]
+            usable = [(i, pixels) for i, pixels in loaded if pixels is not None]
+            if usable:
+                yield [i for i, _ in usable], torch.stack([pixels for _, pixels in usable])
+
+    def report(self) -> dict[str, Any]:
+        """What happened to the pictures."""
+        return self.folder.report()
