@@ -1,0 +1,296 @@
+"""Batches of text windows: order, split, and the arrays that the graphs take.
+
+One `Batch` gives packed arrays (no padding; graphs `text_packed`, `fusion_packed`) and padded ones
+(graphs `text`, `fusion`). Both score exactly the chosen units, and no result depends on which
+windows share a batch.
+
+Shape letters: B windows, T longest window, N steps of all windows, M units of all windows, K
+largest scale, I windows with a picture, S most units of one window, P regions, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.runtime.text import TextWindow
+from amlr.runtime.units import UnitTable
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+# Measured on CPU: eight packed windows already reach full speed; more only costs memory.
+BATCH_WINDOWS = 16
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Raw logits of one batch: units in the order of its tables, steps in window order.
+
+    Attributes:
+        unit_logits_mc: Shape (M, 1+C), float32.
+        emissions_ny: Shape (N, Y), float32.
+    """
+
+    unit_logits_mc: Floats
+    emissions_ny: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePool:
+    """The distinct pictures of a batch.
+
+    Attributes:
+        features: What the provider's image graph gave, one entry a picture.
+        slot_b: For each window its picture's index in `features`, -1 for none, shape (B,).
+    """
+
+    features: tuple[Any, ...]
+    slot_b: Ints
+
+
+def pool_images(images: Sequence[Any | None]) -> ImagePool:
+    """Share equal pictures: windows whose features are the same object get one slot."""
+    slots: dict[int, int] = {}
+    features: list[Any] = []
+    slot_b = np.full(len(images), -1, np.int64)
+    for row, image in enumerate(images):
+        if image is None:
+            continue
+        if id(image) not in slots:
+            slots[id(image)] = len(features)
+            features.append(image)
+        slot_b[row] = slots[id(image)]
+    return ImagePool(features=tuple(features), slot_b=slot_b)
+
+
+def split_batches(
+    lengths: Sequence[int],
+    *,
+    max_windows: int = BATCH_WINDOWS,
+    max_tokens: int = BATCH_TOKENS,
+) -> list[list[int]]:
+    """Group windows of similar length.
+
+    Args:
+        lengths: Steps of each window.
+        max_windows: Most windows in a batch.
+        max_tokens: Most steps in a batch, padding counted; a longer window gets its own batch.
+
+    Returns:
+        Indices of each batch; every window is in exactly one.
+
+    Example:
+        >>> split_batches([5, 90, 6, 80], max_windows=2)
+        [[0, 2], [3, 1]]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches: list[list[int]] = []
+    # Even sizes: 17 windows are 9 + 8, not 16 + 1.
+    size = -(-len(order) // max(1, -(-len(order) // max_windows)))
+    for index in order:
+        last = batches[-1] if batches else None
+        # Ascending order: the next window is the longest so far.
+        if last is None or len(last) >= size or (len(last) + 1) * lengths[index] > max_tokens:
+            batches.append([index])
+        else:
+            last.append(index)
+    return batches
+
+
+class Batch:
+    """Windows that go through the graphs together."""
+
+    def __init__(
+        self,
+        windows: Sequence[TextWindow],
+        units: Sequence[UnitTable],
+        *,
+        scales: int,
+        pad_id: int,
+    ) -> None:
+        """Collect windows and, for each, the units to score.
+
+        Args:
+            windows: At least one.
+            units: One table a window, with steps counted within it.
+            scales: K.
+            pad_id: Token id that fills padded rows.
+        """
+        assert len(windows) == len(units) > 0
+        self.windows, self.units = tuple(windows), tuple(units)
+        self.scales, self.pad_id = scales, pad_id
+        self.lengths_b = np.array([len(w.input_ids_t) for w in windows], np.int64)
+        self.step_offsets_b = np.concatenate([[0], np.cumsum(self.lengths_b)])
+        self.unit_offsets_b = np.concatenate([[0], np.cumsum([len(u) for u in units])])
+        self.scale_m = np.concatenate([u.scale_u for u in units]).astype(np.int64)
+        self.start_m = np.concatenate([u.start_step_u for u in units]).astype(np.int64)
+        self.window_m = np.repeat(np.arange(len(units)), np.diff(self.unit_offsets_b))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of padding in the padded form, 0..1."""
+        return 1 - float(self.lengths_b.sum()) / float(len(self) * self.lengths_b.max())
+
+    def split(self, scores: Scores) -> list[Scores]:
+        """Scores of each window."""
+        steps, units = self.step_offsets_b[1:-1], self.unit_offsets_b[1:-1]
+        return [
+            Scores(unit_logits_mc=logits, emissions_ny=emissions)
+            for logits, emissions in zip(
+                np.split(scores.unit_logits_mc, units),
+                np.split(scores.emissions_ny, steps),
+                strict=True,
+            )
+        ]
+
+    # Text graphs -----------------------------------------------------------------------------
+
+    def padded_text(self, *, min_steps: int = 1, shapes: bool = False) -> dict[str, Ints]:
+        """Inputs of graph `text`: ids, mask and shapes, each (B, T)."""
+        steps = max(int(self.lengths_b.max()), min_steps)
+        mask = (np.arange(steps) < self.lengths_b[:, None]).astype(np.int64)
+        ids = np.full((len(self), steps), self.pad_id, np.int64)
+        ids[mask == 1] = self._packed_ids()
+        feed = {"input_ids": ids, "attention_mask": mask}
+        if shapes:
+            feed["shape_ids"] = np.zeros_like(ids)
+            feed["shape_ids"][mask == 1] = self._packed_shapes()
+        return feed
+
+    def packed_text(self, *, shapes: bool = False) -> dict[str, Ints]:
+        """Inputs of graph `text_packed`: N steps one after another and where they sit in (B, T)."""
+        steps = int(self.lengths_b.max())
+        position = np.arange(steps)
+        mask = position < self.lengths_b[:, None]
+        feed = {
+            "input_ids": self._packed_ids(),
+            "position_ids": np.broadcast_to(position, mask.shape)[mask],
+            "pad_index": np.where(mask, self.step_offsets_b[:-1, None] + position, 0),
+            "unpad_index": np.flatnonzero(mask),
+            "attention_mask": mask.astype(np.int64),
+        }
+        if shapes:
+            feed["shape_ids"] = self._packed_shapes()
+        return feed
+
+    def _packed_ids(self) -> Ints:
+        return np.concatenate([w.input_ids_t for w in self.windows])
+
+    def _packed_shapes(self) -> Ints:
+        return np.concatenate([w.shape_ids_t for w in self.windows])
+
+    # Fusion graphs ---------------------------------------------------------------------------
+
+    def padded_fusion(
+        self, hidden_btd: Floats, pool_npd: Floats, slot_b: Ints
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of graph `fusion`; hidden states must have at least K steps."""
+        steps = hidden_btd.shape[1]
+        index = _scale_major(self.start_m, self.scale_m, steps)
+        counts = np.diff(self.unit_offsets_b)
+        table = np.zeros((len(self), max(1, int(counts.max()))), np.int64)
+        table[np.arange(table.shape[1]) < counts[:, None]] = index
+        return {
+            "hidden_btd": hidden_btd,
+            "unit_index_bs": table,
+            "pool_npd": pool_npd,
+            "slot_b": slot_b,
+        }
+
+    def from_padded(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Scores:
+        """Scores out of graph `fusion`'s padded outputs."""
+        logits, emissions = outputs["unit_logits_bsc"], outputs["emissions_bty"]
+        counts = np.diff(self.unit_offsets_b)
+        return Scores(
+            unit_logits_mc=logits[np.arange(logits.shape[1]) < counts[:, None]],
+            emissions_ny=emissions[np.arange(emissions.shape[1]) < self.lengths_b[:, None]],
+        )
+
+    def packed_fusion(
+        self,
+        hidden_nd: Floats,
+        pool_npd: Floats,
+        slot_b: Ints,
+        *,
+        row_starts_b: Ints | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of graph `fusion_packed`.
+
+        Args:
+            hidden_nd: Rows of hidden states.
+            pool_npd: Regions of the pictures; any one row where there is no picture.
+            slot_b: Picture of each window, -1 for none.
+            row_starts_b: Row of each window's first step; None when the rows are packed.
+        """
+        starts = self.step_offsets_b[:-1] if row_starts_b is None else row_starts_b
+        first_row_m = starts[self.window_m] + self.start_m
+        feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
+        for scale in range(1, self.scales + 1):
+            rows = first_row_m[self.scale_m == scale]
+            # The graph wants no empty input: a scale without units scores one that nobody reads.
+            rows = rows if len(rows) else np.zeros(1, np.int64)
+            last = hidden_nd.shape[0] - 1
+            feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
+        place_m, count = self._graph_places()
+        feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b)
+        return feed | {"pool_npd": pool_npd}
+
+    def from_packed(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Scores:
+        """Scores out of graph `fusion_packed`; emissions must be those of the packed rows."""
+        place_m, _ = self._graph_places()
+        return Scores(
+            unit_logits_mc=outputs["unit_logits_mc"][place_m], emissions_ny=outputs["emissions_ny"]
+        )
+
+    def _graph_places(self) -> tuple[Ints, int]:
+        """Where each unit sits in the graph's scale-major order, dummies counted; their number."""
+        counts = np.bincount(self.scale_m, minlength=self.scales + 1)[1:]
+        starts = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
+        place = np.empty(len(self.scale_m), np.int64)
+        # Stable, so that units of one scale keep their order, as in `packed_fusion`'s rows.
+        order = np.argsort(self.scale_m, kind="stable")
+        within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place[order] = np.repeat(starts[:-1], counts) + within
+        return place, int(starts[-1])
+
+
+def _scale_major(start_m: Ints, scale_m: Ints, steps: int) -> Ints:
+    return (scale_m - 1) * steps - (scale_m - 1) * (scale_m - 2) // 2 + start_m
+
+
+def _attended(
+    place_m: Ints, count: int, window_m: Ints, unit_offsets_b: Ints, slot_b: Ints
+) -> dict[str, Ints]:
+    """Which units look at a picture, padded by window, and where each unit finds its result."""
+    counts_b = np.diff(unit_offsets_b)
+    seen_b = np.flatnonzero((slot_b >= 0) & (counts_b > 0))
+    if not len(seen_b):
+        zero = np.zeros(1, np.int64)
+        return {
+            "attend_rows_r": zero,
+            "attend_pad_is": zero[:, None],
+            "attend_unpad_r": zero,
+            "slot_i": zero,
+            "context_index_m": np.ones(count, np.int64),
+        }
+    is_seen_m = (slot_b >= 0)[window_m]
+    rows = place_m[is_seen_m]
+    sizes = counts_b[seen_b]
+    mask = np.arange(int(sizes.max())) < sizes[:, None]
+    pad = np.zeros(mask.shape, np.int64)
+    pad[mask] = np.arange(len(rows))
+    context = np.full(count, len(rows), np.int64)
+    context[rows] = np.arange(len(rows))
+    return {
+        "attend_rows_r": rows,
+        "attend_pad_is": pad,
+        "attend_unpad_r": np.flatnonzero(mask),
+        "slot_i": slot_b[seen_b],
+        "context_index_m": context,
+    }
