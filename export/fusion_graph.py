@@ -173,13 +173,13 @@ class PaddedFusion(nn.Module):
         index = unit_index_bs[:, :, None].expand(batch, slots, width)
         units = torch.gather(units, 1, index).reshape(batch * slots, width)
         has_image = (slot_b >= 0)[:, None, None]
-        regions, shift = self.block.centred(pool_npd)
-        slot = slot_b.clamp(min=0)
+        # Gathered before centring: a device's pool holds many more pictures than one batch shows.
+        regions, shift = self.block.centred(pool_npd[slot_b.clamp(min=0)])
         queries = cross.queries(units)
-        mixed = cross.mix(queries.reshape(batch, slots, queries.shape[-1]), regions[slot])
+        mixed = cross.mix(queries.reshape(batch, slots, queries.shape[-1]), regions)
         taken = cross.finish(mixed).reshape(batch, slots, width)
         if shift is not None:
-            taken = taken + shift[slot][:, None, :]
+            taken = taken + shift[:, None, :]
         constant = self.block.get_buffer("constant")
         taken = torch.where(has_image, taken, constant)
         logits = model.classify(units, taken.reshape(batch * slots, width))

@@ -26,7 +26,7 @@ _FRAMES = (
 )  # fmt: skip
 _EXTRA = (
     "ok", "no names in this one , just words", "👨‍👩‍👧 family day 🇫🇷 in Lyon",
-    "مرحبا من القاهرة", "Cafe\u0301 de Flore , Paris", "antidisestablishmentarianism in Llanfairpwll",
+    "مرحبا من القاهرة", "Cafe\u0301 de Flore , Paris", "antidisestablishmentarianism in Wales",
 )  # fmt: skip
 
 

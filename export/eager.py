@@ -1,0 +1,55 @@
+"""The eager PyTorch model as a runtime provider: the other side of every parity check.
+
+Text, batching and decoding are the runtime's own, so a difference can only come from the graphs.
+The model runs in its plain form: padded batches, all units of every start, nothing folded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.units import scale_major_index
+from amlr.training.model import AmlrModel
+
+Floats = npt.NDArray[np.float32]
+
+
+class EagerProvider:
+    """Runs an `AmlrModel` behind the runtime's provider protocol, in float32 on the CPU."""
+
+    name = "eager"
+    precision = "fp32"
+
+    def __init__(self, model: AmlrModel) -> None:
+        self.model = model.eval()
+
+    def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
+        """Regions (P, D) of each picture; pixels (B, 3, H, W) float32."""
+        with torch.inference_mode():
+            regions: Floats = self.model.image(torch.from_numpy(pixels_bchw)).numpy()
+        return list(regions)
+
+    def score(self, batch: Batch, images: Sequence[Any | None]) -> Scores:
+        """Raw logits of the batch's units and steps; `images` has one entry a window."""
+        feed = batch.padded_text(shapes=self.model.text.shapes is not None)
+        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+        pool = pool_images(images)
+        regions = torch.from_numpy(np.stack(pool.features)) if pool.features else None
+        with torch.inference_mode():
+            hidden = self.model.text(**tensors)
+            units = self.model.units(hidden)
+            taken = self.model.take(units, regions, torch.from_numpy(pool.slot_b))
+            logits = self.model.classify(units, taken).numpy()
+            emissions = self.model.token_head(hidden).numpy()
+        index_m = scale_major_index(batch.start_m, batch.scale_m, hidden.shape[1])
+        return Scores(
+            unit_logits_mc=logits[batch.window_m, index_m],
+            emissions_ny=emissions[feed["attention_mask"] == 1],
+        )
+
+    def close(self) -> None:
+        """Nothing to free."""

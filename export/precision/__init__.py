@@ -1,0 +1,1 @@
+"""Half-precision graphs: conversion, emulation of their rounding, and the search for islands."""
