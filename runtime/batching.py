@@ -213,23 +213,16 @@ class Batch:
         )
 
     def packed_fusion(
-        self,
-        hidden_nd: Floats,
-        pool_npd: Floats,
-        slot_b: Ints,
-        *,
-        row_starts_b: Ints | None = None,
+        self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints
     ) -> dict[str, npt.NDArray[Any]]:
         """Inputs of graph `fusion_packed`.
 
         Args:
-            hidden_nd: Rows of hidden states.
+            hidden_nd: Hidden states of the N steps, one after another.
             pool_npd: Regions of the pictures; any one row where there is no picture.
             slot_b: Picture of each window, -1 for none.
-            row_starts_b: Row of each window's first step; None when the rows are packed.
         """
-        starts = self.step_offsets_b[:-1] if row_starts_b is None else row_starts_b
-        first_row_m = starts[self.window_m] + self.start_m
+        first_row_m = self.step_offsets_b[self.window_m] + self.start_m
         feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
         for scale in range(1, self.scales + 1):
             rows = first_row_m[self.scale_m == scale]
@@ -242,7 +235,7 @@ class Batch:
         return feed | {"pool_npd": pool_npd}
 
     def from_packed(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Scores:
-        """Scores out of graph `fusion_packed`; emissions must be those of the packed rows."""
+        """Scores out of graph `fusion_packed`."""
         place_m, _ = self._graph_places()
         return Scores(
             unit_logits_mc=outputs["unit_logits_mc"][place_m], emissions_ny=outputs["emissions_ny"]

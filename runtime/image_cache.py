@@ -116,11 +116,11 @@ class ImageCache:
             self._bytes -= dropped
             self._evictions += 1
 
-    def clear(self) -> None:
-        """Drop all pictures."""
+    def reset(self) -> None:
+        """Drop all pictures and start counting anew."""
         with self._lock:
             self._held.clear()
-            self._bytes = 0
+            self._bytes = self._hits = self._misses = self._evictions = 0
 
     def stats(self) -> CacheStats:
         """Counters and current size."""

@@ -166,31 +166,20 @@ class TextEncoder:
         """Words of free text as character spans, shape (N, 2); the rule `words-1`."""
         return split_words(text, self._pre_tokenizer)
 
-    def encode(self, posts: Iterable[tuple[str, Spans | None]]) -> list[EncodedText]:
-        """Tokenize posts in one call of the tokenizer.
+    def prepare(self, text: str, spans: Spans | None = None) -> tuple[str, Ints32]:
+        """Check one post and settle its words, for `encode`.
 
         Args:
-            posts: Text and character spans of its words (ordered, disjoint, non-empty), or None
-                for the word rule.
+            text: The text.
+            spans: Character spans of its words (ordered, disjoint, non-empty), or None for the
+                word rule.
+
+        Returns:
+            The text and its word spans, shape (N, 2).
 
         Raises:
-            InputError: A text is no string or too long, or word spans do not fit it.
+            InputError: The text is no string or too long, or the spans do not fit it.
         """
-        checked = [self._check(text, spans) for text, spans in posts]
-        words = [self._words(text, spans) for text, spans in checked]
-        encodings = iter(
-            self._tokenizer.encode_batch(
-                [w for w, _ in words if w], is_pretokenized=True, add_special_tokens=False
-            )
-        )
-        return [
-            self._assemble(text, spans, is_whole, next(encodings))
-            if len(spans)
-            else EncodedText(text=text, word_spans_n2=spans, windows=())
-            for (text, spans), (_, is_whole) in zip(checked, words, strict=True)
-        ]
-
-    def _check(self, text: str, spans: Spans | None) -> tuple[str, Ints32]:
         if not isinstance(text, str):
             raise InputError(f"text must be a string, got {type(text).__name__}", "text_invalid")
         if len(text) > self.spec.max_chars:
@@ -200,6 +189,32 @@ class TextEncoder:
                 "text_too_long",
             )
         return text, self.split(text) if spans is None else _check_spans(text, spans)
+
+    def encode(self, posts: Iterable[tuple[str, Spans | None]]) -> list[EncodedText]:
+        """Tokenize posts in one call of the tokenizer.
+
+        Args:
+            posts: Text and word spans of each, as in `prepare`.
+
+        Raises:
+            InputError: As `prepare`, for the first post that is wrong.
+        """
+        return self.encode_prepared([self.prepare(text, spans) for text, spans in posts])
+
+    def encode_prepared(self, posts: Sequence[tuple[str, Ints32]]) -> list[EncodedText]:
+        """Tokenize what `prepare` returned."""
+        words = [self._words(text, spans) for text, spans in posts]
+        encodings = iter(
+            self._tokenizer.encode_batch(
+                [w for w, _ in words if w], is_pretokenized=True, add_special_tokens=False
+            )
+        )
+        return [
+            self._assemble(text, spans, is_url, next(encodings))
+            if len(spans)
+            else EncodedText(text=text, word_spans_n2=spans, windows=())
+            for (text, spans), (_, is_url) in zip(posts, words, strict=True)
+        ]
 
     def _words(self, text: str, spans: Ints32) -> tuple[list[str], npt.NDArray[np.bool_]]:
         """Strings to tokenize, and which of them stand for another text (URLs)."""

@@ -1,0 +1,35 @@
+"""How many cores this process may really use."""
+
+import os
+from pathlib import Path
+
+_CPUS = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores() -> int:
+    """Physical cores open to this process, its affinity and its container's quota respected.
+
+    Hyper-threads share one core's arithmetic units, so a second thread there only adds waiting.
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on macOS or Windows
+        return max(1, (os.cpu_count() or 1))
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota_cores(len(cores))))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota_cores(default: int) -> int:
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return default if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return default

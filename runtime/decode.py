@@ -1,0 +1,161 @@
+"""Raw scores to entities, by the decoder the bundle names.
+
+Shape letters: B posts, N words, U units, C classes, Y tags, E entities.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.kernels import (
+    entity_marginals,
+    joint_scores,
+    segmental_decode,
+    tag_marginals,
+    viterbi_decode,
+)
+from amlr.runtime.bundle import DecoderWeights
+from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.results import Entity
+from amlr.runtime.windows import PostScores
+
+# Decoders lay a group of posts out as one dense table; this bounds words x posts in it, so that a
+# very long text does not make the table of its short neighbours long as well.
+GROUP_CELLS = 16_384
+_Found = list[tuple[int, int, int, float]]
+
+
+def decode_posts(
+    posts: Sequence[PostScores],
+    settings: DecoderSettings,
+    weights: DecoderWeights,
+    *,
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> list[tuple[Entity, ...]]:
+    """Entities of each post, in text order.
+
+    Args:
+        posts: Raw scores; word-aligned units only, sorted by end word.
+        settings: Which decoder, with its bias, weight and temperature.
+        weights: Transition scores of the linear chain.
+        labels: Entity classes in the order of the logits.
+        tags: Tags in the order of the emissions.
+    """
+    results: list[tuple[Entity, ...]] = [()] * len(posts)
+    for group in _groups([len(post.encoded.word_spans_n2) for post in posts]):
+        members = [posts[index] for index in group]
+        if settings.kind == "linear-chain":
+            found = _linear_chain(members, weights, labels, tags)
+        else:
+            found = _segmental(members, settings, labels, tags)
+        for index, post, entities in zip(group, members, found, strict=True):
+            results[index] = tuple(_entity(post, labels, *entity) for entity in entities)
+    return results
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lengths.__getitem__)
+    groups: list[list[int]] = []
+    for index in order:
+        if not groups or (len(groups[-1]) + 1) * lengths[index] > GROUP_CELLS:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _segmental(
+    posts: Sequence[PostScores],
+    settings: DecoderSettings,
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> list[_Found]:
+    lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
+    weight = settings.weight if settings.kind == "joint" else 0.0
+    units = joint_scores(
+        post_offsets=_offsets([len(post.units) for post in posts]),
+        start_u=np.concatenate([post.units.start_word_u for post in posts]),
+        end_u=np.concatenate([post.units.end_word_u for post in posts]),
+        unit_logits_uc=np.concatenate([post.unit_logits_uc for post in posts]),
+        bias=settings.bias,
+        weight=weight,
+        word_offsets=_offsets(lengths) if weight else None,
+        word_emissions_wy=(
+            np.concatenate([post.word_emissions_ny for post in posts]) if weight else None
+        ),
+        tags=tags,
+        labels=labels,
+        max_entity_words=settings.max_entity_words,
+    )
+    chosen, _ = segmental_decode(units, lengths)
+    marginals = entity_marginals(units, lengths, temperature=settings.temperature)
+    found: list[_Found] = []
+    for post, rows in enumerate(chosen):
+        own = slice(units.post_offsets[post], units.post_offsets[post + 1])
+        # At most one unit per (start, end), so both words in one number find the unit.
+        words = int(lengths[post])
+        key = units.end_u[own].astype(np.int64) * words + units.start_u[own]
+        position = np.searchsorted(key, rows[:, 1].astype(np.int64) * words + rows[:, 0])
+        scores = marginals[own][position, rows[:, 2]]
+        found.append(
+            [(*row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+        )
+    return found
+
+
+def _linear_chain(
+    posts: Sequence[PostScores],
+    weights: DecoderWeights,
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> list[_Found]:
+    lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
+    emissions = np.zeros((len(posts), int(lengths.max()), len(tags)), np.float32)
+    for row, post in enumerate(posts):
+        emissions[row, : lengths[row]] = post.word_emissions_ny
+    chain = {
+        "start_y": weights.start_y,
+        "transitions_yy": weights.transitions_yy,
+        "end_y": weights.end_y,
+    }
+    allowed = weights.allowed_yy
+    tags_bn, _ = viterbi_decode(emissions, lengths, allowed_yy=allowed, backend="numpy", **chain)
+    marginals = tag_marginals(emissions, lengths, allowed_yy=allowed, **chain)
+    return [
+        _spans(tags_bn[row, :words], marginals[row], labels, tags)
+        for row, words in enumerate(lengths.tolist())
+    ]
+
+
+def _spans(
+    tags_n: npt.NDArray[np.int32],
+    marginals_ny: npt.NDArray[np.float32],
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> _Found:
+    """Runs of B-X I-X ...; a span is as sure as its least sure tag."""
+    found: _Found = []
+    for word, tag in enumerate(tags_n.tolist()):
+        kind, _, label = tags[tag].partition("-")
+        if label not in labels or kind not in ("B", "I"):
+            continue
+        score = float(marginals_ny[word, tag])
+        last = found[-1] if found else None
+        if kind == "I" and last and last[1] == word - 1 and labels[last[2]] == label:
+            found[-1] = (last[0], word, last[2], min(last[3], score))
+        else:
+            found.append((word, word, list(labels).index(label), score))
+    return found
+
+
+def _entity(
+    post: PostScores, labels: Sequence[str], first: int, last: int, label: int, score: float
+) -> Entity:
+    text, spans = post.encoded.text, post.encoded.word_spans_n2
+    start, end = int(spans[first, 0]), int(spans[last, 1])
+    return Entity(start=start, end=end, text=text[start:end], label=labels[label], score=score)
+
+
+def _offsets(counts: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,0 +1,333 @@
+"""`Engine`: the public door of a bundle."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import AmlrError, BackendUnavailableError, BundleError, InputError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import usable_cores
+from amlr.runtime.decode import decode_posts
+from amlr.runtime.golden import check_golden
+from amlr.runtime.image import ImageSource
+from amlr.runtime.image_cache import CacheStats
+from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
+from amlr.runtime.pipeline import CHUNK_POSTS, Pipeline, ScoredPost
+from amlr.runtime.providers.base import Provider, ProviderOptions
+from amlr.runtime.providers.registry import admitted_variants, open_provider, provider_names
+from amlr.runtime.results import Post, Raw, Result, problem
+from amlr.runtime.text import Spans
+
+CHECKS = ("full", "text", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A tier that `auto` passed over."""
+
+    provider: str
+    precision: str
+    reason: str
+
+
+class Engine:
+    """Tags posts. One engine serves any number of threads, in the process that loaded it.
+
+    Attributes:
+        decoder: How scores become entities; may be replaced at any time, nothing is rebuilt.
+        skipped: Tiers that were tried before the one in use, with the reason.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        *,
+        variant: Variant | None = None,
+        threads: int = 1,
+        image_cache_mb: float = 256,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        """Serve a bundle through a provider that is ready; users call `load`."""
+        self.decoder: DecoderSettings = bundle.manifest.decoder
+        self.skipped = tuple(skipped)
+        self._bundle, self._provider = bundle, provider
+        self._pipeline = Pipeline(
+            bundle,
+            provider,
+            variant=variant,
+            threads=threads,
+            image_cache_bytes=int(image_cache_mb * 1e6),
+        )
+        self._pid = os.getpid()
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        provider: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        image_cache_mb: float = 256,
+        cache_dir: str | Path | None = None,
+        manifest_sha256: str | None = None,
+        *,
+        max_changed: float = 0.0,
+        check: str = "full",
+    ) -> Self:
+        """Open a bundle and take the best tier that proves itself on this host.
+
+        Args:
+            path: The bundle's folder.
+            provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
+            precision: `auto` (variants whose entities were proved unchanged), `exact` (fp32), or
+                one by name.
+            threads: CPU threads of one call; None takes the physical cores.
+            image_cache_mb: Budget for encoded pictures; 0 keeps none.
+            cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
+            manifest_sha256: Hash of `manifest.json`, to pin the bundle against tampering.
+            max_changed: Share of changed entities that `precision="auto"` accepts.
+            check: `full` re-runs all golden posts; `text` only those without a picture, so that
+                the image graph is not loaded before the first picture; `off` none.
+
+        Raises:
+            BundleError: The bundle is missing, damaged or of another schema.
+            BackendUnavailableError: No provider that was asked for can run here.
+            ParityError: A provider chosen by name fails the golden check.
+            InputError: An option is wrong.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        if check not in CHECKS:
+            raise InputError(f"check must be one of {CHECKS}, got {check!r}")
+        names = provider_names(provider)
+        bundle = Bundle.open(path, manifest_sha256)
+        options = ProviderOptions(
+            threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
+        )
+        tiers = [
+            (name, variant)
+            for name in names
+            for _, variant in admitted_variants(bundle.manifest, name, precision, max_changed)
+        ]
+        if not tiers:
+            raise BundleError(_no_variant(bundle.manifest, provider, precision))
+        skipped: list[Skipped] = []
+        for name, variant in tiers:
+            # Damage is damage, whichever tier meets it first.
+            bundle.verify(variant)
+            try:
+                engine = cls._open(bundle, name, variant, options, image_cache_mb, check)
+            # A library may fail in any way of its own; the next tier is there for that.
+            except Exception as error:
+                if len(tiers) == 1:
+                    raise
+                skipped.append(
+                    Skipped(provider=name, precision=variant.precision, reason=_reason(error))
+                )
+                continue
+            engine.skipped = tuple(skipped)
+            return engine
+        reasons = "; ".join(f"{s.provider} {s.precision}: {s.reason}" for s in skipped)
+        raise BackendUnavailableError(f"no provider can serve this bundle here: {reasons}")
+
+    @classmethod
+    def _open(
+        cls,
+        bundle: Bundle,
+        name: str,
+        variant: Variant,
+        options: ProviderOptions,
+        image_cache_mb: float,
+        check: str,
+    ) -> Self:
+        provider = open_provider(name, bundle, variant, options)
+        engine = cls(
+            bundle,
+            provider,
+            variant=variant,
+            threads=options.threads or usable_cores(),
+            image_cache_mb=image_cache_mb,
+        )
+        try:
+            if check != "off":
+                check_golden(engine._pipeline, variant.tolerance, images=check == "full")
+                # Golden pictures are nobody's, and the counters belong to the user's.
+                engine._pipeline.images.reset()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self._bundle.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        return self._bundle
+
+    @property
+    def provider(self) -> str:
+        """Name of the tier in use."""
+        return self._provider.name
+
+    @property
+    def precision(self) -> str:
+        """Precision in use."""
+        return self._provider.precision
+
+    @property
+    def image_cache(self) -> CacheStats:
+        """Counters of the picture cache."""
+        return self._pipeline.images.stats()
+
+    def tag(
+        self, text: str, image: ImageSource | None = None, words: Spans | None = None
+    ) -> Result:
+        """Tag one post.
+
+        Args:
+            text: Any text; long ones are read in overlapping windows.
+            image: Path, bytes, Pillow image or None. An unusable one only gives a warning.
+            words: Character spans of the words, or None for the word rule.
+
+        Raises:
+            InputError: The text or the words cannot be used.
+        """
+        self._check_usable()
+        (scored,) = self._pipeline.score([Post(text, image, words)])
+        if scored.error is not None:
+            raise scored.error
+        return self._results([scored])[0]
+
+    def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
+        """Tag any number of posts; order is kept, and a bad post fails alone in its `error`."""
+        self._check_usable()
+        posts = list(posts)
+        results: list[Result] = []
+        for start in range(0, len(posts), CHUNK_POSTS):
+            chunk = posts[start : start + CHUNK_POSTS]
+            results.extend(self._results(list(self._pipeline.score(chunk))))
+        return results
+
+    def raw(self, posts: Iterable[Post], all_units: bool = False) -> list[Raw]:
+        """Raw model outputs of each post.
+
+        Args:
+            posts: Posts.
+            all_units: Every unit, special tokens included, instead of the word-aligned ones. Of a
+                text longer than one window, those that no window holds whole are left out.
+
+        Raises:
+            InputError: A post cannot be used.
+        """
+        self._check_usable()
+        return [self._raw(scored) for scored in self._pipeline.score(list(posts), every=all_units)]
+
+    def close(self) -> None:
+        """Release graphs and caches. Calls under way may still finish; later ones raise."""
+        if not self._closed:
+            self._closed = True
+            self._pipeline.close()
+            self._provider.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise AmlrError("this engine is closed; load the bundle again with Engine.load")
+        # Threads and locks of the engine library do not survive a fork: calls would hang.
+        if os.getpid() != self._pid:
+            raise AmlrError(
+                "this engine was loaded before a fork and cannot be used in the child; "
+                "call Engine.load in each process, after the fork"
+            )
+
+    def _results(self, posts: Sequence[ScoredPost]) -> list[Result]:
+        scored = [post.scores for post in posts if post.scores is not None]
+        entities = iter(
+            decode_posts(
+                scored,
+                self.decoder,
+                self._bundle.decoder,
+                labels=self.manifest.labels,
+                tags=self.manifest.tags,
+            )
+        )
+        return [
+            Result(
+                entities=() if post.scores is None else next(entities),
+                image_used=post.image_used,
+                provider=self.provider,
+                precision=self.precision,
+                warnings=post.warnings,
+                error=None if post.error is None else problem(post.error),
+            )
+            for post in posts
+        ]
+
+    def _raw(self, post: ScoredPost) -> Raw:
+        if post.error is not None:
+            raise post.error
+        manifest, scores = self.manifest, post.scores
+        nothing = np.zeros(0, np.int32)
+        if scores is None:
+            logits = np.zeros((0, len(manifest.classes)), np.float32)
+            emissions = np.zeros((0, len(manifest.tags)), np.float32)
+        else:
+            logits, emissions = scores.unit_logits_uc, scores.emissions_ty
+        return Raw(
+            input_ids=scores.sequence.input_ids_t if scores else nothing.astype(np.int64),
+            token_offsets=scores.sequence.token_offsets_t2 if scores else nothing.reshape(0, 2),
+            unit_starts=scores.units.start_step_u if scores else nothing,
+            unit_ends=scores.units.end_step_u if scores else nothing,
+            unit_probs=_softmax(logits),
+            unit_logits=logits,
+            emissions=emissions,
+            classes=manifest.classes,
+            tags=manifest.tags,
+            image_used=post.image_used,
+        )
+
+
+def _softmax(logits_uc: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted = np.exp(logits_uc - logits_uc.max(axis=1, keepdims=True, initial=-np.inf))
+    probabilities: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AmlrError):
+        return str(error)
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _no_variant(manifest: Manifest, provider: str, precision: str) -> str:
+    found = ", ".join(
+        f"{name} ({variant.provider or 'any provider'})"
+        for name, variant in manifest.variants.items()
+    )
+    return (
+        f"this bundle has no {precision} variant for provider {provider!r}, only: {found}; "
+        "choose one of these, or export with amlr-export --precision"
+    )

@@ -1,0 +1,232 @@
+"""Posts to raw scores: texts, pictures, batches, one provider."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import AmlrError, InputError
+from amlr.runtime.batching import Batch, Scores, split_batches
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.image import content_key, decode_pixels, read_source
+from amlr.runtime.image_cache import ImageCache
+from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.base import ImageFeatures, Provider
+from amlr.runtime.results import Post, Problem, problem
+from amlr.runtime.text import EncodedText, TextWindow
+from amlr.runtime.windows import PostScores, merge_windows, window_units
+
+# Posts in work at a time, and pictures read at a time: what bounds memory on any input.
+CHUNK_POSTS = 128
+CHUNK_IMAGES = 16
+BATCH_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredPost:
+    """Raw scores of one post, or why there are none.
+
+    Attributes:
+        scores: None where the post failed or has no words.
+        image_used: Whether a picture took part.
+        warnings: What was wrong with the picture.
+        error: Why the post failed.
+    """
+
+    scores: PostScores | None
+    image_used: bool = False
+    warnings: tuple[Problem, ...] = ()
+    error: AmlrError | None = None
+
+
+class Pipeline:
+    """Everything before decoding. Safe for several threads."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        *,
+        variant: Variant | None = None,
+        threads: int = 1,
+        image_cache_bytes: int = 0,
+    ) -> None:
+        """Join a bundle and a provider.
+
+        Args:
+            bundle: The bundle.
+            provider: Runs its graphs.
+            variant: What the provider runs; None for a provider that is not of the bundle.
+            threads: Pictures decoded at a time.
+            image_cache_bytes: Budget of the picture cache.
+        """
+        self.bundle, self.provider = bundle, provider
+        self.images = ImageCache(image_cache_bytes)
+        manifest = bundle.manifest
+        graph = bundle.graph_hash(variant, "image") if variant else ""
+        preprocessing = manifest.image.preprocessing_hash()
+        self._image_key = (preprocessing, graph, provider.name, provider.precision)
+        self._workers = ThreadPoolExecutor(threads, "amlr-image") if threads > 1 else None
+
+    def close(self) -> None:
+        """Free the cache and the helper threads."""
+        self.images.reset()
+        if self._workers:
+            self._workers.shutdown(wait=False)
+
+    def score(self, posts: Sequence[Post], *, every: bool = False) -> Iterator[ScoredPost]:
+        """Score posts in order, a bounded number at a time.
+
+        Args:
+            posts: Any number.
+            every: All units instead of the word-aligned ones.
+        """
+        for start in range(0, len(posts), CHUNK_POSTS):
+            yield from self._score_chunk(posts[start : start + CHUNK_POSTS], every)
+
+    def _score_chunk(self, posts: Sequence[Post], every: bool) -> list[ScoredPost]:
+        texts = self._encode_texts(posts)
+        with_image = [
+            index
+            for index, (post, text) in enumerate(zip(posts, texts, strict=True))
+            if isinstance(text, EncodedText) and text.windows and post.image is not None
+        ]
+        features: list[ImageFeatures | None] = [None] * len(posts)
+        warnings: list[tuple[Problem, ...]] = [()] * len(posts)
+        for start in range(0, len(with_image), CHUNK_IMAGES):
+            group = with_image[start : start + CHUNK_IMAGES]
+            outcomes = self._encode_images([posts[index].image for index in group])
+            for index, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, AmlrError):
+                    warnings[index] = (problem(outcome),)
+                else:
+                    features[index] = outcome
+        merged = self._score_texts(texts, features, every)
+        return [
+            ScoredPost(scores=None, error=text)
+            if isinstance(text, AmlrError)
+            else ScoredPost(scores=None, warnings=warnings[index], error=scores)
+            if isinstance(scores, AmlrError)
+            else ScoredPost(
+                scores=scores,
+                image_used=features[index] is not None,
+                warnings=warnings[index],
+            )
+            for index, (text, scores) in enumerate(zip(texts, merged, strict=True))
+        ]
+
+    def _encode_texts(self, posts: Sequence[Any]) -> list[EncodedText | InputError]:
+        results: list[EncodedText | InputError] = []
+        prepared = []
+        for post in posts:
+            try:
+                if not isinstance(post, Post):
+                    kind = type(post).__name__
+                    raise InputError(f"expected a Post, got {kind}", "post_invalid")
+                prepared.append(self.bundle.encoder.prepare(post.text, post.words))
+                results.append(_PENDING)
+            except InputError as error:
+                results.append(error)
+        encoded = iter(self.bundle.encoder.encode_prepared(prepared))
+        return [next(encoded) if item is _PENDING else item for item in results]
+
+    # Pictures --------------------------------------------------------------------------------
+
+    def _encode_images(self, sources: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
+        contents = self._map(self._read, sources)
+        readable = [i for i, content in enumerate(contents) if not isinstance(content, AmlrError)]
+
+        def compute(positions: list[int]) -> list[ImageFeatures | AmlrError]:
+            return self._compute([contents[readable[position]][1] for position in positions])
+
+        keys = [(contents[i][0], *self._image_key) for i in readable]
+        found = self.images.get_many(keys, compute, lambda value: int(value.nbytes))
+        results = list(contents)
+        for index, outcome in zip(readable, found, strict=True):
+            results[index] = outcome
+        return results
+
+    def _read(self, source: Any) -> "tuple[str, Any] | InputError":
+        try:
+            content = read_source(source, self.bundle.manifest.limits)
+            return content_key(content), content
+        except InputError as error:
+            return error
+
+    def _decode(self, content: Any) -> "npt.NDArray[np.float32] | InputError":
+        manifest = self.bundle.manifest
+        try:
+            return decode_pixels(content, manifest.image, manifest.limits)
+        except InputError as error:
+            return error
+
+    def _compute(self, contents: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
+        results: list[Any] = self._map(self._decode, contents)
+        good = [i for i, pixels in enumerate(results) if not isinstance(pixels, AmlrError)]
+        for start in range(0, len(good), BATCH_IMAGES):
+            group = good[start : start + BATCH_IMAGES]
+            encoded = self.provider.encode_images(np.stack([results[i] for i in group]))
+            for index, features in zip(group, encoded, strict=True):
+                results[index] = features
+        return results
+
+    def _map(self, function: Any, items: Sequence[Any]) -> list[Any]:
+        if self._workers is None or len(items) < 2:
+            return [function(item) for item in items]
+        return list(self._workers.map(function, items))
+
+    # Texts -----------------------------------------------------------------------------------
+
+    def _score_texts(
+        self,
+        texts: Sequence[EncodedText | InputError],
+        features: Sequence[ImageFeatures | None],
+        every: bool,
+    ) -> list[PostScores | AmlrError | None]:
+        manifest = self.bundle.manifest
+        owners: list[int] = []
+        windows: list[TextWindow] = []
+        for index, text in enumerate(texts):
+            if isinstance(text, EncodedText):
+                owners.extend([index] * len(text.windows))
+                windows.extend(text.windows)
+        units = [window_units(window, manifest.scales, every=every) for window in windows]
+        scores: list[Scores] = [_NO_SCORES] * len(windows)
+        for group in split_batches([len(window.input_ids_t) for window in windows]):
+            batch = Batch(
+                [windows[i] for i in group],
+                [units[i] for i in group],
+                scales=manifest.scales,
+                pad_id=manifest.token_ids.pad_id,
+            )
+            found = self.provider.score(batch, [features[owners[i]] for i in group])
+            for i, own in zip(group, batch.split(found), strict=True):
+                scores[i] = own
+        merged: list[PostScores | AmlrError | None] = [None] * len(texts)
+        position = 0
+        for index, text in enumerate(texts):
+            if isinstance(text, EncodedText) and text.windows:
+                span = slice(position, position + len(text.windows))
+                position = span.stop
+                post = merge_windows(
+                    text, units[span], scores[span], scales=manifest.scales, every=every
+                )
+                merged[index] = post if _is_finite(post) else _not_finite()
+        return merged
+
+
+_NO_SCORES = Scores(
+    unit_logits_mc=np.zeros((0, 0), np.float32), emissions_ny=np.zeros((0, 0), np.float32)
+)
+_PENDING = InputError("not yet tokenized")
+
+
+def _is_finite(post: PostScores) -> bool:
+    return bool(np.isfinite(post.unit_logits_uc).all() and np.isfinite(post.emissions_ty).all())
+
+
+def _not_finite() -> AmlrError:
+    return AmlrError("the model gave NaN or infinite scores; check its weights with amlr-bench")

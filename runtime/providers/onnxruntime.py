@@ -1,0 +1,164 @@
+"""Provider `onnxruntime`: CPU everywhere, CUDA with onnxruntime-gpu.
+
+CPUs take the packed graphs: no step of padding is ever multiplied. CUDA takes the padded ones.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import BackendUnavailableError, PlanMismatchError
+from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import usable_cores
+from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.base import ProviderOptions
+
+Floats = npt.NDArray[np.float32]
+_ERRORS_ONLY = 3
+
+
+def open_cpu(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OnnxRuntimeProvider":
+    """Serve on the CPU.
+
+    Raises:
+        BackendUnavailableError: onnxruntime is not installed.
+    """
+    return OnnxRuntimeProvider(bundle, variant, options, device="cpu")
+
+
+def open_cuda(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OnnxRuntimeProvider":
+    """Serve on an NVIDIA GPU.
+
+    Raises:
+        BackendUnavailableError: onnxruntime-gpu is not installed or finds no device.
+    """
+    return OnnxRuntimeProvider(bundle, variant, options, device="cuda")
+
+
+class OnnxRuntimeProvider:
+    """Runs a variant's ONNX graphs; a session is made when its graph is first needed."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        options: ProviderOptions,
+        *,
+        device: str = "cpu",
+        packed: bool | None = None,
+    ) -> None:
+        """Check the library; graphs load later.
+
+        Args:
+            bundle: Verified for this variant.
+            variant: Graphs to run.
+            options: Threads; nothing is cached on disk.
+            device: `cpu` or `cuda`.
+            packed: Whether to run the packed graphs; None means on the CPU only.
+        """
+        self.name = f"onnxruntime-{device}"
+        self.precision = variant.precision
+        self._library = _import_library(device)
+        self._bundle, self._variant, self._device = bundle, variant, device
+        self._threads = options.threads or usable_cores()
+        wanted = device == "cpu" if packed is None else packed
+        self._packed = wanted and "fusion_packed" in variant.graphs
+        self._packed_text = self._packed and "text_packed" in variant.graphs
+        self._shapes = bundle.manifest.shape_embedding
+        self._no_image = np.zeros(
+            (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
+        )
+        self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def loaded_graphs(self) -> tuple[str, ...]:
+        """Graphs that have a session."""
+        return tuple(sorted(self._sessions))
+
+    def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
+        """Regions of each picture, shape (P, D)."""
+        regions = self._run("image", {"pixel_values": pixels_bchw})["regions_bpd"]
+        # Copies: a view would keep the whole batch alive for as long as one picture is cached.
+        return [picture.copy() for picture in regions]
+
+    def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
+        """Raw logits in the batch's order."""
+        pool = pool_images(images)
+        pool_npd = np.stack(pool.features) if pool.features else self._no_image
+        if not self._packed:
+            text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
+            hidden = self._run("text", text)["hidden_btd"]
+            feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
+            return batch.from_padded(self._run("fusion", feed))
+        if self._packed_text:
+            hidden = self._run("text_packed", batch.packed_text(shapes=self._shapes))["hidden_nd"]
+        else:
+            # This encoder cannot be packed; its rows are, from here on.
+            text = batch.padded_text(shapes=self._shapes)
+            hidden = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
+        feed = batch.packed_fusion(hidden, pool_npd, pool.slot_b)
+        return batch.from_packed(self._run("fusion_packed", feed))
+
+    def close(self) -> None:
+        """Forget the sessions."""
+        with self._lock:
+            self._sessions.clear()
+
+    def _run(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
+        session = self._sessions.get(graph) or self._open(graph)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feed), strict=True))
+
+    def _open(self, graph: str) -> Any:
+        with self._lock:
+            if graph not in self._sessions:
+                self._sessions[graph] = self._session(graph)
+            return self._sessions[graph]
+
+    def _session(self, graph: str) -> Any:
+        ort = self._library
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        # Every batch has new shapes: a memory plan per shape would never be used twice.
+        options.enable_mem_pattern = False
+        # A waiting thread must not burn a core that the host application needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self._bundle.graph_path(self._variant, graph)
+        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self._device]
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[wanted])
+        # The library has no common base class for its errors.
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PlanMismatchError(
+                f"onnxruntime {ort.__version__} cannot load graph {graph!r}: {reason}"
+            ) from error
+        # onnxruntime falls back to the CPU with no more than a log line.
+        if session.get_providers()[0] != wanted:
+            raise BackendUnavailableError(
+                f"onnxruntime gave {session.get_providers()} instead of {wanted}; "
+                "check the CUDA and cuDNN versions it needs"
+            )
+        return session
+
+
+def _import_library(device: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"onnxruntime cannot be imported ({error}); install it with: pip install onnxruntime"
+        ) from error
+    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise BackendUnavailableError(
+            "this onnxruntime has no CUDA; replace it: "
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    return onnxruntime

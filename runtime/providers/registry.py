@@ -1,0 +1,94 @@
+"""Names of providers, the order in which `auto` tries them, and the variants they may run."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from amlr.errors import BackendUnavailableError, InputError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.providers.base import Provider, ProviderOptions
+
+Factory = Callable[[Bundle, Variant, ProviderOptions], Provider]
+
+# Fastest first; `auto` takes the first that is installed, has its device and proves itself.
+LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+PROVIDERS = {
+    "tensorrt": "amlr.runtime.providers.tensorrt:open_tensorrt",
+    "tensorrt-rtx": "amlr.runtime.providers.tensorrt:open_tensorrt_rtx",
+    "onnxruntime-cuda": "amlr.runtime.providers.onnxruntime:open_cuda",
+    "openvino": "amlr.runtime.providers.openvino:open_openvino",
+    "onnxruntime-cpu": "amlr.runtime.providers.onnxruntime:open_cpu",
+}
+GROUPS = {"auto": LADDER, "onnxruntime": ("onnxruntime-cuda", "onnxruntime-cpu")}
+
+
+def provider_names(provider: str) -> tuple[str, ...]:
+    """Providers to try, in order, for what the user asked.
+
+    Raises:
+        InputError: No provider has this name.
+    """
+    if provider in GROUPS:
+        return GROUPS[provider]
+    if provider in PROVIDERS:
+        return (provider,)
+    raise InputError(
+        f"unknown provider {provider!r}; expected one of {', '.join([*GROUPS, *PROVIDERS])}"
+    )
+
+
+def open_provider(
+    name: str, bundle: Bundle, variant: Variant, options: ProviderOptions
+) -> Provider:
+    """Import a provider's module and start it.
+
+    Raises:
+        BackendUnavailableError: Not part of this installation, or its library or device is absent.
+    """
+    module, _, attribute = PROVIDERS[name].partition(":")
+    try:
+        factory: Factory = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise BackendUnavailableError(f"this version of amlr has no provider {name!r}") from error
+    return factory(bundle, variant, options)
+
+
+def admitted_variants(
+    manifest: Manifest, provider: str, precision: str, max_changed: float = 0.0
+) -> list[tuple[str, Variant]]:
+    """Variants that a provider may serve, most wanted first.
+
+    Args:
+        manifest: The bundle's.
+        provider: A name of `PROVIDERS`.
+        precision: `auto` (variants proved within `max_changed`, in the manifest's order, fp32
+            last), `exact` (fp32), or a precision by name, whatever its parity.
+        max_changed: Largest share of changed entities for `auto`.
+
+    Returns:
+        Names and variants, perhaps none.
+    """
+    wanted = "fp32" if precision == "exact" else precision
+    fitting = [
+        (name, variant)
+        for name, variant in manifest.variants.items()
+        if variant.provider in (None, provider) or provider.startswith(f"{variant.provider}-")
+    ]
+    if wanted != "auto":
+        return [(name, variant) for name, variant in fitting if variant.precision == wanted]
+    proved = [item for item in fitting if _is_admitted(item[1], max_changed)]
+    return sorted(proved, key=lambda item: item[1].precision == "fp32")
+
+
+def _is_admitted(variant: Variant, max_changed: float) -> bool:
+    if variant.precision == "fp32":
+        return True
+    changed: Any = variant.parity.get("changed_entities")
+    total: Any = variant.parity.get("entities")
+    # Unmeasured is not the same as unchanged.
+    if not isinstance(changed, int) or not isinstance(total, int) or total < 1:
+        return False
+    return changed <= max_changed * total

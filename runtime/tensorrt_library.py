@@ -1,0 +1,123 @@
+"""The two TensorRT families behind one import: enterprise `tensorrt` and `tensorrt-rtx`.
+
+Only names that exist in TensorRT 10.13+, TensorRT 11 and TensorRT-RTX are used anywhere; the tables
+in tests/export/tensorrt_api.json hold them and the tests compare.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amlr.errors import BackendUnavailableError, InputError
+
+Family = Literal["tensorrt", "tensorrt-rtx"]
+FAMILIES: tuple[Family, ...] = ("tensorrt", "tensorrt-rtx")
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 1)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorRT:
+    """One imported library.
+
+    Attributes:
+        family: `tensorrt` or `tensorrt-rtx`.
+        version: Full version, e.g. `1.7.1.116`.
+        api: The module.
+    """
+
+    family: Family
+    version: str
+    api: Any
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether engines are finished on the device, from a plan built anywhere."""
+        return self.family == "tensorrt-rtx"
+
+    @property
+    def name(self) -> str:
+        """Library and version as folders and manifests name them."""
+        return f"{self.family}-{self.version}"
+
+    def logger(self) -> Any:
+        """An `ILogger` that collects messages in `.errors` and `.warnings`."""
+        return collecting_logger(self.api)
+
+
+def family_of(name: str) -> Family:
+    """Check a target's name.
+
+    Raises:
+        InputError: Neither `tensorrt` nor `tensorrt-rtx`.
+    """
+    for family in FAMILIES:
+        if name == family:
+            return family
+    raise InputError(f"no TensorRT family {name!r}; use {' or '.join(FAMILIES)}")
+
+
+def load_tensorrt(family: Family, module: Any = None) -> TensorRT:
+    """Import a family's Python module.
+
+    Args:
+        family: Which of the two.
+        module: Stands in for the import; for tests.
+
+    Raises:
+        BackendUnavailableError: Not installed, not loadable, or too old.
+    """
+    if module is None:
+        try:
+            module = importlib.import_module(_MODULES[family])
+        # A wheel without its libraries fails with OSError or RuntimeError, not with ImportError.
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                f"{family} cannot be imported ({error}); install it with: "
+                f'pip install "amlr[{family}]"'
+            ) from error
+    version = str(module.__version__)
+    if _leading(version) < _OLDEST[family]:
+        oldest = ".".join(map(str, _OLDEST[family]))
+        raise BackendUnavailableError(
+            f"{family} {version} is installed, {oldest} or newer is needed; "
+            f'upgrade it with: pip install --upgrade "amlr[{family}]"'
+        )
+    return TensorRT(family, version, module)
+
+
+def _leading(version: str) -> tuple[int, int]:
+    parts = [int(p) if p.isdigit() else 0 for p in version.split(".")[:2]]
+    return (parts[0], parts[1] if len(parts) > 1 else 0)
+
+
+def collecting_logger(api: Any) -> Any:
+    """Make an `ILogger` that keeps what the library says instead of printing it."""
+
+    class Collector(api.ILogger):  # type: ignore[misc,name-defined,unused-ignore]
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            level = str(severity).rpartition(".")[2]
+            if level in ("ERROR", "INTERNAL_ERROR"):
+                self.errors.append(message)
+            elif level == "WARNING":
+                self.warnings.append(message)
+
+    return Collector()
+
+
+@contextmanager
+def last_errors(logger: Any) -> Iterator[list[str]]:
+    """Give the list that will hold the errors logged inside the block."""
+    start = len(logger.errors)
+    found: list[str] = []
+    try:
+        yield found
+    finally:
+        found.extend(logger.errors[start:])
