@@ -12,7 +12,7 @@ import json
 import stat
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Floats = npt.NDArray[np.float32]
-ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image"
+# A Union, because a name that is not imported at run time cannot stand beside a `|`.
+ImageSource: TypeAlias = Union[str, Path, bytes, bytearray, memoryview, "Image"]  # noqa: UP007
 # Raised whenever the steps above change: it is part of every cache key.
 _STEPS_VERSION = 1
 _CROP_SHARE = 224 / 256
