@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 # A Union, because a name that is not imported at run time cannot stand beside a `|`.
-ImageSource: TypeAlias = Union[str, Path, bytes, bytearray, memoryview, "Image"]  # noqa: UP007
+ImageSource: TypeAlias = Union[str, Path, bytes, bytearray, memoryview, "Image"]
 # Raised whenever the steps above change: it is part of every cache key.
 _STEPS_VERSION = 1
 _CROP_SHARE = 224 / 256

@@ -15,6 +15,7 @@ from amlr.errors import BackendUnavailableError, InputError
 Family = Literal["tensorrt", "tensorrt-rtx"]
 FAMILIES: tuple[Family, ...] = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_LOGGERS: dict[int, Any] = {}
 _OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 1)}
 
 
@@ -43,8 +44,13 @@ class TensorRT:
         return f"{self.family}-{self.version}"
 
     def logger(self) -> Any:
-        """An `ILogger` that collects messages in `.errors` and `.warnings`."""
-        return collecting_logger(self.api)
+        """The process's `ILogger`, which collects messages in `.errors` and `.warnings`.
+
+        The libraries keep the first logger they are given and ignore later ones, so there is one.
+        """
+        if id(self.api) not in _LOGGERS:
+            _LOGGERS[id(self.api)] = collecting_logger(self.api)
+        return _LOGGERS[id(self.api)]
 
 
 def family_of(name: str) -> Family:
