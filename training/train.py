@@ -1,0 +1,399 @@
+"""The training loop: updates, dev scores after each epoch, exact resume, early stop.
+
+Everything random is a function of the seed and the position (order, hidden pictures) or of the
+generator that is saved with the state (dropout), so an interrupted run continues bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from amlr.cli_support import progress
+from amlr.errors import CheckpointError
+from amlr.runtime.manifest import DecoderSettings
+from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, save_checkpoint
+from amlr.training.conll import LabelledPost
+from amlr.training.data import Batch, Example, Pictures, collate, length_batches
+from amlr.training.evaluate import gold_spans
+from amlr.training.model import AmlrModel
+from amlr.training.objective import Objective
+from amlr.training.predict import PostScores, decode, predict, settings_for
+from amlr.training.score import count_spans
+from amlr.training.scorer import Scorer
+from amlr.training.settings import TrainSettings
+from amlr.training.state import STATE_FORMAT, Progress, generator_states, restore_generators
+from amlr.training.tune import tune_joint, tune_segmental
+
+_LOG_UPDATES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Posts, their examples and pictures.
+
+    Attributes:
+        posts: As read.
+        examples: Windows with gold labels.
+        pictures: None trains and scores without pictures.
+        rename: Corpus type -> model type.
+    """
+
+    posts: Sequence[LabelledPost]
+    examples: Sequence[Example]
+    pictures: Pictures | None
+    rename: Mapping[str, str]
+
+    @property
+    def image_ids(self) -> list[str | None]:
+        """Picture of each post."""
+        return [post.image_id for post in self.posts]
+
+    def picture(self, example: Example) -> Tensor | None:
+        """Pixels or features of an example's picture."""
+        if self.pictures is None:
+            return None
+        return self.pictures.get(self.posts[example.post].image_id)
+
+
+class Trainer:
+    """Train one model; see `run`."""
+
+    def __init__(
+        self,
+        model: AmlrModel,
+        settings: TrainSettings,
+        *,
+        train: Corpus,
+        dev: Corpus,
+        template: Checkpoint,
+        out: Path,
+        fingerprint: str = "",
+        device: str | None = None,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            model: Freshly built, on the CPU.
+            settings: How to train.
+            train: Training corpus.
+            dev: Corpus that chooses the best epoch, b and w.
+            template: Everything of the checkpoint but its weights.
+            out: Where the best model goes; its folder takes state, metrics and plot.
+            fingerprint: Names data and settings; a state with another one is refused.
+            device: `cpu` keeps a run off the GPU.
+        """
+        self.settings = settings
+        self.train_corpus, self.dev_corpus = train, dev
+        self.template, self.out, self.fingerprint = template, out, fingerprint
+        # Posts without a picture leave the image side without gradients.
+        self.accelerator = Accelerator(
+            cpu=device == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.scorer = Scorer(model, train_image=settings.train_image, use_bf16=settings.use_bf16)
+        optimizer = torch.optim.AdamW(parameter_groups(self.scorer, settings), fused=True)
+        objective = Objective(self.scorer, settings)
+        self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        shares = math.ceil(len(train.examples) / settings.batch_size)
+        self.batches = math.ceil(shares / self.accelerator.num_processes)
+        self.updates = math.ceil(self.batches / settings.accumulate) * settings.epochs
+        warmup = int(settings.warmup * self.updates)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: lr_factor(update, warmup, self.updates)
+        )
+        self.progress = Progress()
+
+    @property
+    def state_path(self) -> Path:
+        """Where the resume point is kept."""
+        return self.out.with_name(f"{self.out.stem}.state.pt")
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the metrics lines are kept."""
+        return self.out.with_name("metrics.jsonl")
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train until done or stopped.
+
+        Args:
+            should_stop: Asked after every update; True saves a resume point and leaves.
+
+        Returns:
+            True when training is complete, False when it was stopped.
+        """
+        if not self.progress.history:
+            self.write_metrics()
+        if self.progress.epoch == 0 and self.progress.batch == 0:
+            torch.manual_seed(self.settings.seed + self.accelerator.process_index)
+        while not self.progress.is_done:
+            if not self._run_epoch(should_stop):
+                self.save_state()
+                if not self.out.exists():
+                    self._save_best()
+                return False
+            self._finish_epoch()
+            self.save_state()
+        return True
+
+    def _run_epoch(self, should_stop: Callable[[], bool]) -> bool:
+        settings, at = self.settings, self.progress
+        order = self._epoch_batches(at.epoch)
+        started = time.monotonic()
+        self.wrapped.train()
+        label = f"epoch {at.epoch + 1}/{settings.epochs}"
+        remaining = progress(order[at.batch :], label, len(order) - at.batch)
+        for indices in remaining:
+            is_update = (at.batch + 1) % settings.accumulate == 0 or at.batch + 1 == len(order)
+            quiet = nullcontext() if is_update else self.accelerator.no_sync(self.wrapped)
+            batch = self._batch(indices)
+            with quiet:
+                span_loss, crf_loss = self.wrapped(batch)
+                loss = (span_loss + settings.crf_weight * crf_loss) / settings.accumulate
+                self.accelerator.backward(loss)
+            at.batch += 1
+            self._count(batch, span_loss, crf_loss)
+            if not is_update:
+                continue
+            norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            update = self.schedule.last_epoch
+            if update % _LOG_UPDATES == 0:
+                self._log_step(update, span_loss, crf_loss, norm)
+            is_stopped = self._agree(should_stop())
+            if is_stopped or (settings.save_every and update % settings.save_every == 0):
+                at.sums["seconds"] = at.sums.get("seconds", 0.0) + time.monotonic() - started
+                started = time.monotonic()
+                if is_stopped:
+                    return False
+                self.save_state()
+        at.sums["seconds"] = at.sums.get("seconds", 0.0) + time.monotonic() - started
+        return True
+
+    def _epoch_batches(self, epoch: int) -> list[list[int]]:
+        """This process's batches of one epoch, the same at every call."""
+        rng = np.random.default_rng([self.settings.seed, epoch])
+        lengths = [len(example) for example in self.train_corpus.examples]
+        batches = length_batches(lengths, self.settings.batch_size, rng)
+        processes = self.accelerator.num_processes
+        # Every process needs as many batches; the first ones fill the last round up.
+        short = -len(batches) % processes
+        batches += batches[:short]
+        return batches[self.accelerator.process_index :: processes]
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        corpus, settings, at = self.train_corpus, self.settings, self.progress
+        examples = [corpus.examples[i] for i in indices]
+        pictures = [corpus.picture(example) for example in examples]
+        rng = np.random.default_rng(
+            [settings.seed, at.epoch, at.batch, self.accelerator.process_index]
+        )
+        hidden = rng.random(len(pictures)) < settings.image_drop
+        shown = [None if hide else p for p, hide in zip(pictures, hidden.tolist(), strict=True)]
+        config, pad_id = self.template.config, self.template.token_ids.pad_id
+        return collate(examples, config.scales, pad_id, shown).to(self.accelerator.device)
+
+    def _count(self, batch: Batch, span_loss: Tensor, crf_loss: Tensor) -> None:
+        self.progress.add(
+            batches=1.0,
+            span_loss=float(span_loss.detach()),
+            crf_loss=float(crf_loss.detach()),
+            tokens=float(batch.attention_mask_bt.sum()),
+        )
+
+    def _log_step(self, update: int, span_loss: Tensor, crf_loss: Tensor, norm: Any) -> None:
+        self.log(
+            {
+                "kind": "step",
+                "epoch": self.progress.epoch + 1,
+                "update": update,
+                "span_loss": round(float(span_loss.detach()), 6),
+                "crf_loss": round(float(crf_loss.detach()), 6),
+                "gradient_norm": round(float(norm), 4),
+                "lr": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+
+    def _finish_epoch(self) -> None:
+        at, settings = self.progress, self.settings
+        sums, count = at.sums, max(at.sums.get("batches", 1.0), 1.0)
+        seconds = max(sums.get("seconds", 0.0), 1e-9)
+        line: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": at.epoch + 1,
+            "span_loss": round(sums.get("span_loss", 0.0) / count, 6),
+            "crf_loss": round(sums.get("crf_loss", 0.0) / count, 6),
+            "train_seconds": round(seconds, 2),
+            "tokens_per_s": round(sums.get("tokens", 0.0) / seconds),
+        }
+        started = time.monotonic()
+        f1 = -1.0
+        if self.accelerator.is_main_process:
+            dev, decoder = self._score_dev()
+            f1 = dev["joint"]
+            line |= {"dev_f1": dev, "dev_seconds": round(time.monotonic() - started, 2)}
+            line |= {"bias": decoder.bias, "weight": decoder.weight}
+        f1 = self._share(f1)
+        is_better = f1 > at.best_f1
+        at.bad_epochs = 0 if is_better else at.bad_epochs + 1
+        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
+        is_tired = bool(settings.patience) and at.bad_epochs >= settings.patience
+        at.is_done = at.epoch >= settings.epochs or is_tired
+        line |= {"best": is_better, "stopped_early": is_tired and at.epoch < settings.epochs}
+        self.log(line)
+        if is_better:
+            at.best_f1 = f1
+            self._save_best(decoder if self.accelerator.is_main_process else None, line)
+
+    def _score_dev(self) -> tuple[dict[str, float], DecoderSettings]:
+        scores = self.predict_dev()
+        config = self.template.config
+        gold = gold_spans(self.dev_corpus.posts, self.dev_corpus.rename)
+        joint, counts = tune_joint(scores, gold, config)
+        _, segmental = tune_segmental(scores, gold, config)
+        chain = decode(scores, self.scorer, settings_for("linear-chain", joint))
+        f1 = {
+            "joint": counts.f1,
+            "segmental": segmental.f1,
+            "linear-chain": count_spans(gold, chain).f1,
+        }
+        return {name: round(value, 6) for name, value in f1.items()}, joint
+
+    def predict_dev(self) -> list[PostScores]:
+        """Raw scores of the dev posts with the current weights."""
+        return predict(
+            self.scorer,
+            self.dev_corpus.examples,
+            self.dev_corpus.image_ids,
+            self.dev_corpus.pictures,
+            pad_id=self.template.token_ids.pad_id,
+            batch_size=self.settings.eval_batch_size,
+            device=self.accelerator.device,
+        )
+
+    def _save_best(
+        self, decoder: DecoderSettings | None = None, line: Mapping[str, Any] | None = None
+    ) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        bias = math.log(self.settings.entity_weight) if self.settings.loss == "ce" else 0.0
+        checkpoint = replace(
+            self.template,
+            weights=self.scorer.model.state_dict(),
+            # Before the first dev score: what the loss implies.
+            decoder=decoder or DecoderSettings(kind="joint", bias=bias, weight=1.0),
+            provenance={**self.template.provenance, "epoch": dict(line or {})},
+        )
+        save_checkpoint(self.out, checkpoint)
+
+    def save_state(self) -> None:
+        """Write the resume point, atomically."""
+        generators = gather_object([generator_states()])
+        if not self.accelerator.is_main_process:
+            return
+        save_atomically(
+            self.state_path,
+            {
+                "format": STATE_FORMAT,
+                "fingerprint": self.fingerprint,
+                "processes": self.accelerator.num_processes,
+                "model": self.scorer.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": {"last_epoch": self.schedule.last_epoch},
+                "generators": generators,
+                "progress": self.progress.to_dict(),
+            },
+        )
+
+    def load_state(self) -> None:
+        """Continue from the resume point.
+
+        Raises:
+            CheckpointError: There is none, or it belongs to another run.
+        """
+        state = read_plain(self.state_path)
+        if state.get("format") != STATE_FORMAT:
+            raise CheckpointError(f"{self.state_path} is no training state; delete it")
+        for name, mine in (
+            ("fingerprint", self.fingerprint),
+            ("processes", self.accelerator.num_processes),
+        ):
+            if state[name] != mine:
+                raise CheckpointError(
+                    f"{self.state_path} belongs to another run ({name} {state[name]!r}, now "
+                    f"{mine!r}); start without --resume, or give the same data and settings"
+                )
+        self.scorer.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = int(state["schedule"]["last_epoch"])
+        # The groups' rates came with the optimizer; the schedule only remembers them for display.
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.progress = Progress(**state["progress"])
+        restore_generators(state["generators"][self.accelerator.process_index])
+        self.write_metrics()
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        self.progress.history.append(line)
+        if self.accelerator.is_main_process:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def write_metrics(self) -> None:
+        """Write the metrics file anew from the history: empty at the start of a run."""
+        if self.accelerator.is_main_process:
+            lines = "".join(json.dumps(line) + "\n" for line in self.progress.history)
+            self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+            self.metrics_path.write_text(lines, encoding="utf-8")
+
+    def _agree(self, stop: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return stop
+        return any(gather_object([stop]))
+
+    def _share(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(broadcast_object_list([value])[0])
+
+
+def lr_factor(update: int, warmup: int, updates: int) -> float:
+    """Rise over the warm-up, then fall linearly to zero.
+
+    Example:
+        >>> [lr_factor(u, 2, 6) for u in range(7)]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if update < warmup:
+        return update / max(1, warmup)
+    return max(0.0, (updates - update) / max(1, updates - warmup))
+
+
+def parameter_groups(scorer: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Split parameters by learning rate (encoders, the rest) and by weight decay (matrices)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in scorer.named_parameters():
+        if parameter.requires_grad:
+            key = (".encoder." in name, parameter.dim() > 1 and "norm" not in name.lower())
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": settings.lr if is_encoder else settings.head_lr,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (is_encoder, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
