@@ -1,9 +1,9 @@
 """What a float16 graph computes, in float32 arithmetic that rounds every half tensor.
 
 onnxruntime on a CPU computes half graphs in float32 and rounds where it pleases, so it cannot
-judge them. Here each half tensor passes through Cast(float16) and Cast(float32) right after the node
-that makes it: rounding, subnormals and overflow to infinity are those of IEEE half precision. Sums
-inside one product stay float32, as on tensor cores that accumulate in float32.
+judge them. Here each half tensor passes through Cast(float16) and Cast(float32) right after the
+node that makes it: rounding, subnormals and overflow to infinity are those of IEEE half precision.
+Sums inside one product stay float32, as on tensor cores that accumulate in float32.
 """
 
 from collections.abc import Mapping

@@ -11,10 +11,11 @@ from amlr.errors import ExportError
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 # They move or choose values and never compute one: rounding after them changes nothing.
-MOVES = frozenset(
-    "Clip Concat Expand Flatten Gather GatherElements GatherND Identity Max Min Pad Relu Reshape "
-    "Slice Split Squeeze Tile Transpose Unsqueeze Where".split()
-)
+MOVES = {
+    "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity",
+    "Max", "Min", "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze", "Where",
+}  # fmt: skip
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -47,9 +48,9 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = stem if stem not in seen else f"{stem}:{node.output[0]}"
             seen.add(node.name)
             nodes.append(node)
-    kept = [node for node in nodes]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(copies)
     return drop_unused(result)
 
 
@@ -57,7 +58,8 @@ def _constant(node: NodeProto) -> np.ndarray:
     attribute = node.attribute[0]
     value = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
+        array: np.ndarray = numpy_helper.to_array(value)
+        return array
     kind = np.float32 if attribute.name.startswith("value_float") else np.int64
     return np.asarray(value, kind)
 
@@ -114,5 +116,5 @@ def float_inputs(node: NodeProto, types: dict[str, int]) -> Iterator[tuple[int, 
 
 
 def cast_node(source: str, target: str, kind: int) -> NodeProto:
-    """A Cast named after its output."""
-    return helper.make_node("Cast", [source], [target], name=target, to=kind)
+    """A Cast named after both its ends."""
+    return helper.make_node("Cast", [source], [target], name=f"{source}->{target}", to=kind)

@@ -64,9 +64,7 @@ class HalfGraph:
     clamped: tuple[str, ...]
 
 
-def to_half(
-    name: str, model: onnx.ModelProto, keep: Mapping[str, str] | None = None
-) -> HalfGraph:
+def to_half(name: str, model: onnx.ModelProto, keep: Mapping[str, str] | None = None) -> HalfGraph:
     """Convert one float32 graph.
 
     Args:

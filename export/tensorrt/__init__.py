@@ -1,0 +1,1 @@
+"""Engines of TensorRT and TensorRT-RTX: profiles, one builder, the network's precision audit."""

@@ -1,0 +1,198 @@
+"""One builder for TensorRT 10.13+, TensorRT 11 and TensorRT-RTX: an ONNX file in, a plan out.
+
+The network is strongly typed everywhere: the graph's own types decide, no precision flag exists.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from amlr.errors import ExportError
+from amlr.export.tensorrt.audit import Audit, audit_network, require_precision
+from amlr.export.tensorrt.messages import explain, parser_errors
+from amlr.export.tensorrt.monitor import progress_monitor
+from amlr.export.tensorrt.profiles import Dims, Shapes, check_shapes
+from amlr.runtime.tensorrt_library import TensorRT, last_errors
+
+Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Choices of a build.
+
+    Attributes:
+        sms: Architectures, e.g. (80, 86, 89, 120). TensorRT-RTX builds for each of them on any
+            machine; enterprise TensorRT builds for the device at hand.
+        hardware: Enterprise only: which other devices may run the plan.
+        version_compatible: The plan carries a lean runtime and loads in later versions.
+        strip_weights: Leave the weights out; the runtime refits them from the ONNX file.
+        workspace_bytes: Scratch memory for the builder, None for the device's.
+        timing_cache: File with measurements kept between builds.
+    """
+
+    sms: tuple[int, ...] = (80, 86, 89, 120)
+    hardware: Compatibility = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What of it changes the plan."""
+        return {
+            "sms": list(self.sms),
+            "hardware": self.hardware,
+            "version_compatible": self.version_compatible,
+            "strip_weights": self.strip_weights,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One built engine.
+
+    Attributes:
+        data: Serialized plan.
+        audit: Types of the network's layers.
+        shapes: The profiles' shapes by input.
+        build_s: Seconds.
+    """
+
+    data: bytes
+    audit: Audit
+    shapes: tuple[Shapes, ...] = field(default=())
+    build_s: float = 0.0
+
+
+def build_plan(
+    library: TensorRT,
+    onnx_path: Path,
+    *,
+    graph: str,
+    dims: Dims,
+    shapes: Sequence[Shapes],
+    precision: str,
+    islands: Collection[str] = (),
+    options: BuildOptions | None = None,
+) -> Plan:
+    """Parse, audit and build one graph.
+
+    Args:
+        library: From `load_tensorrt`.
+        onnx_path: The graph; its weights lie beside it.
+        graph: Its name, for messages.
+        dims: Its input dimensions, from `input_dims`.
+        shapes: One set of input shapes per optimization profile.
+        precision: `fp16` or `fp32`; checked, never requested.
+        islands: Nodes that may be float32 in an fp16 graph.
+        options: Choices.
+
+    Raises:
+        ExportError: The graph was not accepted, has another precision, or could not be built.
+    """
+    options = options or BuildOptions()
+    for each in shapes:
+        check_shapes(graph, dims, each)
+    started = time.monotonic()
+    builder, logger = _builder(library)
+    network = builder.create_network(_strongly_typed(library.api))
+    parser = library.api.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        raise ExportError(parser_errors(graph, parser))
+    audit = audit_network(graph, network)
+    require_precision(audit, precision, islands)
+    config = _config(library, builder, options)
+    for each in shapes:
+        _add_profile(builder, config, graph, each)
+    config.progress_monitor = progress_monitor(library.api, f"building {graph}")
+    cache = _load_timing_cache(library, config, options)
+    with last_errors(logger) as errors:
+        data = builder.build_serialized_network(network, config)
+    if data is None:
+        raise ExportError(
+            f"graph {graph!r} could not be built by {library.name}: {explain(errors)}"
+        )
+    _save_timing_cache(cache, options)
+    return Plan(
+        data=bytes(data),
+        audit=audit,
+        shapes=tuple(shapes),
+        build_s=time.monotonic() - started,
+    )
+
+
+def _builder(library: TensorRT) -> tuple[Any, Any]:
+    logger = library.logger()
+    try:
+        return library.api.Builder(logger), logger
+    except TypeError as error:
+        # The bindings say no more than "factory function returned nullptr".
+        raise ExportError(
+            f"{library.name} cannot start a builder here; enterprise TensorRT needs an NVIDIA GPU "
+            "and its driver to build; use --target tensorrt-rtx, which builds anywhere"
+        ) from error
+
+
+def _strongly_typed(api: Any) -> int:
+    return 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _config(library: TensorRT, builder: Any, options: BuildOptions) -> Any:
+    api, config = library.api, builder.create_builder_config()
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if library.is_rtx:
+        config.num_compute_capabilities = len(options.sms)
+        for index, sm in enumerate(options.sms):
+            config.set_compute_capability(_capability(api, sm), index)
+    elif options.hardware != "none":
+        level = options.hardware.upper().replace("-", "_")
+        config.hardware_compatibility_level = getattr(api.HardwareCompatibilityLevel, level)
+    if options.version_compatible:
+        config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
+    if options.strip_weights:
+        config.set_flag(api.BuilderFlag.STRIP_PLAN)
+    return config
+
+
+def _capability(api: Any, sm: int) -> Any:
+    found = getattr(api.ComputeCapability, f"SM{sm}", None)
+    if found is None:
+        known = sorted(n for n in dir(api.ComputeCapability) if n.startswith("SM"))
+        raise ExportError(
+            f"this TensorRT-RTX cannot build for SM {sm / 10:.1f}; it knows {', '.join(known)}; "
+            "data-centre devices such as SM 9.0 need --target tensorrt on the device"
+        )
+    return found
+
+
+def _add_profile(builder: Any, config: Any, graph: str, shapes: Shapes) -> None:
+    profile = builder.create_optimization_profile()
+    for name, (low, usual, high) in shapes.items():
+        profile.set_shape(name, low, usual, high)
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(f"the profile of graph {graph!r} was refused: {dict(shapes)}")
+
+
+def _load_timing_cache(library: TensorRT, config: Any, options: BuildOptions) -> Any:
+    # TensorRT-RTX measures nothing while building, so there is nothing to keep.
+    if options.timing_cache is None or library.is_rtx:
+        return None
+    old = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+    cache = config.create_timing_cache(old)
+    config.set_timing_cache(cache, False)  # False: measurements of another device are refused
+    return cache
+
+
+def _save_timing_cache(cache: Any, options: BuildOptions) -> None:
+    if cache is None or options.timing_cache is None:
+        return
+    path = options.timing_cache
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".partial")
+    part.write_bytes(bytes(cache.serialize()))
+    part.replace(path)

@@ -1,0 +1,171 @@
+"""Optimization profiles: one set of named extents, from which every input's shapes follow.
+
+TensorRT takes a minimum, optimum and maximum for each input on its own and does not compare them: a
+mask that ends at 128 steps beside ids that end at 256 builds, and fails in service. Here a shape is
+made of symbols (B, T, S, N), each with one extent, so inputs cannot disagree; shapes that come from
+elsewhere are compared with `check_shapes`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+
+from amlr.errors import ExportError, InputError
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
+KINDS = ("min", "opt", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Smallest, most usual and largest size of one dimension."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise InputError(
+                f"extent must hold 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The traffic one engine serves.
+
+    Attributes:
+        posts: B, windows in a batch.
+        tokens: T, steps of the longest window.
+        units: S, most units of one window.
+        pool: N, pictures held on the device.
+        pictures: B of the image graph, new pictures encoded at once.
+    """
+
+    posts: Extent = Extent(1, 8, 32)
+    tokens: Extent = Extent(8, 32, 128)
+    units: Extent = Extent(1, 64, 768)
+    pool: Extent = Extent(1, 64, 256)
+    pictures: Extent = Extent(1, 1, 16)
+
+    def symbols(self, graph: str) -> dict[str, Extent]:
+        """Extents by the names of a graph's dynamic axes."""
+        if graph == "image":
+            return {"B": self.pictures}
+        return {"B": self.posts, "T": self.tokens, "S": self.units, "N": self.pool}
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        """Plain dict for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, int]]) -> "Profile":
+        """Rebuild from `to_dict`."""
+        return cls(**{name: Extent(**extent) for name, extent in values.items()})
+
+
+Dims = Mapping[str, tuple[int | str, ...]]
+
+
+def input_dims(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
+    """Each input's dimensions: numbers, or names of dynamic axes."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
+        value.name: tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param
+            for d in value.type.tensor_type.shape.dim
+        )
+        for value in model.graph.input
+        if value.name not in constants
+    }
+
+
+def shapes_for(graph: str, dims: Dims, profile: Profile, scales: int) -> Shapes:
+    """Shapes of every input of one graph.
+
+    Args:
+        graph: `text`, `image` or `fusion`.
+        dims: From `input_dims`.
+        profile: Extents.
+        scales: K; `fusion` slices windows of K steps, so T starts there.
+
+    Raises:
+        ExportError: An axis has no extent, or T cannot start at K.
+    """
+    symbols = profile.symbols(graph)
+    if "T" in symbols and profile.tokens.min < scales:
+        raise ExportError(
+            f"profile starts at {profile.tokens.min} tokens, but units span up to {scales} steps; "
+            f"start at {scales} or more"
+        )
+    shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
+    for name, sizes in dims.items():
+        unknown = [d for d in sizes if isinstance(d, str) and d not in symbols]
+        if unknown:
+            raise ExportError(
+                f"input {name!r} of graph {graph!r} has axes {unknown} with no extent"
+            )
+        low, usual, high = (
+            tuple(getattr(symbols[d], kind) if isinstance(d, str) else d for d in sizes)
+            for kind in KINDS
+        )
+        shapes[name] = (low, usual, high)
+    return shapes
+
+
+def check_shapes(graph: str, dims: Dims, shapes: Mapping[str, Any]) -> None:
+    """Compare the shapes of all inputs with the graph and with each other.
+
+    Raises:
+        ExportError: An input has no shapes, a fixed dimension differs, min, opt and max are not in
+            order, or two inputs that share an axis disagree about it; names both.
+    """
+    missing = set(dims) - set(shapes)
+    if missing:
+        raise ExportError(f"profile of graph {graph!r} lacks inputs {sorted(missing)}")
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
+    for name, sizes in dims.items():
+        where = f"profile of {name!r} in graph {graph!r}"
+        for kind, shape in zip(KINDS, shapes[name], strict=True):
+            if len(shape) != len(sizes):
+                raise ExportError(
+                    f"{where} has {len(shape)} dimensions, the graph has {len(sizes)}"
+                )
+            _check_fixed(where, kind, shape, sizes)
+            _check_shared(graph, name, kind, shape, sizes, seen)
+        for place, (low, usual, high) in enumerate(zip(*shapes[name], strict=True)):
+            if not low <= usual <= high:
+                raise ExportError(
+                    f"{where}, dimension {place}: {low} <= {usual} <= {high} does not hold"
+                )
+
+
+def _check_fixed(where: str, kind: str, shape: Shape, sizes: tuple[int | str, ...]) -> None:
+    for place, (size, fixed) in enumerate(zip(shape, sizes, strict=True)):
+        if isinstance(fixed, int) and size != fixed:
+            raise ExportError(
+                f"{where} has {kind} {size} in dimension {place}, which the graph fixes at {fixed}"
+            )
+
+
+def _check_shared(
+    graph: str,
+    name: str,
+    kind: str,
+    shape: Shape,
+    sizes: tuple[int | str, ...],
+    seen: dict[tuple[str, str], tuple[int, str]],
+) -> None:
+    for size, symbol in zip(shape, sizes, strict=True):
+        if isinstance(symbol, int):
+            continue
+        other, owner = seen.setdefault((symbol, kind), (size, name))
+        if other != size:
+            raise ExportError(
+                f"profile of graph {graph!r} disagrees about {symbol}: {kind} is {other} for "
+                f"{owner!r} and {size} for {name!r}; give both the same"
+            )

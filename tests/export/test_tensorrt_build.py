@@ -1,0 +1,191 @@
+"""Every graph in both precisions through TensorRT-RTX's real parser and builder, without a GPU."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from amlr.errors import ExportError
+from amlr.export.graphs import build_graphs
+from amlr.export.precision.half import to_half
+from amlr.export.tensorrt.builder import BuildOptions, Plan, build_plan
+from amlr.export.tensorrt.messages import explain
+from amlr.export.tensorrt.profiles import (
+    Extent,
+    Profile,
+    check_shapes,
+    input_dims,
+    shapes_for,
+)
+from amlr.export.to_onnx import trace
+from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
+from tiny_models import IMAGE_SIZE, tiny_model
+
+PROFILE = Profile(
+    posts=Extent(1, 4, 8),
+    tokens=Extent(3, 8, 16),
+    units=Extent(1, 8, 32),
+    pool=Extent(1, 4, 8),
+    pictures=Extent(1, 1, 4),
+)
+GRAPHS = ("text", "image", "fusion")
+
+
+@pytest.fixture(scope="module")
+def library() -> TensorRT:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    return load_tensorrt("tensorrt-rtx")
+
+
+def _build(
+    library: TensorRT, path: Path, graph: str, precision: str, islands: tuple[str, ...]
+) -> Plan:
+    dims = input_dims(onnx.load(str(path)))
+    shapes = shapes_for(graph, dims, PROFILE, 3)
+    return build_plan(
+        library, path, graph=graph, dims=dims, shapes=[shapes], precision=precision, islands=islands
+    )
+
+
+@pytest.mark.parametrize(("text", "image"), [("bert", "vit"), ("mpnet", "mobilenet_v2")])
+def test_all_graphs_build_in_both_precisions(
+    library: TensorRT, tmp_path: Path, text: str, image: str
+) -> None:
+    model = tiny_model(text, image, shapes=8 if text == "mpnet" else 0)
+    for spec in build_graphs(model, image_size=IMAGE_SIZE, centre=True):
+        if spec.name not in GRAPHS:
+            continue
+        graph = trace(spec)
+        half = to_half(spec.name, graph)
+        islands = tuple(island.node for island in half.islands)
+        path = tmp_path / f"{spec.name}.onnx"
+        onnx.save(graph, str(path))
+        full = _build(library, path, spec.name, "fp32", ())
+        assert full.audit.dtypes["FLOAT"] > 0
+        assert "HALF" not in full.audit.dtypes
+        onnx.save(half.model, str(path))
+        plan = _build(library, path, spec.name, "fp16", islands)
+        assert set(plan.audit.float32) <= set(islands)
+        assert plan.audit.dtypes["HALF"] > 2 * len(islands)
+        assert set(plan.audit.outputs.values()) == {"FLOAT"}
+        assert len(plan.data) > 1000
+
+
+def _save(folder: Path, nodes: list[onnx.NodeProto], out: int = TensorProto.FLOAT) -> Path:
+    made = helper.make_tensor_value_info
+    weights = [
+        numpy_helper.from_array(np.ones((4, 4), kind), name)
+        for name, kind in (("half", "float16"), ("full", "float32"))
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [made("x", TensorProto.FLOAT, ["B", 4])], [made("y", out, None)], weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "g.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+def _try(library: TensorRT, path: Path, precision: str = "fp32", **options: object) -> Plan:
+    dims = {"x": ("B", 4)}
+    shapes = {"x": ((1, 4), (2, 4), (8, 4))}
+    return build_plan(
+        library, path, graph="g", dims=dims, shapes=[shapes], precision=precision, **options
+    )  # type: ignore[arg-type]
+
+
+def test_float32_where_half_was_asked_fails(library: TensorRT, tmp_path: Path) -> None:
+    path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
+    assert _try(library, path).data
+    with pytest.raises(ExportError, match="no layer of its network computes in float16"):
+        _try(library, path, "fp16")
+
+
+def test_one_stray_float32_layer_fails_and_is_named(library: TensorRT, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="down", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "half"], ["m"], name="mm"),
+        helper.make_node("Cast", ["m"], ["f"], name="up", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "full"], ["y"], name="stray"),
+    ]
+    path = _save(tmp_path, nodes)
+    with pytest.raises(
+        ExportError, match="1 layers meant to be float16 are float32, first 'stray'"
+    ):
+        _try(library, path, "fp16")
+    assert _try(library, path, "fp16", islands=["stray"]).data
+
+
+def test_half_output_fails(library: TensorRT, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="down", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "half"], ["y"], name="mm"),
+    ]
+    path = _save(tmp_path, nodes, TensorProto.FLOAT16)
+    with pytest.raises(ExportError, match="outputs must be float32, found {'y': 'HALF'}"):
+        _try(library, path, "fp16")
+
+
+def test_mixed_types_name_graph_node_and_reason(library: TensorRT, tmp_path: Path) -> None:
+    path = _save(tmp_path, [helper.make_node("MatMul", ["x", "half"], ["y"], name="mixed")])
+    with pytest.raises(ExportError, match=r"graph 'g'.*mixed \(MatMul\)"):
+        _try(library, path)
+
+
+def test_unknown_operator_is_named(library: TensorRT, tmp_path: Path) -> None:
+    nodes = [helper.make_node("CrfViterbi", ["x"], ["y"], name="crf", domain="nobody")]
+    with pytest.raises(ExportError, match=r"crf \(CrfViterbi\): the library has no operator"):
+        _try(library, _save(tmp_path, nodes))
+
+
+def test_missing_profile_is_explained(library: TensorRT, tmp_path: Path) -> None:
+    path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
+    with pytest.raises(ExportError, match="an input has a dynamic axis and no profile"):
+        build_plan(library, path, graph="g", dims={}, shapes=[], precision="fp32")
+
+
+def test_unknown_architecture_lists_the_known_ones(library: TensorRT, tmp_path: Path) -> None:
+    path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
+    with pytest.raises(ExportError, match=r"cannot build for SM 9\.0; it knows .*SM89"):
+        _try(library, path, options=BuildOptions(sms=(90,)))
+
+
+def test_profiles_of_all_inputs_must_agree() -> None:
+    dims = {"ids": ("B", "T"), "mask": ("B", "T"), "pixels": ("N", 3)}
+    good = {
+        "ids": ((1, 8), (8, 64), (32, 256)),
+        "mask": ((1, 8), (8, 64), (32, 256)),
+        "pixels": ((1, 3), (1, 3), (4, 3)),
+    }
+    check_shapes("g", dims, good)
+    with pytest.raises(ExportError, match="disagrees about T: max is 256 for 'ids' and 128"):
+        check_shapes("g", dims, good | {"mask": ((1, 8), (8, 64), (32, 128))})
+    with pytest.raises(ExportError, match="which the graph fixes at 3"):
+        check_shapes("g", dims, good | {"pixels": ((1, 3), (1, 4), (4, 3))})
+    with pytest.raises(ExportError, match="does not hold"):
+        check_shapes("g", dims, good | {"pixels": ((2, 3), (1, 3), (4, 3))})
+    with pytest.raises(ExportError, match="the graph has 2"):
+        check_shapes("g", dims, good | {"pixels": ((1,), (1,), (4,))})
+    with pytest.raises(ExportError, match=r"lacks inputs \['pixels'\]"):
+        check_shapes("g", dims, {"ids": good["ids"], "mask": good["mask"]})
+
+
+def test_profile_must_start_at_the_longest_unit() -> None:
+    with pytest.raises(ExportError, match="start at 6 or more"):
+        shapes_for("text", {"input_ids": ("B", "T")}, PROFILE, 6)
+
+
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ("kOPT values for profile 0 violate shape constraints: x", "optimum of the profile"),
+        ("Error Code 4: kMAX values for profile 0 violate shape constraints", "minimum or maximum"),
+        ("OutOfMemory (requested 1 bytes)", "not enough memory"),
+        ("Something new at line 3", "the library says: Something new"),
+        ("", "the library gave no reason"),
+    ],
+)
+def test_builder_messages_become_plain(message: str, meaning: str) -> None:
+    assert meaning in explain([message])
