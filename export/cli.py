@@ -101,7 +101,11 @@ def export_command(
         tolerance=tolerance,
         release=release,
     )
-    say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
     manifest = export_checkpoint(ckpt, out, options, say=say)
     size = sum(entry.bytes for entry in manifest.files.values())
     say(f"wrote {out} ({size / 1e6:.1f} MB, {len(manifest.files)} files)")

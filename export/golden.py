@@ -46,8 +46,15 @@ def write_golden(path: Path, eager: Engine, posts: Sequence[Post]) -> None:
                 "entities": [entity.to_dict() for entity in result.entities],
             }
         )
+    save_golden(path, listed, tensors)
+
+
+def save_golden(
+    path: Path, posts: list[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]
+) -> None:
+    """Write the golden file from its parts."""
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         path,
-        metadata={"posts": json.dumps(listed, ensure_ascii=False)},
+        metadata={"posts": json.dumps(posts, ensure_ascii=False)},
     )

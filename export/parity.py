@@ -66,15 +66,21 @@ def raw_errors(expected: Raw, actual: Raw) -> dict[str, float]:
     return errors
 
 
-def compare(eager: Engine, candidate: Engine, posts: Iterable[Post]) -> ParityReport:
+def compare(
+    eager: Engine,
+    candidate: Engine,
+    posts: Iterable[Post],
+    report: ParityReport | None = None,
+) -> ParityReport:
     """Run both engines over the posts.
 
     Args:
         eager: Engine on `EagerProvider`.
         candidate: Engine on the variant to prove.
         posts: Any number; taken in chunks, so that batches mix lengths and pictures.
+        report: Adds to this one instead of starting a new one.
     """
-    report = ParityReport()
+    report = report or ParityReport()
     source = iter(posts)
     while chunk := list(islice(source, CHUNK_POSTS)):
         _compare_chunk(report, eager, candidate, chunk)

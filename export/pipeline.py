@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from amlr import __version__
 from amlr.export.eager import EagerProvider
-from amlr.export.golden import write_golden
+from amlr.export.golden import save_golden, write_golden
 from amlr.export.graphs import build_graphs, regions_of
-from amlr.export.parity import FP32_TOLERANCE, compare, require
+from amlr.export.parity import FP32_TOLERANCE, ParityReport, compare, require
 from amlr.export.reference import write_reference
 from amlr.export.samples import sample_posts
 from amlr.export.staging import file_entry, list_files, staged
@@ -32,6 +32,8 @@ from amlr.runtime.manifest import (
     Manifest,
     Variant,
 )
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from amlr.training.checkpoint import Checkpoint, ReleaseOptions, load_checkpoint
 from amlr.training.model import AmlrModel
 
@@ -90,22 +92,23 @@ def export_checkpoint(
         if options.keep_reference:
             write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
         manifest = _manifest(ckpt, checkpoint, model, variant, options.name or out.stem)
+        # A bundle always has golden samples; they come from the engine that needs a bundle.
+        save_golden(folder / GOLDEN, [], {})
         _save(folder, manifest)
 
         say(f"proving {PARITY_POSTS} posts against the eager model")
         bundle = Bundle.open(folder)
-        with (
-            Engine(bundle, EagerProvider(model)) as eager,
-            Engine.load(folder, provider="onnxruntime", precision="exact") as candidate,
-        ):
-            report = compare(eager, candidate, sample_posts(PARITY_POSTS))
+        report = ParityReport()
+        with Engine(bundle, EagerProvider(model)) as eager:
+            for packed in (True, False):
+                provider = OnnxRuntimeProvider(bundle, variant, ProviderOptions(), packed=packed)
+                with Engine(bundle, provider, variant=variant) as candidate:
+                    compare(eager, candidate, sample_posts(PARITY_POSTS), report)
             require(report, "fp32", options.tolerance)
             write_golden(folder / GOLDEN, eager, sample_posts(GOLDEN_POSTS))
         say(f"  {report.entities} entities, 0 changed; {_errors(report.max_abs_error)}")
-        parity = report.to_dict()
-        variant = Variant(precision="fp32", graphs=variant.graphs, parity=parity)
-        manifest = replace(manifest, variants={"fp32": variant})
-        manifest = _save(folder, manifest)
+        variant = replace(variant, parity=report.to_dict())
+        manifest = _save(folder, replace(manifest, variants={"fp32": variant}))
         # The last look is the user's first: load it as they will, golden check included.
         Engine.load(folder, provider="onnxruntime").close()
     return manifest
