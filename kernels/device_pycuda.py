@@ -1,0 +1,185 @@
+"""The device layer over pycuda. Never `pycuda.autoinit`: it makes a context of its own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycuda.driver as cuda
+
+from amlr.kernels.driver import DeviceError, DeviceMemoryError, Graph, capture_graph
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call pycuda; raise our errors."""
+    try:
+        return function(*arguments, **options)
+    except cuda.MemoryError as error:
+        raise DeviceMemoryError(str(error)) from error
+    except cuda.Error as error:
+        raise DeviceError(str(error)) from error
+
+
+class PycudaStream:
+    """A pycuda stream."""
+
+    def __init__(self) -> None:
+        self.raw = _call(cuda.Stream, 1)  # 1: CU_STREAM_NON_BLOCKING
+        self.handle = int(self.raw.handle)
+
+    def synchronize(self) -> None:
+        """Wait until everything enqueued so far is done."""
+        _call(self.raw.synchronize)
+
+    def wait(self, event: "PycudaEvent") -> None:
+        """Let later work wait for an event."""
+        _call(self.raw.wait_for_event, event.raw)
+
+    def close(self) -> None:
+        """Drop the stream; pycuda destroys it with its last reference."""
+        self.raw = None
+
+
+class PycudaEvent:
+    """A pycuda event."""
+
+    def __init__(self) -> None:
+        self.raw = _call(cuda.Event)
+
+    def record(self, stream: PycudaStream) -> None:
+        """Mark the work enqueued so far."""
+        _call(self.raw.record, stream.raw)
+
+    def synchronize(self) -> None:
+        """Wait until the marked work is done."""
+        _call(self.raw.synchronize)
+
+    def milliseconds_since(self, earlier: "PycudaEvent") -> float:
+        """Device time between two recorded marks."""
+        return float(_call(self.raw.time_since, earlier.raw))
+
+    def close(self) -> None:
+        """Drop the event; pycuda destroys it with its last reference."""
+        self.raw = None
+
+
+class PycudaModule:
+    """A loaded image."""
+
+    def __init__(self, image: bytes) -> None:
+        # PTX must end in a zero byte; a cubin does not mind one.
+        self._module = _call(cuda.module_from_buffer, image + b"\0")
+
+    def function(self, name: str) -> Any:
+        """A kernel by name."""
+        return _call(self._module.get_function, name)
+
+
+class PycudaDevice:
+    """One device through pycuda; see `Device` for the methods."""
+
+    binding = "pycuda"
+
+    def __init__(self, ordinal: int) -> None:
+        _call(cuda.init)
+        device = _call(cuda.Device, ordinal)
+        major, minor = _call(device.compute_capability)
+        self.sm = 10 * major + minor
+        self.name = str(_call(device.name))
+        self._context = _call(device.retain_primary_context)
+        # pycuda frees memory with its last reference, so allocations are kept by address.
+        self._allocations: dict[int, Any] = {}
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the primary context current for a block."""
+        _call(self._context.push)
+        try:
+            yield
+        finally:
+            _call(cuda.Context.pop)
+
+    def alloc(self, nbytes: int) -> int:
+        """Allocate device memory."""
+        allocation = _call(cuda.mem_alloc, max(nbytes, 1))
+        pointer = int(allocation)
+        self._allocations[pointer] = allocation
+        return pointer
+
+    def free(self, pointer: int) -> None:
+        """Give memory back."""
+        _call(self._allocations.pop(pointer).free)
+
+    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An uninitialised array in page-locked memory, freed with its last view."""
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape))
+        flat = _call(cuda.pagelocked_empty, max(count, 1), kind)
+        array: npt.NDArray[Any] = flat[:count].reshape(shape)
+        return array
+
+    def upload(self, pointer: int, array: npt.NDArray[Any], stream: PycudaStream) -> None:
+        """Copy a host array to the device."""
+        if array.nbytes:
+            _call(cuda.memcpy_htod_async, pointer, array, stream.raw)
+
+    def download(self, array: npt.NDArray[Any], pointer: int, stream: PycudaStream) -> None:
+        """Copy from the device into a host array."""
+        if array.nbytes:
+            _call(cuda.memcpy_dtoh_async, array, pointer, stream.raw)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: PycudaStream) -> None:
+        """Copy within the device."""
+        _call(cuda.memcpy_dtod_async, target, source, nbytes, stream.raw)
+
+    def fill(self, pointer: int, value: int, nbytes: int, stream: PycudaStream) -> None:
+        """Set bytes to a value."""
+        _call(cuda.memset_d8_async, pointer, value, nbytes, stream.raw)
+
+    def stream(self) -> PycudaStream:
+        """A new non-blocking stream."""
+        return PycudaStream()
+
+    def event(self) -> PycudaEvent:
+        """A new event."""
+        return PycudaEvent()
+
+    def load_module(self, image: bytes) -> PycudaModule:
+        """Load a cubin or PTX text."""
+        return PycudaModule(image)
+
+    def launch(
+        self,
+        function: Any,
+        *,
+        grid: int,
+        block: int,
+        shared_bytes: int,
+        stream: PycudaStream,
+        arguments: Sequence[np.generic],
+    ) -> None:
+        """Enqueue a kernel."""
+        # pycuda packs NumPy scalars with the alignment of C.
+        _call(
+            function,
+            *arguments,
+            grid=(grid, 1, 1),
+            block=(block, 1, 1),
+            shared=shared_bytes,
+            stream=stream.raw,
+        )
+
+    def capture(self, stream: PycudaStream) -> AbstractContextManager[Graph]:
+        """Record a block's work into a graph."""
+        return capture_graph(stream)
+
+    def close(self) -> None:
+        """Drop the primary context; pycuda releases it with its last reference."""
+        self._allocations.clear()
+        self._context.detach()
+
+
+def open_device(ordinal: int) -> PycudaDevice:
+    """Open a device; the driver has been probed."""
+    return PycudaDevice(ordinal)

@@ -1,0 +1,63 @@
+"""Builds the real kernel sources for the host with g++, behind the shim `simt.h`."""
+
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amlr.kernels.images import SOURCES, KernelSpec
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "kernels"
+# No contraction: the host must add and multiply in separate, rounded steps, as the kernels ask for.
+_FLAGS = ("-std=c++17", "-O1", "-g", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}")
+SANITIZERS = {
+    "plain": (),
+    "asan": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "tsan": ("-fsanitize=thread", "-DSIMT_THREADS"),
+}
+
+
+def functions(spec: KernelSpec) -> list[str]:
+    """Names of a source's kernels for this spec."""
+    return [spec.function(kernel) for kernel in SOURCES[spec.source]]
+
+
+@dataclass(slots=True)
+class HostBuilder:
+    """Compiles into one folder; every result is kept under its name.
+
+    Attributes:
+        folder: Where libraries and programs go.
+        sources: Sources by name that replace the real ones (for mutants).
+    """
+
+    folder: Path
+    sources: dict[str, Path] = field(default_factory=dict)
+
+    def library(self, spec: KernelSpec) -> Path:
+        """A shared library that exports `host_<function>` for every kernel of the source."""
+        target = self.folder / f"{spec.source}{spec.variant}.so"
+        if not target.exists():
+            self._compile(spec, "host_kernel.cpp", target, ("-fPIC", "-shared"))
+        return target
+
+    def replay(self, spec: KernelSpec, sanitizer: str = "plain") -> Path:
+        """The program that replays recorded launches."""
+        target = self.folder / f"replay_{spec.source}{spec.variant}_{sanitizer}"
+        if not target.exists():
+            self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
+        return target
+
+    def _compile(
+        self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]
+    ) -> None:
+        source = self.sources.get(spec.source, KERNELS / f"{spec.source}.cu")
+        listed = " ".join(f"X({function})" for function in functions(spec))
+        macros = {**spec.macros, "KERNEL_FILE": f'"{source}"', "KERNELS": listed}
+        defines = [f"-D{name}={value}" for name, value in macros.items()]
+        partial = target.with_suffix(".partial")
+        command = ["g++", *_FLAGS, *flags, *defines, str(HERE / main), "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"g++ failed: {' '.join(command)}\n{done.stderr}")
+        partial.replace(target)
