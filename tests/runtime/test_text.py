@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from amlr.errors import InputError
+from amlr.runtime.text import TextEncoder, TextSpec, load_tokenizer, word_shape
+from encoders import byte_level_encoder, wordpiece_encoder
+from tiny import tiny_tokenizer
+
+WORDPIECE = wordpiece_encoder()
+BYTE_LEVEL = byte_level_encoder()
+SMALL = wordpiece_encoder(max_tokens=16, overlap_tokens=6, max_word_tokens=5)
+
+
+@pytest.mark.parametrize("encoder", [WORDPIECE, BYTE_LEVEL], ids=["wordpiece", "bytes"])
+def test_words_subwords_and_offsets(encoder: TextEncoder) -> None:
+    text = "in paris, x"
+    (encoded,) = encoder.encode([(text, None)])
+    (window,) = encoded.windows
+    assert encoded.word_spans_n2.tolist() == [[0, 2], [3, 8], [8, 9], [10, 11]]
+    assert window.input_ids_t[0] == encoder.cls_id
+    assert window.input_ids_t[-1] == encoder.sep_id
+    assert window.token_offsets_t2[0].tolist() == window.token_offsets_t2[-1].tolist() == [0, 0]
+    for word, (first, last) in enumerate(zip(window.first_n, window.last_n, strict=True)):
+        start, end = encoded.word_spans_n2[word]
+        assert window.token_offsets_t2[first, 0] == start
+        assert window.token_offsets_t2[last, 1] == end
+
+
+def test_wordpiece_ids_of_a_known_text() -> None:
+    tokenizer = tiny_tokenizer()
+    (encoded,) = WORDPIECE.encode([("in Paris xy", None)])
+    pieces = ["[CLS]", "in", "paris", "x", "##y", "[SEP]"]
+    expected = [tokenizer.token_to_id(piece) for piece in pieces]
+    assert encoded.windows[0].input_ids_t.tolist() == expected
+    assert encoded.windows[0].shape_ids_t.tolist() == [0, 3, 6, 3, 3, 0]
+
+
+def test_urls_stand_for_one_text_and_keep_their_characters() -> None:
+    text = "x https://t.co/abcdefgh y"
+    (encoded,) = WORDPIECE.encode([(text, None)])
+    (plain,) = WORDPIECE.encode([("<url>", [(0, 5)])])
+    (window,) = encoded.windows
+    url = slice(window.first_n[1], window.last_n[1] + 1)
+    assert window.input_ids_t[url].tolist() == plain.windows[0].input_ids_t[1:-1].tolist()
+    assert {tuple(o) for o in window.token_offsets_t2[url].tolist()} == {(2, 23)}
+    (kept,) = wordpiece_encoder(url_text=None).encode([(text, None)])
+    assert len(kept.windows[0].input_ids_t) > len(window.input_ids_t)
+
+
+def test_a_word_without_subwords_becomes_unknown() -> None:
+    (encoded,) = WORDPIECE.encode([("a \u200d \xa0 b", [(0, 1), (2, 3), (4, 5), (6, 7)])])
+    (window,) = encoded.windows
+    assert window.input_ids_t[2:4].tolist() == [WORDPIECE.unk_id] * 2
+    assert window.token_offsets_t2[2:4].tolist() == [[2, 3], [4, 5]]
+
+
+def test_no_words_no_windows() -> None:
+    assert [e.windows for e in WORDPIECE.encode([("", None), (" \n", None), ("ab", [])])] == [
+        ()
+    ] * 3
+
+
+def test_padding_and_truncation_of_the_file_are_ignored() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.enable_padding(length=50)
+    tokenizer.enable_truncation(3)
+    ids = {"cls_id": 2, "sep_id": 3, "pad_id": 0, "unk_id": 1}
+    for given_tokenizer in (tokenizer, load_tokenizer(tokenizer.to_str())):
+        (encoded,) = TextEncoder(given_tokenizer, TextSpec(), **ids).encode([("a b c d e", None)])
+        assert len(encoded.windows[0].input_ids_t) == 7
+    assert tokenizer.padding is not None  # the caller's own object is left alone
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "code"),
+    [
+        (None, None, "text_invalid"),
+        (b"bytes", None, "text_invalid"),
+        ("x" * 100_001, None, "text_too_long"),
+        ("abc", [(0, 4)], "words_invalid"),
+        ("abc", [(-1, 2)], "words_invalid"),
+        ("abc", [(1, 1)], "words_invalid"),
+        ("abc", [(1, 2), (0, 1)], "words_invalid"),
+        ("abc", [(0, 2), (1, 3)], "words_invalid"),
+        ("abc", [(0, 1, 2)], "words_invalid"),
+        ("abc", [(0.5, 2)], "words_invalid"),
+        ("abc", ["ab"], "words_invalid"),
+        ("abc", [(0, 1), (2,)], "words_invalid"),
+    ],
+)
+def test_bad_input_is_named(text: str, words: list[tuple[int, int]], code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        WORDPIECE.encode([(text, words)])
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"model": 3}'])
+def test_not_a_tokenizer(text: str) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        load_tokenizer(text)
+
+
+def test_spec_round_trip_and_checks() -> None:
+    spec = TextSpec(max_tokens=64, url_text=None)
+    assert TextSpec.from_dict(spec.to_dict() | {"later": 1}) == spec
+    with pytest.raises(InputError, match="overlap"):
+        TextSpec(max_tokens=20, overlap_tokens=20)
+    with pytest.raises(InputError, match="word rule"):
+        TextSpec(word_rule="words-9")
+
+
+def test_shape_classes() -> None:
+    samples = ("7", "²", "?!", "", "ab", "AB", "A", "Ab", "ABc", "aB", "東")
+    assert [word_shape(w) for w in samples] == [1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+@example("e\u0301 👨‍👩‍👧 مرحبا \x00 \U000e0041")
+@example("İ ŉ ß ﬀ \ud800x")
+@given(st.text(st.characters(exclude_categories=()), max_size=80))
+def test_any_unicode_keeps_its_offsets(text: str) -> None:
+    for encoder in (WORDPIECE, BYTE_LEVEL, SMALL):
+        (encoded,) = encoder.encode([(text, None)])
+        for window in encoded.windows:
+            assert len(window.input_ids_t) <= encoder.spec.max_tokens
+            offsets = window.token_offsets_t2
+            assert (offsets[:, 0] <= offsets[:, 1]).all()
+            for i, (first, last) in enumerate(zip(window.first_n, window.last_n, strict=True)):
+                start, end = encoded.word_spans_n2[window.word_start + i]
+                assert (offsets[first : last + 1] >= start).all()
+                assert (offsets[first : last + 1] <= end).all()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
+def test_windows_cover_all_words_and_overlap(lengths: list[int]) -> None:
+    text = " ".join("x" * n for n in lengths)
+    (encoded,) = SMALL.encode([(text, None)])
+    spec = SMALL.spec
+    end = 0
+    for number, window in enumerate(encoded.windows):
+        words = len(window.first_n)
+        sizes = window.last_n - window.first_n + 1
+        assert sizes.tolist() == [
+            min(n, spec.word_limit) for n in lengths[window.word_start : window.word_start + words]
+        ]
+        assert window.first_n[0] == 1
+        assert (window.first_n[1:] == window.last_n[:-1] + 1).all()
+        assert window.last_n[-1] == len(window.input_ids_t) - 2
+        if number:
+            overlap = sizes[: end - window.word_start].sum()
+            assert 0 <= overlap <= spec.overlap_tokens
+        assert window.word_start <= end < window.word_start + words
+        end = window.word_start + words
+    assert end == len(lengths)
+
+
+def test_batch_mates_change_nothing() -> None:
+    texts = ["in paris", "", "x " * 300, "👍🏽 go"]
+    together = WORDPIECE.encode([(text, None) for text in texts])
+    for text, other in zip(texts, together, strict=True):
+        (alone,) = WORDPIECE.encode([(text, None)])
+        assert len(alone.windows) == len(other.windows)
+        for a, b in zip(alone.windows, other.windows, strict=True):
+            np.testing.assert_array_equal(a.input_ids_t, b.input_ids_t)
