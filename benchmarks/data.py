@@ -1,0 +1,132 @@
+"""Posts to prove and measure on: CoNLL files, JSON lines, or generated ones."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amlr.errors import InputError
+from amlr.export.samples import sample_image, sample_posts
+from amlr.runtime.results import Post
+
+Gold = tuple[tuple[int, int, str], ...]
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPost:
+    """One post.
+
+    Attributes:
+        id: Name in lists of differences.
+        post: Text, picture (path or bytes) and words.
+        gold: Labelled entities (start, end, label) in characters, or None.
+    """
+
+    id: str
+    post: Post
+    gold: Gold | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchData:
+    """All posts and where they come from."""
+
+    source: str
+    posts: tuple[BenchPost, ...]
+    missing_pictures: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """Posts with a picture."""
+        return sum(item.post.image is not None for item in self.posts)
+
+
+def load_data(data: str, images: Path | None, limit: int | None, sample_count: int) -> BenchData:
+    """Read posts.
+
+    Args:
+        data: `sample`, a CoNLL file with IMGID lines, or a .jsonl file of {id, text, image}.
+        images: Folder of pictures; for JSON lines the file's own folder is the default.
+        limit: Most posts, or None.
+        sample_count: How many to generate for `sample`.
+
+    Raises:
+        InputError: The file is missing or of another form.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, got {limit}")
+    if data == SAMPLE:
+        count = limit or sample_count
+        posts = tuple(
+            BenchPost(id=f"sample-{number}", post=post)
+            for number, post in enumerate(sample_posts(count, images=min(8, count)))
+        )
+        return BenchData(source="generated sample posts", posts=posts)
+    path = Path(data)
+    if not path.is_file():
+        raise InputError(f"no data file at {path}; give a CoNLL or .jsonl file, or {SAMPLE!r}")
+    if path.suffix in (".jsonl", ".json", ".ndjson"):
+        return _read_jsonl(path, images or path.parent, limit)
+    return _read_conll(path, images, limit)
+
+
+def _read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
+    posts: list[BenchPost] = []
+    missing = 0
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            if limit is not None and len(posts) >= limit:
+                break
+            try:
+                values = json.loads(line)
+                text, name = str(values["text"]), values.get("image")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f'{path}:{number}: expected a JSON object {{"id", "text", "image"}}: {error}'
+                ) from error
+            picture = None if name is None else images / str(name)
+            if picture is not None and not picture.is_file():
+                picture, missing = None, missing + 1
+            posts.append(BenchPost(id=str(values.get("id", number)), post=Post(text, picture)))
+    if not posts:
+        raise InputError(f"{path} holds no posts; expected one JSON object a line")
+    return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)
+
+
+def _read_conll(path: Path, images: Path | None, limit: int | None) -> BenchData:
+    from amlr.training.conll import ImageFolder, read_conll
+
+    folder = ImageFolder(root=images)
+    posts = []
+    for number, item in enumerate(read_conll(path)[:limit]):
+        spans = item.word_spans_n2
+        gold = tuple(
+            (int(spans[first, 0]), int(spans[end - 1, 1]), label)
+            for first, end, label in item.entities
+        )
+        picture = folder.find(item.image_id) if images is not None else None
+        post = Post(item.text, picture, spans)
+        name = item.image_id or f"{path.name}:{number + 1}"
+        posts.append(BenchPost(id=name, post=post, gold=gold))
+    missing = folder.counts["missing"] if images is not None else 0
+    return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)
+
+
+def with_pictures(posts: list[BenchPost]) -> tuple[list[BenchPost], int]:
+    """Give every post its own picture, as timing a cold picture needs.
+
+    Returns:
+        The posts, and how many got a generated picture because they had none.
+    """
+    generated = 0
+    filled = []
+    for number, item in enumerate(posts):
+        if item.post.image is None:
+            picture = sample_image(1000 + number, (1024, 768))
+            filled.append(replace(item, post=Post(item.post.text, picture, item.post.words)))
+            generated += 1
+        else:
+            filled.append(item)
+    return filled, generated

@@ -1,0 +1,58 @@
+"""The one-graph ONNX files that plain peers read, written by a process of its own.
+
+Apart, so that neither this command nor the peers carry the exporter's memory.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from amlr.benchmarks.remote import PeerError, worker_environment
+
+_PROGRAM = "amlr.benchmarks.exports"
+_TIMEOUT_S = 900
+
+
+def start_export(bundle: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """Begin writing the files; other work may go on meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", _PROGRAM, bundle, str(folder)],
+        env=worker_environment(1, None),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish_export(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the files.
+
+    Raises:
+        PeerError: The plain model could not be exported.
+    """
+    try:
+        _, stderr = process.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        raise PeerError("the one-graph export took too long") from error
+    if process.returncode:
+        lines = stderr.decode(errors="replace").strip().splitlines()
+        raise PeerError(f"the one-graph export failed: {lines[-1] if lines else 'no reason given'}")
+
+
+def write_plain_graphs(bundle: str, folder: Path) -> None:
+    """Export the plain model of a bundle."""
+    from amlr.benchmarks.peers.build import model_shape
+    from amlr.benchmarks.peers.whole_model import whole_graphs
+    from amlr.export.reference import load_reference
+    from amlr.export.to_onnx import write_graphs
+    from amlr.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    model = load_reference(opened)
+    write_graphs(whole_graphs(model, model_shape(opened.manifest)), folder)
+
+
+if __name__ == "__main__":
+    write_plain_graphs(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,66 @@
+"""What the numbers were measured on."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_CPUINFO = Path("/proc/cpuinfo")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_PACKAGES = (
+    "numpy", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "tensorrt", "tokenizers", "pillow",
+)  # fmt: skip
+
+
+def _cpu_fields() -> dict[str, str]:
+    """First processor's fields in /proc/cpuinfo; empty elsewhere."""
+    try:
+        block = _CPUINFO.read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_vendor() -> str | None:
+    """`AuthenticAMD`, `GenuineIntel`, ..., or None where that is unknown."""
+    return _cpu_fields().get("vendor_id")
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the libraries that matter here."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, system and library versions; unknown values are None."""
+    fields = _cpu_fields()
+    flags = fields.get("flags", "").split()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    memory_gb = None
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        memory_gb = round(pages * size / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        pass
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": fields.get("model name") or platform.processor() or None,
+        "vendor": fields.get("vendor_id"),
+        "family": fields.get("cpu family"),
+        "features": [flag for flag in _FLAGS if flag in flags],
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory_gb": memory_gb,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "load_before": None if load is None else round(load, 2),
+    }

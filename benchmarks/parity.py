@@ -1,0 +1,278 @@
+"""Parity before speed: the engine against the eager PyTorch model, post by post.
+
+Both sides read text, pictures and words through the runtime, and decode the same way; only the
+model's numbers come from different places.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from amlr.benchmarks.data import BenchPost
+from amlr.benchmarks.margins import entity_margin
+from amlr.runtime.decode import decode_posts
+from amlr.runtime.engine import Engine
+from amlr.runtime.pipeline import Pipeline, ScoredPost
+from amlr.runtime.results import Entity, Raw
+
+CHUNK_POSTS = 64
+FP32_TOLERANCE = 1e-4
+UNDECIDABLE_MARGIN = 1e-5
+"""Below this the float32 answer itself depends on the order of additions."""
+MAX_LISTED = 200
+# In the order of the data's way: the first one that is off is where to look.
+OUTPUTS = ("emissions", "unit_logits")
+_OUTPUT_NAMES = {
+    "emissions": "emissions (text graph, token head)",
+    "unit_logits": "unit_logits (picture graph or fusion)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One post whose entities differ.
+
+    Attributes:
+        id: The post.
+        text: Its text.
+        missing: Entities of the eager model that the engine lacks, (start, end, label).
+        added: Entities that only the engine has.
+        margin: How much better the eager answer is than its best rival; None if not computed.
+        undecidable: Whether that margin is below float32 noise.
+        first_diverging: First output that is off by more than the tolerance, or "decoder".
+        errors: Largest absolute error of each output on this post.
+    """
+
+    id: str
+    text: str
+    missing: tuple[tuple[int, int, str], ...]
+    added: tuple[tuple[int, int, str], ...]
+    margin: float | None
+    undecidable: bool
+    first_diverging: str
+    errors: dict[str, float]
+
+    @property
+    def entities(self) -> int:
+        """Changed entities; a changed label or boundary counts once."""
+        return max(len(self.missing), len(self.added))
+
+
+@dataclass(slots=True, kw_only=True)
+class Parity:
+    """What comparing one tier found."""
+
+    backend: str
+    precision: str
+    tolerance: float | None
+    posts: int = 0
+    entities: int = 0
+    changed_entities: int = 0
+    undecidable_posts: int = 0
+    undecidable_changed: int = 0
+    failed_posts: int = 0
+    warnings_differ: int = 0
+    max_abs_error: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OUTPUTS, 0.0))
+    worst_post: str = ""
+    smallest_margin: float | None = None
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """`pass`: no entity changed, and float32 numbers are within the tolerance."""
+        within = self.tolerance is None or max(self.max_abs_error.values()) <= self.tolerance
+        is_clean = not (self.changed_entities or self.failed_posts or self.warnings_differ)
+        return "pass" if within and is_clean and self.posts else "fail"
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, one line; empty when it passed."""
+        if self.verdict == "pass":
+            return ""
+        if not self.posts:
+            return "no post was compared"
+        if self.failed_posts:
+            return f"{self.failed_posts} posts failed in the engine only"
+        if self.warnings_differ:
+            return f"{self.warnings_differ} posts used a picture on one side only"
+        if self.changed_entities:
+            where = self.changes[0].first_diverging if self.changes else ""
+            return (
+                f"{self.changed_entities} of {self.entities} entities changed over {self.posts} "
+                f"posts; first diverging: {where}"
+            )
+        name, error = max(self.max_abs_error.items(), key=lambda item: item[1])
+        return (
+            f"{name} is off by {error:.3g}, allowed {self.tolerance:.3g}; "
+            f"{error * 1.01:.3g} would pass"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "verdict": self.verdict,
+            "posts": self.posts,
+            "entities": self.entities,
+            "changed_entities": self.changed_entities,
+            "max_abs_error": {k: _finite(v) for k, v in self.max_abs_error.items()},
+            "backend": self.backend,
+            "precision": self.precision,
+            "tolerance": self.tolerance,
+            "reason": self.reason,
+            "failed_posts": self.failed_posts,
+            "undecidable_posts": self.undecidable_posts,
+            "undecidable_changed_entities": self.undecidable_changed,
+            "smallest_margin": self.smallest_margin,
+            "changes": [_change_dict(change) for change in self.changes[:MAX_LISTED]],
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _change_dict(change: Change) -> dict[str, Any]:
+    return {
+        "id": change.id,
+        "text": change.text,
+        "missing": [list(item) for item in change.missing],
+        "added": [list(item) for item in change.added],
+        "margin": change.margin,
+        "undecidable": change.undecidable,
+        "first_diverging": change.first_diverging,
+        "errors": {name: _finite(value) for name, value in change.errors.items()},
+    }
+
+
+class EagerSide:
+    """Answers of the eager model, computed once for any number of tiers."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def answer(
+        self, posts: Sequence[BenchPost]
+    ) -> list[tuple[ScoredPost, tuple[Entity, ...], float | None]]:
+        """Raw scores, entities and margin of each post."""
+        bundle = self._pipeline.bundle
+        manifest = bundle.manifest
+        scored = list(self._pipeline.score([item.post for item in posts]))
+        decoded = iter(
+            decode_posts(
+                [post.scores for post in scored if post.scores is not None],
+                manifest.decoder,
+                bundle.decoder,
+                labels=manifest.labels,
+                tags=manifest.tags,
+            )
+        )
+        return [
+            (
+                post,
+                () if post.scores is None else next(decoded),
+                None if post.scores is None else entity_margin(post.scores, bundle),
+            )
+            for post in scored
+        ]
+
+
+def compare(
+    eager: EagerSide,
+    engines: Sequence[tuple[Engine, Parity]],
+    posts: Iterable[BenchPost],
+) -> None:
+    """Run both sides over the posts, in chunks, so that batches mix lengths and pictures.
+
+    Args:
+        eager: The reference.
+        engines: Each tier with the record to fill.
+        posts: Any number.
+    """
+    source = iter(posts)
+    while chunk := list(islice(source, CHUNK_POSTS)):
+        expected = eager.answer(chunk)
+        good = [
+            item.post
+            for item, (post, _, _) in zip(chunk, expected, strict=True)
+            if post.error is None
+        ]
+        for engine, parity in engines:
+            raws = iter(engine.raw(good))
+            results = engine.tag_batch([item.post for item in chunk])
+            for item, (post, entities, margin), result in zip(
+                chunk, expected, results, strict=True
+            ):
+                if post.error is not None or result.error is not None:
+                    parity.failed_posts += (post.error is None) != (result.error is None)
+                    if post.error is None:
+                        next(raws)
+                    continue
+                raw = next(raws)
+                parity.warnings_differ += post.image_used != result.image_used
+                _record(parity, item, post, entities, margin, raw, result.entities)
+
+
+def _record(
+    parity: Parity,
+    item: BenchPost,
+    post: ScoredPost,
+    entities: Sequence[Entity],
+    margin: float | None,
+    raw: Raw,
+    found: Sequence[Entity],
+) -> None:
+    errors = _errors(post, raw)
+    if max(errors.values()) > max(parity.max_abs_error.values()):
+        parity.worst_post = item.id
+    for name, error in errors.items():
+        parity.max_abs_error[name] = max(parity.max_abs_error[name], error)
+    parity.posts += 1
+    parity.entities += len(entities)
+    undecidable = margin is not None and margin < UNDECIDABLE_MARGIN
+    parity.undecidable_posts += undecidable
+    if margin is not None:
+        known = parity.smallest_margin
+        parity.smallest_margin = margin if known is None else min(known, margin)
+    before = {(e.start, e.end, e.label) for e in entities}
+    after = {(e.start, e.end, e.label) for e in found}
+    if before == after:
+        return
+    change = Change(
+        id=item.id,
+        text=item.post.text,
+        missing=tuple(sorted(before - after)),
+        added=tuple(sorted(after - before)),
+        margin=margin,
+        undecidable=undecidable,
+        first_diverging=_first_diverging(errors, parity.tolerance),
+        errors=errors,
+    )
+    parity.changes.append(change)
+    if undecidable:
+        parity.undecidable_changed += change.entities
+    else:
+        parity.changed_entities += change.entities
+
+
+def _errors(post: ScoredPost, raw: Raw) -> dict[str, float]:
+    scores = post.scores
+    if scores is None:
+        return dict.fromkeys(OUTPUTS, 0.0)
+    pairs = {
+        "emissions": (scores.emissions_ty, raw.emissions),
+        "unit_logits": (scores.unit_logits_uc, raw.unit_logits),
+    }
+    errors = {}
+    for name, (a, b) in pairs.items():
+        error = float(np.abs(a - b).max(initial=0.0)) if a.shape == b.shape else float("inf")
+        errors[name] = float("inf") if np.isnan(error) else error
+    return errors
+
+
+def _first_diverging(errors: dict[str, float], tolerance: float | None) -> str:
+    """First output, in the order of computing, that is off by more than float32 noise allows."""
+    limit = tolerance or FP32_TOLERANCE
+    return next((_OUTPUT_NAMES[name] for name in OUTPUTS if errors[name] > limit), "decoder")

@@ -1,0 +1,71 @@
+"""A plain OpenVINO conversion of the same model, one post after another at its exact length."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, pick
+from amlr.benchmarks.peers.padding import hit_regions, padded_feed, stack_pixels
+from amlr.runtime.batching import Scores
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenvinoPlainPeer:
+    """`openvino.convert_model`, compiled for latency on the CPU."""
+
+    def __init__(self, folder: Path, shape: ModelShape, threads: int, precision: str) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._convert = openvino.convert_model
+        self._folder, self._shape = folder, shape
+        # Without the hint, "fp32" silently runs in bf16 on CPUs that have it.
+        self._config = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+        self._requests: dict[str, Any] = {}
+
+    def _request(self, name: str) -> Any:
+        if name not in self._requests:
+            model = self._convert(str(self._folder / f"{name}.onnx"))
+            compiled = self._core.compile_model(model, "CPU", self._config)
+            self._requests[name] = compiled.create_infer_request()
+        return self._requests[name]
+
+    def encode(self, pixels_bchw: npt.NDArray[np.float32]) -> list[Any]:
+        """Regions, from the image encoder alone."""
+        results = self._request("regions").infer({"pixel_values": pixels_bchw})
+        return list(np.array(next(iter(results.values()))))
+
+    def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
+        """One feed a post."""
+        request = self._request(picture)
+        feeds: list[dict[str, Any]] = [dict(padded_feed([item], self._shape)) for item in inputs]
+        if picture != "none":
+            hit = picture == "hit"
+            seen = hit_regions(inputs, self.encode) if hit else stack_pixels(inputs)
+            for feed, array in zip(feeds, seen, strict=True):
+                feed["seen"] = array[None]
+
+        def call() -> Any:
+            # The request's outputs are its own memory: copy before the next post overwrites them.
+            return [[np.array(array) for array in request.infer(feed).values()] for feed in feeds]
+
+        return call
+
+    def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
+        """Pick the wanted units out of all of them."""
+        return [
+            pick(logits, emissions, [item], [0])[0]
+            for (logits, emissions), item in zip(raw, inputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Drop the compiled models."""
+        self._requests.clear()

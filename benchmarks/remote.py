@@ -1,0 +1,134 @@
+"""The command's side of a worker process."""
+
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from amlr.benchmarks.jobs import Job, Ready, Timing, Verdict
+from amlr.benchmarks.peers.base import PeerSpec
+from amlr.errors import AmlrError
+
+START_TIMEOUT_S = 600
+CALL_TIMEOUT_S = 1200
+
+
+class PeerError(AmlrError):
+    """A peer could not start or failed; the benchmark goes on without it."""
+
+
+def worker_environment(threads: int, preload: str | None) -> dict[str, str]:
+    """Environment in which every numeric library uses exactly `threads` threads."""
+    count = str(threads)
+    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+    environment = os.environ | {f"{name}_NUM_THREADS": count for name in names}
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    if preload:
+        environment["LD_PRELOAD"] = preload
+    return environment
+
+
+class RemotePeer:
+    """A peer in its own process; requests are answered one at a time."""
+
+    def __init__(
+        self,
+        spec: PeerSpec,
+        *,
+        bundle: str,
+        threads: int,
+        exports: str | None = None,
+        debug: bool = False,
+    ) -> None:
+        """Spawn the process and ask it to load; `wait` collects the answer.
+
+        Several peers can thus load side by side.
+        """
+        self.spec = spec
+        self.ready: Ready | None = None
+        self._pipe, child = multiprocessing.Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "amlr.benchmarks.worker", str(child.fileno())],
+            pass_fds=[child.fileno()],
+            env=worker_environment(threads, spec.preload),
+            stdin=subprocess.DEVNULL,
+            # What libraries print is only worth reading when a peer fails.
+            stderr=None if debug else subprocess.DEVNULL,
+        )
+        child.close()
+        self._send("start", spec, bundle, threads, exports)
+
+    def wait(self) -> Ready:
+        """Block until the peer has loaded.
+
+        Raises:
+            PeerError: It could not; says why.
+        """
+        ready: Ready = self._receive(START_TIMEOUT_S)
+        self.ready = ready
+        return ready
+
+    def prepare(self, job: Job) -> Verdict:
+        """Hand over a job's batches; returns the outputs of their first pass."""
+        verdict: Verdict = self._call("prepare", job)
+        return verdict
+
+    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+        """Time one batch of a prepared job."""
+        timing: Timing = self._call("run", key, index, repeats)
+        return timing
+
+    def drop(self, key: str) -> None:
+        """Let the worker forget a job."""
+        self._call("drop", key)
+
+    def memory_mb(self) -> float:
+        """Peak resident size of the process."""
+        peak: float = self._call("memory")
+        return peak
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            try:
+                self._call("close")
+                self._process.wait(timeout=5)
+            except (PeerError, subprocess.TimeoutExpired):
+                self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        self._send(method, *arguments)
+        return self._receive(CALL_TIMEOUT_S)
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        try:
+            self._pipe.send((method, arguments))
+        except (BrokenPipeError, OSError) as error:
+            raise PeerError(self._death()) from error
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            if not self._pipe.poll(timeout_s):
+                self._process.kill()
+                raise PeerError(f"no answer within {timeout_s:.0f} s")
+            status, value = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise PeerError(self._death()) from error
+        if status == "error":
+            raise PeerError(str(value))
+        return value
+
+    def _death(self) -> str:
+        code = self._process.wait(timeout=10)
+        return f"its process ended with code {code} (--debug shows what it printed)"
+
+
+def missing_package(names: Sequence[str]) -> str | None:
+    """First of some packages that is not installed."""
+    return next((name for name in names if importlib.util.find_spec(name) is None), None)
