@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Speed is measured elsewhere; a busy machine must not fail a property.
+settings.register_profile("amlr", deadline=None)
+settings.load_profile("amlr")
 
 
 @pytest.fixture(scope="session")
