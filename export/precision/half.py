@@ -29,6 +29,8 @@ from amlr.export.precision.graph_tools import (
 HALF_MAX = 65504.0
 # Masks beyond the range of float16 become this: far from every score, and finite after adding one.
 MASK_LIMIT = 30000.0
+# No weight is this large: it is the mask's "minus infinity".
+MASK_LIKE = 1e30
 _SHAPE_ONLY = {"Shape", "Size"}
 _HEAVY = {"Gemm", "MatMul", "Conv"}
 
@@ -181,12 +183,7 @@ class _Converter:
         if kind == FLOAT:
             return value
         if value.size and float(np.max(np.abs(value))) > HALF_MAX:
-            if value.size > 1:
-                raise ExportError(
-                    f"graph {self.name!r}: weight {name!r} reaches "
-                    f"{float(np.max(np.abs(value))):.3g}, float16 ends at {HALF_MAX:.0f}; keep its "
-                    "node float32"
-                )
+            # Only masks are left: nodes with other weights out of range are islands.
             self.clamped.append(name)
             value = np.clip(value, -MASK_LIMIT, MASK_LIMIT)
         return value.astype(np.float16)
@@ -230,13 +227,12 @@ def _index_arithmetic(
 
 
 def _big_weights(model: onnx.ModelProto, known: Mapping[str, str]) -> dict[str, str]:
-    big = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type == FLOAT
-        and np.prod(tensor.dims) > 1
-        and float(np.max(np.abs(numpy_helper.to_array(tensor)), initial=0.0)) > HALF_MAX
-    }
+    big = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT:
+            size = np.abs(numpy_helper.to_array(tensor))
+            if bool(np.any((size > HALF_MAX) & (size < MASK_LIKE))):
+                big.add(tensor.name)
     return {
         node.name: "a weight is out of the float16 range"
         for node in model.graph.node

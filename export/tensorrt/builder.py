@@ -104,7 +104,7 @@ def build_plan(
         raise ExportError(parser_errors(graph, parser))
     audit = audit_network(graph, network)
     require_precision(audit, precision, islands)
-    config = _config(library, builder, options)
+    config = _config(library, builder, options, precision)
     for each in shapes:
         _add_profile(builder, config, graph, each)
     config.progress_monitor = progress_monitor(library.api, f"building {graph}")
@@ -140,9 +140,12 @@ def _strongly_typed(api: Any) -> int:
     return 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _config(library: TensorRT, builder: Any, options: BuildOptions) -> Any:
+def _config(library: TensorRT, builder: Any, options: BuildOptions, precision: str) -> Any:
     api, config = library.api, builder.create_builder_config()
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    if precision == "fp32":
+        # On by default, and three digits short of float32.
+        config.clear_flag(api.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if library.is_rtx:

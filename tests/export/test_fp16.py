@@ -11,17 +11,17 @@ from amlr.export.precision.emulate import RangeScan, emulate, open_session
 from amlr.export.precision.graph_tools import HALF, tensor_types
 from amlr.export.precision.half import HalfGraph, to_half
 from amlr.export.to_onnx import trace
-from tiny_models import IMAGE_SIZE, tiny_model
+from tiny_model import IMAGE_SIZE, tiny_config, tiny_model
 
 GRAPHS = ("text", "image", "fusion")
-KINDS = (("bert", "vit", 0), ("mpnet", "mobilenet_v2", 8))
+KINDS = (("bert", "vit", 0), ("mpnet", "mobilenet", 9))
 Traced = dict[str, tuple[GraphSpec, onnx.ModelProto, HalfGraph]]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 def traced(request: pytest.FixtureRequest) -> Traced:
     text, image, shapes = request.param
-    model = tiny_model(text, image, shapes=shapes)
+    model = tiny_model(tiny_config(text, image, shape_classes=shapes))
     specs = build_graphs(model, image_size=IMAGE_SIZE, centre=True)
     result = {}
     for spec in specs:

@@ -1,6 +1,7 @@
 """Every graph in both precisions through TensorRT-RTX's real parser and builder, without a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from amlr.export.tensorrt.profiles import (
 )
 from amlr.export.to_onnx import trace
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
-from tiny_models import IMAGE_SIZE, tiny_model
+from tiny_model import IMAGE_SIZE, tiny_config, tiny_model
 
 PROFILE = Profile(
     posts=Extent(1, 4, 8),
@@ -49,11 +50,11 @@ def _build(
     )
 
 
-@pytest.mark.parametrize(("text", "image"), [("bert", "vit"), ("mpnet", "mobilenet_v2")])
+@pytest.mark.parametrize(("text", "image"), [("bert", "vit"), ("mpnet", "mobilenet")])
 def test_all_graphs_build_in_both_precisions(
     library: TensorRT, tmp_path: Path, text: str, image: str
 ) -> None:
-    model = tiny_model(text, image, shapes=8 if text == "mpnet" else 0)
+    model = tiny_model(tiny_config(text, image, scales=3))
     for spec in build_graphs(model, image_size=IMAGE_SIZE, centre=True):
         if spec.name not in GRAPHS:
             continue
@@ -88,12 +89,12 @@ def _save(folder: Path, nodes: list[onnx.NodeProto], out: int = TensorProto.FLOA
     return path
 
 
-def _try(library: TensorRT, path: Path, precision: str = "fp32", **options: object) -> Plan:
-    dims = {"x": ("B", 4)}
+def _try(library: TensorRT, path: Path, precision: str = "fp32", **options: Any) -> Plan:
+    dims: dict[str, tuple[int | str, ...]] = {"x": ("B", 4)}
     shapes = {"x": ((1, 4), (2, 4), (8, 4))}
     return build_plan(
         library, path, graph="g", dims=dims, shapes=[shapes], precision=precision, **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_float32_where_half_was_asked_fails(library: TensorRT, tmp_path: Path) -> None:
@@ -111,9 +112,7 @@ def test_one_stray_float32_layer_fails_and_is_named(library: TensorRT, tmp_path:
         helper.make_node("MatMul", ["f", "full"], ["y"], name="stray"),
     ]
     path = _save(tmp_path, nodes)
-    with pytest.raises(
-        ExportError, match="1 layers meant to be float16 are float32, first 'stray'"
-    ):
+    with pytest.raises(ExportError, match=r"1 layers meant .* are float32, first 'stray'"):
         _try(library, path, "fp16")
     assert _try(library, path, "fp16", islands=["stray"]).data
 
@@ -124,7 +123,7 @@ def test_half_output_fails(library: TensorRT, tmp_path: Path) -> None:
         helper.make_node("MatMul", ["h", "half"], ["y"], name="mm"),
     ]
     path = _save(tmp_path, nodes, TensorProto.FLOAT16)
-    with pytest.raises(ExportError, match="outputs must be float32, found {'y': 'HALF'}"):
+    with pytest.raises(ExportError, match=r"outputs must be float32, found \{'y': 'HALF'\}"):
         _try(library, path, "fp16")
 
 
@@ -153,7 +152,11 @@ def test_unknown_architecture_lists_the_known_ones(library: TensorRT, tmp_path: 
 
 
 def test_profiles_of_all_inputs_must_agree() -> None:
-    dims = {"ids": ("B", "T"), "mask": ("B", "T"), "pixels": ("N", 3)}
+    dims: dict[str, tuple[int | str, ...]] = {
+        "ids": ("B", "T"),
+        "mask": ("B", "T"),
+        "pixels": ("N", 3),
+    }
     good = {
         "ids": ((1, 8), (8, 64), (32, 256)),
         "mask": ((1, 8), (8, 64), (32, 256)),

@@ -1,0 +1,183 @@
+"""The fp16 variant of a bundle: convert, search islands, judge, write."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from amlr.errors import ExportError, ParityError
+from amlr.export.graphs import GraphSpec
+from amlr.export.precision.half import HalfGraph
+from amlr.export.precision.islands import Evaluation, Search, headroom_table, search_islands
+from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
+from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights, trace
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Variant
+from amlr.runtime.results import Post
+
+# Largest difference of raw logits the golden check on a device accepts, at least; measured error
+# of the emulation times four where that is more, because a device adds in another order.
+LEAST_TOLERANCE = 2.0**-6
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp16Report:
+    """What the export of a half variant found.
+
+    Attributes:
+        search: The graphs and the decisions.
+        witness: onnxruntime's half arithmetic on the same posts.
+        ranges: Largest activations: graph, node, magnitude, headroom.
+    """
+
+    search: Search
+    witness: Evaluation
+    ranges: list[tuple[str, str, float, float]]
+
+    def parity(self) -> dict[str, Any]:
+        """For the manifest."""
+        best, witness = self.search.evaluation, self.witness
+        return {
+            "posts": best.posts,
+            "entities": best.entities,
+            "changed_entities": best.changed_entities,
+            "max_abs_error": dict(best.max_abs_error),
+            "judged_by": "emulated float16",
+            "witness": {
+                "by": "onnxruntime-cpu float16",
+                "changed_entities": witness.changed_entities,
+                "max_abs_error": dict(witness.max_abs_error),
+            },
+            "islands": {
+                name: [[i.node, i.op, i.reason] for i in graph.islands]
+                for name, graph in self.search.graphs.items()
+            },
+            "casts": {name: graph.casts for name, graph in self.search.graphs.items()},
+            "largest": [list(row) for row in self.ranges],
+        }
+
+    def lines(self) -> Iterable[str]:
+        """For people."""
+        for where, node, value, room in self.ranges[:3]:
+            yield f"  largest: {value:.4g} in {where} {node} ({room:.1f}x below 65504)"
+        for name, graph in self.search.graphs.items():
+            yield f"  {name}: {graph.half_nodes} nodes float16, {graph.casts} casts, float32:"
+            reasons: dict[tuple[str, str], int] = {}
+            for island in graph.islands:
+                key = (island.op, island.reason)
+                reasons[key] = reasons.get(key, 0) + 1
+            for (op, reason), count in reasons.items():
+                yield f"    {count} x {op}: {reason}"
+            if not reasons:
+                yield "    nothing"
+        best = self.search.evaluation
+        yield (
+            f"  {best.changed_entities} of {best.entities} entities changed on {best.posts} posts; "
+            f"raw scores within {best.worst:.2e} (onnxruntime float16: {self.witness.worst:.2e}, "
+            f"{self.witness.changed_entities} changed)"
+        )
+
+
+def fp32_models(
+    bundle: Bundle, specs: Sequence[GraphSpec] | None = None
+) -> dict[str, onnx.ModelProto]:
+    """Float32 graphs to convert.
+
+    Args:
+        bundle: Where they are read from when there are no specs.
+        specs: From `build_graphs(model, ..., centre=True)`: regions are then centred.
+    """
+    if specs is not None:
+        return {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
+    variant = bundle.manifest.variants["fp32"]
+    paths = {name: bundle.graph_path(variant, name) for name in GRAPHS}
+    return {name: onnx.load(str(path)) for name, path in paths.items()}
+
+
+def write_fp16(
+    folder: Path,
+    bundle: Bundle,
+    eager: Engine,
+    posts: Sequence[Post],
+    *,
+    specs: Sequence[GraphSpec] | None = None,
+    max_changed: float = 0.0,
+    say: Say = lambda line: None,
+) -> tuple[Variant, Fp16Report]:
+    """Add the fp16 variant to a staged bundle.
+
+    Args:
+        folder: The staged bundle; files go to `onnx/fp16/`.
+        bundle: The same folder, opened, with its fp32 variant.
+        eager: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
+        posts: Calibration posts, with pictures.
+        specs: Graphs with centred regions; None converts the bundle's own fp32 graphs.
+        max_changed: Share of entities that may change.
+        say: Receives progress lines.
+
+    Returns:
+        The variant for the manifest, and the report.
+
+    Raises:
+        ExportError: A graph cannot be converted.
+        ParityError: More entities change than allowed, even with every block float32.
+    """
+    models = fp32_models(bundle, specs)
+    say(f"scanning activation ranges over {len(posts)} posts")
+    ranges = scan_ranges(bundle, models, posts)
+    judge = PostJudge(bundle, eager, posts)
+    search = search_islands(models, ranges, judge, say=say)
+    report = Fp16Report(
+        search=search,
+        witness=judge.witness(search.graphs),
+        ranges=headroom_table(ranges, top=8),
+    )
+    for line in report.lines():
+        say(line)
+    best = search.evaluation
+    if best.changed_entities > max_changed * best.entities:
+        raise ParityError(
+            f"fp16: {best.changed_entities} of {best.entities} entities change on {best.posts} "
+            f"posts, allowed {max_changed:g} of all; export without fp16 or allow more"
+        )
+    graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
+    largest = max(float(abs(raw.unit_logits).max(initial=1.0)) for raw in judge.raws)
+    variant = Variant(
+        precision="fp16",
+        # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
+        provider="tensorrt",
+        graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
+        parity=report.parity(),
+        tolerance=max(LEAST_TOLERANCE, 4 * best.worst / max(1.0, largest)),
+    )
+    return variant, report
+
+
+def write_half(graphs: Iterable[HalfGraph], folder: Path) -> dict[str, Path]:
+    """Write converted graphs with one shared weights file.
+
+    Raises:
+        ExportError: A written graph does not check.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = SharedWeights(folder / WEIGHTS_FILE)
+    files: dict[str, Path] = {}
+    try:
+        for graph in graphs:
+            model = onnx.ModelProto()
+            model.CopyFrom(graph.model)
+            weights.externalise(model)
+            files[graph.name] = folder / f"{graph.name}.onnx"
+            files[graph.name].write_bytes(model.SerializeToString(deterministic=True))
+    finally:
+        weights.close()
+    for name, path in files.items():
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"half graph {name!r} is not valid: {error}") from error
+    return files
