@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from amlr.runtime.bundle import DecoderWeights
+from amlr.runtime.decode import decode_posts
+from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.windows import PostScores, window_units
+from encoders import wordpiece_encoder
+
+LABELS = ("PER", "LOC")
+# The odd order and the extra tag are those of a release checkpoint.
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "X")
+SCALES = 3
+
+
+def legal(before: str, tag: str) -> bool:
+    return before[1:] == tag[1:] and before[0] in "BI" if tag[0] == "I" else tag != "X"
+
+
+WEIGHTS = DecoderWeights(
+    start_y=np.array([0 if legal("O", tag) else -np.inf for tag in TAGS], np.float32),
+    transitions_yy=np.zeros((6, 6), np.float32),
+    end_y=np.zeros(6, np.float32),
+    allowed_yy=np.array([[legal(a, b) for b in TAGS] for a in TAGS]),
+)
+
+
+def scored(
+    text: str, units: dict[str, int], tags: dict[str, str], height: float = 10
+) -> PostScores:
+    """A post whose named units and words stand out from the rest."""
+    (encoded,) = wordpiece_encoder().encode([(text, None)])
+    (window,) = encoded.windows
+    table = window_units(window, SCALES, every=False)
+    logits = np.zeros((len(table), 3), np.float32)
+    logits[:, 0] = 5
+    emissions = np.zeros((len(window.input_ids_t), len(TAGS)), np.float32)
+    emissions[window.first_n, 0] = 1
+    spans = encoded.word_spans_n2
+    for row, (start, end) in enumerate(zip(table.start_word_u, table.end_word_u, strict=True)):
+        name = text[spans[start, 0] : spans[end, 1]]
+        if name in units:
+            logits[row, units[name]] = 10
+    for word, (start, end) in enumerate(spans.tolist()):
+        if text[start:end] in tags:
+            emissions[window.first_n[word], TAGS.index(tags[text[start:end]])] = height
+    return PostScores(
+        encoded=encoded,
+        sequence=window,
+        units=table,
+        unit_logits_uc=logits,
+        emissions_ty=emissions,
+    )
+
+
+def decode(posts: list[PostScores], **settings: object) -> list[list[tuple[str, str]]]:
+    found = decode_posts(posts, DecoderSettings(**settings), WEIGHTS, labels=LABELS, tags=TAGS)
+    for post, entities in zip(posts, found, strict=True):
+        for entity in entities:
+            assert post.encoded.text[entity.start : entity.end] == entity.text
+            assert 0 < entity.score <= 1
+    return [[(entity.text, entity.label) for entity in entities] for entities in found]
+
+
+POSTS = [
+    scored("new york in jordan", {"new york": 2, "jordan": 1}, {"new": "B-PER"}, 2),
+    scored("st", {}, {}),
+    scored("a b c d e", {}, {"a": "B-LOC", "b": "I-LOC", "c": "I-LOC", "d": "I-LOC", "e": "B-PER"}),
+]
+
+
+def test_segmental() -> None:
+    assert decode(POSTS, kind="segmental") == [[("new york", "LOC"), ("jordan", "PER")], [], []]
+    assert decode(POSTS, kind="segmental", bias=4.0)[0] == decode(POSTS, kind="segmental")[0]
+    assert decode(POSTS, kind="segmental", bias=6.0) == [[], [], []]
+
+
+def test_joint_adds_emissions_and_reaches_past_the_largest_scale() -> None:
+    plain, _, long = decode(POSTS, kind="joint", weight=1.0)
+    assert plain == [("new york", "LOC"), ("jordan", "PER")]
+    # Four words exceed K = 3 subwords: emissions alone make it an entity.
+    assert long == [("a b c d", "LOC"), ("e", "PER")]
+    assert decode(POSTS, kind="joint", weight=1.0, max_entity_words=3)[2] != long
+    assert decode(POSTS, kind="joint", weight=0.0) == decode(POSTS, kind="segmental")
+
+
+def test_linear_chain() -> None:
+    assert decode(POSTS, kind="linear-chain") == [
+        [("new", "PER")],
+        [],
+        [("a b c d", "LOC"), ("e", "PER")],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["segmental", "joint", "linear-chain"])
+def test_groups_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = decode(POSTS, kind=kind, weight=0.5)
+    monkeypatch.setattr("amlr.runtime.decode.GROUP_CELLS", 1)
+    assert decode(POSTS, kind=kind, weight=0.5) == together
+    assert decode([], kind=kind) == []
