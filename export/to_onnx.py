@@ -5,13 +5,15 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
-import torch
 from onnx import TensorProto
 
 from amlr.errors import ExportError
-from amlr.export.graphs import GraphSpec
+
+if TYPE_CHECKING:  # the weights file is also written where torch is not installed
+    from amlr.export.graphs import GraphSpec
 
 # The newest opset that onnxruntime, OpenVINO and the TensorRT parsers all take from the
 # TorchScript exporter; LayerNormalization is one node from here on.
@@ -23,7 +25,7 @@ PAGE_BYTES = 4096
 INLINE_BYTES = 1024
 
 
-def trace(spec: GraphSpec) -> onnx.ModelProto:
+def trace(spec: "GraphSpec") -> onnx.ModelProto:
     """Export one module and check the graph.
 
     Raises:
@@ -41,7 +43,9 @@ def trace(spec: GraphSpec) -> onnx.ModelProto:
     return model
 
 
-def _export(spec: GraphSpec) -> onnx.ModelProto:
+def _export(spec: "GraphSpec") -> onnx.ModelProto:
+    import torch
+
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
@@ -103,7 +107,7 @@ class SharedWeights:
         self._file.close()
 
 
-def write_graphs(specs: Iterable[GraphSpec], folder: Path) -> dict[str, Path]:
+def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:
     """Export graphs into a folder with one shared weights file.
 
     Args:

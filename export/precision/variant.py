@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from amlr.errors import ExportError, ParityError
-from amlr.export.graphs import GraphSpec
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import Evaluation, Search, headroom_table, search_islands
 from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
@@ -17,6 +16,9 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
+
+if TYPE_CHECKING:  # converting a bundle's own graphs needs no torch
+    from amlr.export.graphs import GraphSpec
 
 # Largest difference of raw logits the golden check on a device accepts, at least; measured error
 # of the emulation times four where that is more, because a device adds in another order.
@@ -83,7 +85,7 @@ class Fp16Report:
 
 
 def fp32_models(
-    bundle: Bundle, specs: Sequence[GraphSpec] | None = None
+    bundle: Bundle, specs: Sequence["GraphSpec"] | None = None
 ) -> dict[str, onnx.ModelProto]:
     """Float32 graphs to convert.
 
@@ -104,7 +106,7 @@ def write_fp16(
     eager: Engine,
     posts: Sequence[Post],
     *,
-    specs: Sequence[GraphSpec] | None = None,
+    specs: Sequence["GraphSpec"] | None = None,
     max_changed: float = 0.0,
     say: Say = lambda line: None,
 ) -> tuple[Variant, Fp16Report]:

@@ -1,0 +1,117 @@
+"""A bundle with more in it: the fp16 variant and engines, from a bundle alone, without torch."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from amlr.export.precision.variant import write_fp16
+from amlr.export.samples import sample_posts
+from amlr.export.staging import list_files, staged
+from amlr.export.tensorrt.builder import BuildOptions
+from amlr.export.tensorrt.engines import (
+    EngineOptions,
+    audit_table,
+    build_engines,
+    merge_records,
+)
+from amlr.export.tensorrt.profiles import Profile
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import MANIFEST, Manifest
+from amlr.runtime.results import Post
+from amlr.runtime.tensorrt_library import family_of, load_tensorrt
+
+CALIBRATION_POSTS = 256
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """Choices for engines.
+
+    Attributes:
+        targets: `tensorrt`, `tensorrt-rtx`.
+        precisions: Variants to build engines of; missing fp16 is converted first.
+        profiles: Traffic, from the planner.
+        build: Architectures and compatibility.
+        posts: Calibration posts for the half variant; None takes invented ones.
+    """
+
+    targets: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp16",)
+    profiles: tuple[Profile, ...] = (Profile(),)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    posts: Sequence[Post] | None = None
+
+
+def extend_bundle(
+    source: Path, out: Path, options: TargetOptions, *, say: Say = lambda line: None
+) -> Manifest:
+    """Write a bundle that holds all of `source` and the engines asked for.
+
+    Args:
+        source: An exported bundle; never changed, but may be the same folder as `out`.
+        out: Where the new one appears, whole or not at all.
+        options: What to add.
+        say: Receives a line per step.
+
+    Raises:
+        BundleError: The source cannot be read.
+        BackendUnavailableError: A target's library is not installed.
+        ExportError: A graph was not accepted or could not be built.
+        ParityError: The half variant changes entities.
+    """
+    old = Bundle.open(source)
+    libraries = [load_tensorrt(family_of(target)) for target in options.targets]
+    with staged(out) as folder:
+        for name, entry in old.manifest.files.items():
+            _place(source / name, folder / name)
+            assert entry.bytes == (folder / name).stat().st_size
+        manifest = save_manifest(folder, old.manifest)
+        if "fp16" in options.precisions and "fp16" not in manifest.variants:
+            manifest = add_fp16(folder, manifest, options.posts, say=say)
+        for library in libraries:
+            for precision in options.precisions:
+                say(f"building {library.name}, {precision}")
+                record = build_engines(
+                    folder,
+                    Bundle.open(folder),
+                    library,
+                    variant=precision,
+                    options=EngineOptions(profiles=options.profiles, build=options.build),
+                    reuse=old,
+                    say=lambda line: say(f"  {line}"),
+                )
+                for line in audit_table(record):
+                    say(f"  {line}")
+                engines = merge_records(manifest.engines, record)
+                manifest = save_manifest(folder, replace(manifest, engines=engines))
+    return manifest
+
+
+def add_fp16(
+    folder: Path,
+    manifest: Manifest,
+    posts: Sequence[Post] | None = None,
+    *,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Convert a staged bundle's fp32 graphs to fp16, judged against the fp32 variant."""
+    posts = sample_posts(CALIBRATION_POSTS) if posts is None else posts
+    with Engine.load(folder, provider="onnxruntime", precision="exact", check="off") as exact:
+        variant, _ = write_fp16(folder, Bundle.open(folder), exact, posts, say=say)
+    return save_manifest(folder, replace(manifest, variants={**manifest.variants, "fp16": variant}))
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """List the folder's files and write the manifest."""
+    manifest = replace(manifest, files=list_files(folder))
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _place(source: Path, target: Path) -> None:
+    # Copied, not linked: onnx refuses weights with a second hard link.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

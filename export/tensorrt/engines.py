@@ -1,0 +1,209 @@
+"""Engines of a bundle: every graph of a variant, for one library, reused where nothing changed."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from amlr.errors import AmlrError, ExportError
+from amlr.export.tensorrt.builder import BuildOptions, build_plan
+from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine_record import GRAPHS, EngineRecord, GraphEngine, host_platform
+from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.tensorrt_library import TensorRT
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Choices for the engines of one target.
+
+    Attributes:
+        profiles: Traffic to serve, from the planner; one optimization profile each.
+        build: Architectures and compatibility.
+    """
+
+    profiles: tuple[Profile, ...] = (Profile(),)
+    build: BuildOptions = field(default_factory=BuildOptions)
+
+
+def build_engines(
+    folder: Path,
+    bundle: Bundle,
+    library: TensorRT,
+    *,
+    variant: str,
+    options: EngineOptions | None = None,
+    reuse: Bundle | None = None,
+    say: Say = lambda line: None,
+) -> EngineRecord:
+    """Build all graphs of one variant into a staged bundle.
+
+    Args:
+        folder: The staged bundle; plans go to `engines/<library>-<version>-<sms>/<precision>/`.
+        bundle: The same folder, opened; its manifest lists the variant.
+        library: From `load_tensorrt`.
+        variant: Name of the variant, `fp16` or `fp32`.
+        options: Choices.
+        reuse: An older bundle; engines whose inputs are the same are copied from it.
+        say: Receives a line per graph.
+
+    Raises:
+        ExportError: The variant is missing, or a graph was not accepted or could not be built.
+    """
+    options = options or EngineOptions()
+    chosen = bundle.manifest.variants.get(variant)
+    if chosen is None:
+        raise ExportError(
+            f"the bundle has no variant {variant!r}, only {sorted(bundle.manifest.variants)}; "
+            f"export it with --precision fp32,{variant}"
+        )
+    sms = options.build.sms if library.is_rtx else (_device_sm(),)
+    place = f"engines/{library.name}-{_sms_name(sms)}/{chosen.precision}"
+    old = _reusable(reuse)
+    engines: dict[str, GraphEngine] = {}
+    for graph in GRAPHS:
+        path = bundle.graph_path(chosen, graph)
+        dims = input_dims(onnx.load(str(path), load_external_data=False))
+        profiles = [_fitting(p, bundle.manifest) for p in options.profiles]
+        shapes = [shapes_for(graph, dims, p, bundle.manifest.scales) for p in profiles]
+        key = _key(bundle.graph_hash(chosen, graph), library, sms, shapes, options.build)
+        target = folder / place / f"{graph}.engine"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if key in old:
+            file, engine = old[key]
+            shutil.copyfile(file, target)
+            engines[graph] = replace(engine, file=f"{place}/{graph}.engine")
+            say(f"{graph}: unchanged, {engine.bytes / 1e6:.1f} MB reused")
+            continue
+        plan = build_plan(
+            library,
+            path,
+            graph=graph,
+            dims=dims,
+            shapes=shapes,
+            precision=chosen.precision,
+            islands=_islands(chosen, graph),
+            options=options.build,
+        )
+        target.write_bytes(plan.data)
+        engines[graph] = GraphEngine(
+            file=f"{place}/{graph}.engine",
+            key=key,
+            bytes=len(plan.data),
+            build_s=round(plan.build_s, 3),
+            shapes=tuple({name: (a, b, c) for name, (a, b, c) in s.items()} for s in shapes),
+            audit=plan.audit.to_dict(),
+        )
+        say(_built(graph, engines[graph]))
+    return EngineRecord(
+        library=library.family,
+        version=library.version,
+        sms=tuple(sms),
+        precision=chosen.precision,
+        variant=variant,
+        platform=host_platform(),
+        options=options.build.to_dict(),
+        graphs=engines,
+    )
+
+
+def audit_table(record: EngineRecord) -> list[str]:
+    """The audit as text: one row a graph."""
+    lines = [f"{'graph':<8} {'layers':>7} {'float16':>8} {'float32':>8} {'other':>7}  outputs"]
+    for name, engine in record.graphs.items():
+        dtypes: dict[str, int] = engine.audit["dtypes"]
+        half, strict = dtypes.get("HALF", 0), len(engine.audit["float32"])
+        outputs = ", ".join(f"{k} {v}" for k, v in engine.audit["outputs"].items())
+        rest = int(engine.audit["layers"]) - half - strict
+        lines.append(
+            f"{name:<8} {engine.audit['layers']:>7} {half:>8} {strict:>8} {rest:>7}  {outputs}"
+        )
+    return lines
+
+
+def merge_records(
+    engines: Sequence[dict[str, Any]], record: EngineRecord
+) -> tuple[dict[str, Any], ...]:
+    """The manifest's engines with one record added, its predecessor for the same place gone."""
+    new = record.to_dict()
+    same = ("library", "version", "sms", "precision", "variant", "platform")
+    wanted = json.dumps([new[name] for name in same])
+    kept = [e for e in engines if json.dumps([e.get(name) for name in same]) != wanted]
+    return (*kept, new)
+
+
+def _islands(variant: Variant, graph: str) -> list[str]:
+    return [row[0] for row in variant.parity.get("islands", {}).get(graph, ())]
+
+
+def _fitting(profile: Profile, manifest: Manifest) -> Profile:
+    """A profile whose text lengths run from the longest unit to at most the longest window."""
+    low = manifest.scales
+    high = max(low, min(profile.tokens.max, manifest.text.max_tokens))
+    opt = min(max(profile.tokens.opt, low), high)
+    return replace(profile, tokens=Extent(low, opt, high))
+
+
+def _key(
+    graph_hash: str,
+    library: TensorRT,
+    sms: Sequence[int],
+    shapes: Sequence[Shapes],
+    build: BuildOptions,
+) -> str:
+    parts = [graph_hash, library.name, list(sms), host_platform(), build.to_dict()]
+    text = json.dumps([*parts, [dict(s) for s in shapes]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _reusable(bundle: Bundle | None) -> dict[str, tuple[Path, GraphEngine]]:
+    found: dict[str, tuple[Path, GraphEngine]] = {}
+    if bundle is None:
+        return found
+    for values in bundle.manifest.engines:
+        for engine in EngineRecord.from_dict(values).graphs.values():
+            path = bundle.path / engine.file
+            entry = bundle.manifest.files.get(engine.file)
+            if entry is None or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
+                    found[engine.key] = (path, engine)
+    return found
+
+
+def _built(graph: str, engine: GraphEngine) -> str:
+    half = engine.audit["dtypes"].get("HALF", 0)
+    return (
+        f"{graph}: built in {engine.build_s:.1f} s, {engine.bytes / 1e6:.1f} MB, "
+        f"{half} float16 layers, {len(engine.audit['float32'])} float32"
+    )
+
+
+def _sms_name(sms: Sequence[int]) -> str:
+    return "-".join(f"sm{sm}" for sm in sms)
+
+
+def _device_sm() -> int:
+    """Architecture of device 0; enterprise TensorRT builds for the device at hand."""
+    from amlr.kernels.device import open_device
+
+    try:
+        device = open_device()
+    except AmlrError as error:
+        raise ExportError(
+            f"--target tensorrt builds on the device it is for: {error}; "
+            "use --target tensorrt-rtx, which builds on any machine"
+        ) from error
+    try:
+        return device.sm
+    finally:
+        device.close()
