@@ -125,7 +125,9 @@ def summarize(
         "threads": threads,
         "gflops": products,
         "peak_fp32_gflops": peak,
-        "mflop_per_post": {name: round(value / 1e6, 1) for name, value in {**flops, **work}.items()},
+        "mflop_per_post": {
+            name: round(value / 1e6, 1) for name, value in {**flops, **work}.items()
+        },
         "bound_ms_per_post": {
             name: None if peak is None else round(value / peak / 1e6, 3)
             for name, value in work.items()

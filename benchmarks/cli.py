@@ -1,0 +1,186 @@
+"""`amlr-bench`: parity first, then speed beside peers measured in the same run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError, ParityError
+
+EXAMPLES = """\b
+Examples:
+  amlr-bench --engine amlr.plan --json bench.json --html bench.html
+  amlr-bench --engine amlr.plan --data valid.txt --images photos/ --workloads cold,hit
+  amlr-bench --engine amlr.plan --data posts.jsonl --parity-only
+  amlr-bench --engine amlr.plan --provider openvino --precision fp32,bf16,int8
+  amlr-bench --compare before.json after.json
+"""
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+@click.command("bench", cls=AmlrCommand, epilog=EXAMPLES)
+@click.option("--engine", type=click.Path(path_type=Path), help="Folder of the bundle.")
+@click.option(
+    "--data",
+    default="sample",
+    show_default=True,
+    help="CoNLL file with IMGID lines, .jsonl of {id, text, image}, or `sample` (generated).",
+)
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures.")
+@click.option("--limit", type=int, help="Most posts to prove on.")
+@click.option("--json", "json_path", type=_FILE, help="Write bench.json here.")
+@click.option("--html", "html_path", type=_FILE, help="Write a self-contained page here.")
+@click.option("--markdown", "markdown_path", type=_FILE, help="Write a Markdown table here.")
+@click.option("--quick", is_flag=True, help="Small samples: under a minute for a small model.")
+@click.option("--workloads", help="Comma-separated; --workloads list shows them.")
+@click.option("--peers", help="Comma-separated; --peers list shows them, `none` runs none.")
+@click.option("--provider", default="auto", show_default=True, help="Comma-separated providers.")
+@click.option("--precision", default="auto", show_default=True, help="Comma-separated.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of every process.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu: processor time, for machines that others use too.",
+)
+@click.option("--parity-only", is_flag=True, help="Prove, measure no speed.")
+@click.option("--calibration", is_flag=True, help="Calibration error; needs labelled --data.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    help="Compare two bench.json files instead of running.",
+)
+@click.option("--debug", is_flag=True, help="Show what peer processes print.")
+def bench_command(**given: Any) -> None:
+    """Prove that an engine gives the eager model's entities, then measure it beside its peers.
+
+    Every system runs in a process of its own with the same number of threads, one call after
+    another in turn. Exit code 1: parity failed. Peers that cannot run are reported and left out.
+    """
+    if given["compare"]:
+        before, after = given["compare"]
+        _compare(before, after, given["markdown_path"])
+        return
+    _listings(given)
+    if given["engine"] is None:
+        raise InputError("nothing to measure; give --engine amlr.plan")
+    if given["threads"] < 1:
+        raise InputError(f"--threads must be at least 1, got {given['threads']}")
+    # Before any numeric library is imported: afterwards it is too late.
+    for name in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{name}_NUM_THREADS"] = str(given["threads"])
+    report = _run(given)
+    _write(report, given)
+    parity = report["parity"]
+    if parity["verdict"] != "pass":
+        raise ParityError(
+            f"{parity['backend']} {parity['precision']} is not the eager model: {parity['reason']}"
+        )
+
+
+def _listings(given: dict[str, Any]) -> None:
+    from amlr.benchmarks.peers.registry import PEERS
+    from amlr.benchmarks.workloads import ALL
+
+    if given["peers"] == "list":
+        for name, entry in PEERS.items():
+            click.echo(f"{name:18} {entry.about}")
+        raise click.exceptions.Exit(0)
+    if given["workloads"] == "list":
+        click.echo("\n".join(ALL))
+        raise click.exceptions.Exit(0)
+
+
+def _run(given: dict[str, Any]) -> dict[str, Any]:
+    from amlr.benchmarks.calibration import calibrate
+    from amlr.benchmarks.data import load_data
+    from amlr.benchmarks.run import RunOptions, run_benchmark
+    from amlr.benchmarks.tiers import open_tiers
+    from amlr.benchmarks.workloads import ALL, QUICK
+    from amlr.runtime.bundle import Bundle
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    quick = given["quick"]
+    groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
+    options = RunOptions(
+        engine=given["engine"],
+        groups=() if given["parity_only"] else groups,
+        peers=_peers(given["peers"], quick=quick),
+        threads=given["threads"],
+        clock=given["clock"],
+        quick=quick,
+        debug=given["debug"],
+    )
+    bundle = Bundle.open(options.engine)
+    data = load_data(given["data"], given["images"], given["limit"], 96 if quick else 512)
+    if given["calibration"] and not any(item.gold is not None for item in data.posts):
+        raise InputError("--calibration needs labelled posts; give --data FILE in CoNLL form")
+    tiers, notes = open_tiers(
+        options.engine, _split(given["provider"]), _split(given["precision"]), options.threads
+    )
+    if not tiers:
+        raise InputError(f"no tier of {options.engine} can run here: {'; '.join(notes)}")
+    try:
+        report = run_benchmark(options, bundle, data, tiers, say)
+        if given["calibration"]:
+            report["calibration"] = calibrate(tiers[0].engine, data.posts, say)
+    finally:
+        for tier in tiers:
+            tier.engine.close()
+    report["notes"] += notes
+    return report
+
+
+def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:
+    from amlr.benchmarks.peers.registry import PEERS
+
+    if text is None:
+        return tuple(name for name, entry in PEERS.items() if entry.quick or not quick)
+    names = () if text == "none" else _split(text)
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise InputError(f"unknown peer {unknown[0]!r}; expected some of {', '.join(PEERS)}")
+    return names
+
+
+def _write(report: dict[str, Any], given: dict[str, Any]) -> None:
+    from amlr.benchmarks.report_html import render_html
+    from amlr.benchmarks.report_markdown import render_markdown
+    from amlr.benchmarks.schema import write_report
+
+    table = render_markdown(report)
+    if given["json_path"]:
+        write_report(given["json_path"], report)
+    for path, text in (
+        (given["html_path"], lambda: render_html(report)),
+        (given["markdown_path"], lambda: table),
+    ):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(), encoding="utf-8")
+    click.echo(table)
+
+
+def _compare(before: Path, after: Path, markdown: Path | None) -> None:
+    from amlr.benchmarks.compare import compare_reports
+    from amlr.benchmarks.schema import read_report
+
+    text = compare_reports(read_report(before), read_report(after))
+    if markdown:
+        markdown.write_text(text, encoding="utf-8")
+    click.echo(text)
+
+
+def main() -> None:
+    """Entry point of `amlr-bench`."""
+    bench_command()

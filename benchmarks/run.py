@@ -1,0 +1,222 @@
+"""One benchmark run: parity, then speed, then the report as plain values."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amlr import __version__
+from amlr.benchmarks.data import BenchData, BenchPost
+from amlr.benchmarks.inputs import ModelInput, Picture
+from amlr.benchmarks.machine import describe_machine
+from amlr.benchmarks.measure import Clock
+from amlr.benchmarks.parity import EagerSide, Parity, compare
+from amlr.benchmarks.peers.build import model_shape
+from amlr.benchmarks.peers.engine import EnginePeer
+from amlr.benchmarks.resources import bundle_sizes, padding_waste
+from amlr.benchmarks.roofline import measure_roof, summarize
+from amlr.benchmarks.schema import SCHEMA_VERSION
+from amlr.benchmarks.session import Session
+from amlr.benchmarks.tiers import Tier
+from amlr.benchmarks.workloads import BATCH, GROWTH, Pool, make_pool, plan
+from amlr.cli_support import progress
+from amlr.runtime.batching import Scores
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.pipeline import Pipeline
+
+Say = Callable[[str], None]
+BUSY = 1.15
+"""Wall time over processor time of one thread from which a run counts as disturbed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Choices of a run.
+
+    Attributes:
+        engine: Path of the bundle.
+        groups: Workloads to time; empty for parity alone.
+        peers: Names of peers.
+        threads: Threads of every measured process.
+        clock: `wall`, or `cpu` for machines that others use too.
+        quick: Small samples, for a demo or a smoke test.
+        debug: Let worker processes print.
+    """
+
+    engine: Path
+    groups: tuple[str, ...]
+    peers: tuple[str, ...]
+    threads: int = 1
+    clock: Clock = "wall"
+    quick: bool = False
+    debug: bool = False
+
+
+def run_benchmark(
+    options: RunOptions, bundle: Bundle, data: BenchData, tiers: Sequence[Tier], say: Say
+) -> dict[str, Any]:
+    """Prove and measure.
+
+    Args:
+        options: Choices.
+        bundle: The opened bundle.
+        data: Posts to prove on; speed is measured on a sample of them.
+        tiers: Tiers of the engine, loaded; closed by the caller.
+        say: Receives progress lines.
+
+    Returns:
+        The report, ready for `write_report`.
+    """
+    import torch
+
+    from amlr.export.eager import EagerProvider
+    from amlr.export.reference import load_reference
+
+    torch.set_num_threads(options.threads)
+    machine = describe_machine()
+    specs = [tier.spec for tier in tiers] if options.groups else []
+    with Session(
+        str(options.engine),
+        specs,
+        options.peers if options.groups else (),
+        threads=options.threads,
+        clock=options.clock,
+        say=say,
+        debug=options.debug,
+    ) as session:
+        provider = EagerProvider(load_reference(bundle))
+        records = prove(Pipeline(bundle, provider), tiers, data.posts, say)
+        report = _header(options, bundle, data, machine, tiers, records)
+        if not options.groups:
+            return report
+        say("loading peers")
+        session.wait()
+        pool = make_pool(data.posts, bundle, BATCH if options.quick else 2 * BATCH)
+        report["rows"] = _measure(session, options, pool, bundle, provider)
+        report["peers"] = list(session.records.values())
+    say("measuring matrix products")
+    from amlr.benchmarks.flops import flops_per_post
+
+    flops = flops_per_post(provider.model, pool.inputs[:8], model_shape(bundle.manifest))
+    products = measure_roof(options.threads, 2.0 if options.quick else 8.0)
+    report["roofline"] = summarize(products, flops, options.threads)
+    report["notes"] += _notes(report, pool)
+    return report
+
+
+def prove(
+    eager: Pipeline, tiers: Sequence[Tier], posts: Sequence[BenchPost], say: Say
+) -> list[Parity]:
+    """Compare every tier with the eager model."""
+    records = [
+        Parity(
+            backend=tier.spec.name,
+            precision=tier.spec.precision,
+            tolerance=tier.tolerance,
+        )
+        for tier in tiers
+    ]
+    say(f"parity of {len(posts)} posts against eager PyTorch")
+    engines = [(tier.engine, record) for tier, record in zip(tiers, records, strict=True)]
+    compare(EagerSide(eager), engines, progress(posts, "parity", len(posts)))
+    for record in records:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in record.max_abs_error.items())
+        say(
+            f"  {record.backend} {record.precision}: {record.verdict.upper()}, "
+            f"{record.changed_entities} of {record.entities} entities changed, "
+            f"largest errors: {errors}" + (f"; {record.reason}" if record.reason else "")
+        )
+    return records
+
+
+def _header(
+    options: RunOptions,
+    bundle: Bundle,
+    data: BenchData,
+    machine: dict[str, Any],
+    tiers: Sequence[Tier],
+    records: Sequence[Parity],
+) -> dict[str, Any]:
+    # The first tier is the one users get; one failing tier fails the run.
+    failing = [record for record in records if record.verdict == "fail"]
+    shown = (failing or list(records))[0]
+    manifest = bundle.manifest
+    return {
+        "schema": SCHEMA_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "amlr": __version__,
+        "engine": {
+            "name": manifest.name,
+            "manifest_sha256": bundle.manifest_sha256,
+            "decoder": manifest.decoder.kind,
+            "text_width": manifest.width,
+            "regions": manifest.regions,
+            "tiers": [
+                {"backend": tier.spec.name, "precision": tier.spec.precision, "why": tier.why}
+                for tier in tiers
+            ],
+        },
+        "settings": {
+            "threads": options.threads,
+            "clock": options.clock,
+            "quick": options.quick,
+            "data": data.source,
+            "posts": len(data.posts),
+            "pictures": data.pictures,
+            "missing_pictures": data.missing_pictures,
+        },
+        "machine": machine,
+        "parity": {**shown.to_dict(), "tiers": [record.to_dict() for record in records]},
+        "rows": [],
+        "peers": [],
+        "resources": {**bundle_sizes(bundle), "padding": padding_waste(data.posts, bundle)},
+        "roofline": None,
+        "calibration": None,
+        "notes": [],
+    }
+
+
+def _measure(
+    session: Session, options: RunOptions, pool: Pool, bundle: Bundle, provider: Any
+) -> list[dict[str, Any]]:
+    shape = model_shape(bundle.manifest)
+    eager = EnginePeer(provider, shape)
+    known: dict[tuple[int, str], list[Scores]] = {}
+
+    def reference(inputs: Sequence[ModelInput], picture: str) -> list[Scores]:
+        chosen: Picture = "cold" if picture == "hit" else picture  # type: ignore[assignment]
+        # Workloads share their batches; the eager answer to each is computed once.
+        key = (hash(tuple(id(item) for item in inputs)), chosen)
+        if key not in known:
+            known[key] = eager.scores(eager.prepare(inputs, chosen)(), inputs)
+        return known[key]
+
+    rows: list[dict[str, Any]] = []
+    is_noted = False
+    for workload in plan(pool, bundle, options.groups, quick=options.quick):
+        # Growth runs larger batches; memory is that of serving the plain workloads.
+        if workload.group in GROWTH and not is_noted:
+            session.note_memory()
+            is_noted = True
+        check = None if workload.group in GROWTH else reference
+        rows += [row.to_dict() for row in session.run(workload, check)]
+    if not is_noted:
+        session.note_memory()
+    return rows
+
+
+def _notes(report: dict[str, Any], pool: Pool) -> list[str]:
+    notes = []
+    if pool.generated_posts:
+        notes.append(f"{pool.generated_posts} of the timed posts are generated: too few in data")
+    if pool.generated_pictures:
+        notes.append(f"{pool.generated_pictures} of the timed posts got a generated picture")
+    waiting = [peer["waiting"] for peer in report["peers"] if peer["waiting"]]
+    settings = report["settings"]
+    if settings["threads"] == 1 and waiting and max(waiting) > BUSY:
+        notes.append(
+            f"other programs used this machine: calls took up to {max(waiting):.2f}x their "
+            "processor time; repeat on an idle machine, or use --clock cpu"
+        )
+    return notes

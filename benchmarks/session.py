@@ -1,0 +1,214 @@
+"""All peers of a run: started side by side, timed in turn, dropped when they fail."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from amlr.benchmarks.exports import finish_export, start_export
+from amlr.benchmarks.inputs import ModelInput
+from amlr.benchmarks.jobs import Job, max_error
+from amlr.benchmarks.measure import Clock, Samples, measure
+from amlr.benchmarks.peers.base import PeerSpec
+from amlr.benchmarks.peers.registry import PEERS, resolve
+from amlr.benchmarks.remote import PeerError, RemotePeer
+from amlr.benchmarks.rows import ENGINE_PREFIX, Row, make_rows
+from amlr.benchmarks.workloads import Workload
+from amlr.runtime.batching import Scores
+
+FP32_LIMIT = 1e-3
+"""A float32 peer further off than this computes something else; it is reported, not compared."""
+Say = Callable[[str], None]
+Reference = Callable[[Sequence[ModelInput], str], list[Scores]]
+
+
+class Session:
+    """Worker processes of one benchmark run."""
+
+    def __init__(
+        self,
+        bundle: str,
+        engines: Sequence[PeerSpec],
+        peers: Sequence[str],
+        *,
+        threads: int,
+        clock: Clock,
+        say: Say,
+        debug: bool = False,
+    ) -> None:
+        """Start every process; none is waited for yet.
+
+        Args:
+            bundle: Path of the bundle.
+            engines: Tiers of the engine under test.
+            peers: Names out of `PEERS`.
+            threads: Threads of every process.
+            clock: What percentiles are taken of.
+            say: Receives progress lines.
+            debug: Let workers write to stderr.
+        """
+        self._bundle, self._threads, self._clock, self._say = bundle, threads, clock, say
+        self._debug = debug
+        self._temporary = tempfile.TemporaryDirectory(prefix="amlr-bench-")
+        self._folder = Path(self._temporary.name)
+        self.records: dict[str, dict[str, Any]] = {}
+        self._specs: dict[str, PeerSpec] = {}
+        self._alive: dict[str, RemotePeer] = {}
+        self._export = None
+        late = []
+        for spec in engines:
+            self._start(spec, "the engine under test")
+        for name in peers:
+            found, reason = resolve(name, self._folder)
+            if found is None:
+                entry = PEERS[name]
+                self._record(
+                    PeerSpec(name=name, kind=entry.kind, precision=entry.precision),
+                    entry.about,
+                    "skipped",
+                    reason,
+                )
+            elif PEERS[name].exports:
+                late.append((found, PEERS[name].about))
+            else:
+                self._start(found, PEERS[name].about)
+        if late:
+            self._export = start_export(bundle, self._folder / "plain")
+        self._late = late
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._export is not None and self._export.poll() is None:
+            self._export.kill()
+            self._export.communicate()
+        for peer in self._alive.values():
+            peer.close()
+        self._temporary.cleanup()
+
+    def _record(self, spec: PeerSpec, about: str, status: str, reason: str) -> None:
+        self._specs[spec.label] = spec
+        self.records[spec.label] = {
+            "backend": spec.name,
+            "precision": spec.precision,
+            "about": about,
+            "status": status,
+            "reason": reason,
+            "max_abs_error": None,
+            "load_cpu_s": None,
+            "load_s": None,
+            "first_post_ms": None,
+            "peak_memory_mb": None,
+            "waiting": None,
+        }
+
+    def _start(self, spec: PeerSpec, about: str) -> None:
+        self._record(spec, about, "measured", "")
+        exports = str(self._folder / "plain")
+        try:
+            self._alive[spec.label] = RemotePeer(
+                spec,
+                bundle=self._bundle,
+                threads=self._threads,
+                exports=exports,
+                debug=self._debug,
+            )
+        except (PeerError, OSError) as error:
+            self._fail(spec.label, error)
+
+    def _fail(self, label: str, error: Exception) -> None:
+        reason = str(error)
+        self.records[label] |= {"status": "failed", "reason": reason}
+        self._say(f"  {label} failed: {reason}")
+        peer = self._alive.pop(label, None)
+        if peer is not None:
+            peer.close()
+
+    def wait(self) -> None:
+        """Wait until all peers have loaded, those that read the exports included."""
+        if self._export is not None:
+            try:
+                finish_export(self._export)
+                for spec, about in self._late:
+                    self._start(spec, about)
+            except PeerError as error:
+                for spec, about in self._late:
+                    self._record(spec, about, "failed", str(error))
+                    self._say(f"  {spec.label} failed: {error}")
+            self._export = None
+        for label in list(self._alive):
+            try:
+                ready = self._alive[label].wait()
+            except PeerError as error:
+                self._fail(label, error)
+                continue
+            self.records[label] |= {
+                "load_cpu_s": round(ready.load_cpu_s, 3),
+                "load_s": round(ready.load_s, 3),
+            }
+
+    def run(self, workload: Workload, reference: Reference | None) -> list[Row]:
+        """Check and time one workload on every peer that is still alive.
+
+        Args:
+            workload: What to run.
+            reference: Gives the eager scores of a batch; None leaves the numbers unchecked.
+        """
+        labels = [label for label in self._alive if self._takes(label, workload)]
+        for label in list(labels):
+            if not self._prepare(label, workload.job, reference):
+                labels.remove(label)
+        runners = {label: self._alive[label] for label in labels}
+        self._say(f"{workload.name}, {workload.batch} posts a call: {len(runners)} systems")
+        samples = measure(
+            runners,
+            workload.job.key,
+            workload.calls,
+            workload.budget,
+            on_failure=self._fail,
+        )
+        for label, taken in samples.items():
+            self._alive[label].drop(workload.job.key)
+            self._note_waiting(label, taken)
+        return make_rows(workload, samples, self._specs, self._threads, self._clock)
+
+    def _takes(self, label: str, workload: Workload) -> bool:
+        name = self._specs[label].name
+        return workload.peers is None or name in workload.peers or name.startswith(ENGINE_PREFIX)
+
+    def _prepare(self, label: str, job: Job, reference: Reference | None) -> bool:
+        record, precision = self.records[label], self._specs[label].precision
+        try:
+            verdict = self._alive[label].prepare(job)
+        except PeerError as error:
+            self._fail(label, error)
+            return False
+        record["first_post_ms"] = record["first_post_ms"] or round(verdict.first_ms, 3)
+        if reference is None or job.end_to_end:
+            return True
+        expected = [reference(batch, job.picture) for batch in job.batches]
+        off = max_error(expected, verdict.outputs)
+        record["max_abs_error"] = max(record["max_abs_error"] or 0.0, min(off, 1e9))
+        if precision == "fp32" and off > FP32_LIMIT:
+            self._fail(label, PeerError(f"its numbers are off by {off:.3g} on {job.key}"))
+            return False
+        return True
+
+    def _note_waiting(self, label: str, samples: Samples) -> None:
+        known = self.records[label]["waiting"] or 0.0
+        self.records[label]["waiting"] = round(max(known, samples.waiting), 3)
+
+    def note_memory(self) -> None:
+        """Record each process's peak memory so far."""
+        for label in list(self._alive):
+            try:
+                self.records[label]["peak_memory_mb"] = round(self._alive[label].memory_mb(), 1)
+            except PeerError as error:
+                self._fail(label, error)
