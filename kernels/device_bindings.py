@@ -132,7 +132,7 @@ class BindingsDevice:
         # Not at exit: the driver may be gone by then, and frees everything anyway.
         weakref.finalize(memory, self._free_pinned, address).atexit = False
         # The view keeps `memory` alive, and `memory` its finalizer.
-        array: npt.NDArray[Any] = np.ndarray(shape, kind, memory)
+        array: npt.NDArray[Any] = np.ndarray(shape, kind, memoryview(memory))
         return array
 
     def _free_pinned(self, address: int) -> None:

@@ -1,5 +1,6 @@
 """The device layer over pycuda. Never `pycuda.autoinit`: it makes a context of its own."""
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -8,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pycuda.driver as cuda
 
-from amlr.kernels.driver import DeviceError, DeviceMemoryError, Graph, capture_graph
+from amlr.kernels.driver import (
+    DeviceError,
+    DeviceMemoryError,
+    Graph,
+    capture_graph,
+    pop_context,
+)
 
 
 def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -90,6 +97,8 @@ class PycudaDevice:
         self._context = _call(device.retain_primary_context)
         # pycuda frees memory with its last reference, so allocations are kept by address.
         self._allocations: dict[int, Any] = {}
+        # Left to its destructor, pycuda detaches a primary context wrongly and warns at exit.
+        atexit.register(self.close)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -175,9 +184,15 @@ class PycudaDevice:
         return capture_graph(stream)
 
     def close(self) -> None:
-        """Drop the primary context; pycuda releases it with its last reference."""
-        self._allocations.clear()
-        self._context.detach()
+        """Release the primary context; a second call does nothing."""
+        if self._context is None:
+            return
+        atexit.unregister(self.close)
+        with self.current():
+            self._allocations.clear()
+        _call(self._context.detach)
+        pop_context()  # detach leaves the context it made current on the stack
+        self._context = None
 
 
 def open_device(ordinal: int) -> PycudaDevice:

@@ -156,6 +156,11 @@ def capture_graph(stream: Any) -> Iterator[Graph]:
         _call("cuGraphDestroy", captured)
 
 
+def pop_context() -> None:
+    """Take the current context off this thread's stack."""
+    _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+
 def _call(name: str, *arguments: Any) -> None:
     code = load_driver()[name](*arguments)
     if code:

@@ -1,9 +1,9 @@
 """Compiled CUDA kernels: what there is to compile, under which name, and where to find it again.
 
 A bundle's `kernels/` folder holds `<name>-y<Y>-sm<NN>-<hash8>.cubin`, one file per source, tag
-count and architecture, and `<name>-y<Y>-compute<NN>-<hash8>.ptx`, which a driver can still compile for a
-GPU that came later. `<name>` ends in `_f16` or `_f32`, the dtype of the engine's output. The hash
-covers source, options and compiler, so an image of an older source is never loaded.
+count and architecture, and `<name>-y<Y>-compute<NN>-<hash8>.ptx`, which a driver can still compile
+for a GPU that came later. `<name>` ends in `_f16` or `_f32`, the dtype of the engine's output. The
+hash covers source, options and compiler, so an image of an older source is never loaded.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """Builds the real kernel sources for the host with g++, behind the shim `simt.h`."""
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from amlr.kernels.images import SOURCES, KernelSpec
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
 # No contraction: the host must add and multiply in separate, rounded steps, as the kernels ask for.
-_FLAGS = ("-std=c++17", "-O1", "-g", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}")
+_FLAGS = ("-std=c++17", "-O1", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}")
 SANITIZERS = {
     "plain": (),
-    "asan": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    "tsan": ("-fsanitize=thread", "-DSIMT_THREADS"),
+    "asan": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "tsan": ("-g", "-fsanitize=thread", "-DSIMT_THREADS"),
 }
 
 
@@ -41,6 +42,24 @@ class HostBuilder:
             self._compile(spec, "host_kernel.cpp", target, ("-fPIC", "-shared"))
         return target
 
+    def driver_double(self, stubs: Iterable[str] = ()) -> Path:
+        """A folder with the driver double as `libcuda.so.1`.
+
+        Args:
+            stubs: Further functions to define, which only return an error: a binding that is
+                linked to the driver loads only if all it could call exist.
+        """
+        target = self.folder / "driver" / "libcuda.so.1"
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            extra = target.parent / "stubs.cpp"
+            extra.write_text(
+                "".join(f'extern "C" int {name}() {{ return 801; }}\n' for name in sorted(stubs))
+            )
+            flags = ("-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", "-ldl")
+            _run_compiler([str(HERE / "driver_double.cpp"), str(extra), *flags], target)
+        return target.parent
+
     def replay(self, spec: KernelSpec, sanitizer: str = "plain") -> Path:
         """The program that replays recorded launches."""
         target = self.folder / f"replay_{spec.source}{spec.variant}_{sanitizer}"
@@ -55,9 +74,13 @@ class HostBuilder:
         listed = " ".join(f"X({function})" for function in functions(spec))
         macros = {**spec.macros, "KERNEL_FILE": f'"{source}"', "KERNELS": listed}
         defines = [f"-D{name}={value}" for name, value in macros.items()]
-        partial = target.with_suffix(".partial")
-        command = ["g++", *_FLAGS, *flags, *defines, str(HERE / main), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"g++ failed: {' '.join(command)}\n{done.stderr}")
-        partial.replace(target)
+        _run_compiler([str(HERE / main), *flags, *defines], target)
+
+
+def _run_compiler(arguments: list[str], target: Path) -> None:
+    partial = target.with_suffix(".partial")
+    command = ["g++", *_FLAGS, *arguments, "-o", str(partial)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"g++ failed: {' '.join(command)}\n{done.stderr}")
+    partial.replace(target)

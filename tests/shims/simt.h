@@ -15,7 +15,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <utility>
 #include <vector>
 #ifdef SIMT_THREADS
@@ -240,6 +239,15 @@ void fiber_main(unsigned high, unsigned low) {
     ++block->progress;
 }
 
+// <random> would double the compile time.
+struct Random {
+    uint64_t state;
+    unsigned below(unsigned limit) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        return (unsigned)((state >> 33) % limit);
+    }
+};
+
 template <class Body>
 void run_threads(Block& block, std::vector<Thread>& threads, Body& body, unsigned seed) {
     constexpr size_t stack_bytes = 128 << 10;
@@ -258,9 +266,10 @@ void run_threads(Block& block, std::vector<Thread>& threads, Body& body, unsigne
                     (unsigned)(address >> 32), (unsigned)address);
         order.push_back(&fiber);
     }
-    std::mt19937 random(seed);
+    Random random{seed};
     while (block.exited < block.threads) {
-        if (seed) std::shuffle(order.begin(), order.end(), random);
+        if (seed)
+            for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
         const uint64_t before = block.progress;
         for (Fiber* fiber : order) {
             if (block.gone[fiber->thread.linear]) continue;
