@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 INF = float("inf")
 FLOAT32 = np.dtype(np.float32)
+INTP = np.dtype(np.intp)
 
 
 class Chain(NamedTuple):
@@ -97,18 +98,21 @@ def check_lengths(
             f"lengths_b must be {batch} integers, one per sequence, "
             f"got {lengths.dtype} of shape {lengths.shape}"
         )
-    if lengths.dtype != np.intp:
+    if lengths.dtype is not INTP:
         lengths = lengths.astype(np.intp)
-    if batch:
-        # Below about sixteen values the built-ins beat NumPy's reductions, which cost 2 us each.
-        values: Sequence[int] = lengths.tolist() if batch <= 16 else ()
-        low, high = (min(values), max(values)) if values else (lengths.min(), lengths.max())
-        if low < 0 or (longest is not None and high > longest):
-            bound = f"0..{longest}" if longest is not None else "0 or more"
-            raise ShapeError(
-                f"lengths must lie in {bound}, got {low}..{high}; "
-                "count the valid steps of each sequence, 0 for an empty one"
-            )
+    if batch > 16:
+        low, high = int(lengths.min()), int(lengths.max())
+    else:  # below about sixteen values the built-ins beat NumPy's reductions
+        values: Sequence[int] = lengths.tolist() or (0,)
+        low = high = values[0]
+        if batch > 1:
+            low, high = min(values), max(values)
+    if low < 0 or (longest is not None and high > longest):
+        bound = f"0..{longest}" if longest is not None else "0 or more"
+        raise ShapeError(
+            f"lengths must lie in {bound}, got {low}..{high}; "
+            "count the valid steps of each sequence, 0 for an empty one"
+        )
     return lengths
 
 

@@ -63,9 +63,9 @@ def viterbi_decode(
         >>> tags.tolist(), scores.tolist()
         ([[0, 1]], [4.0])
     """
-    if backend != "numpy":
-        decoded: tuple[npt.NDArray[np.int32], Floats]
-        decoded = load_backend(backend).viterbi_decode(
+    tags: npt.NDArray[np.int32]
+    if backend == "cuda":
+        tags, scores = load_backend(backend).viterbi_decode(
             emissions_bty,
             lengths_b,
             start_y=start_y,
@@ -73,8 +73,11 @@ def viterbi_decode(
             end_y=end_y,
             allowed_yy=allowed_yy,
         )
-        return decoded
+        return tags, scores
     chain = check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+    if backend != "numpy":
+        tags, scores = load_backend(backend).viterbi_decode(chain)
+        return tags, scores
     batch, steps, _ = chain.emissions_bty.shape
     if not batch or not steps:
         return np.full((batch, steps), -1, np.int32), np.zeros(batch, np.float32)
