@@ -1,0 +1,146 @@
+"""The bucket planner: exact in length, feasible in the rest."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from amlr.errors import InputError
+from amlr.export.plan_report import plan_report, read_profile
+from amlr.export.planner import (
+    PlanLimits,
+    Traffic,
+    best_edges,
+    fit_profile,
+    measure_traffic,
+    plan_buckets,
+    plan_table,
+    profile_for,
+    work_of,
+)
+from amlr.export.samples import sample_posts
+from amlr.runtime.bundle import Bundle
+
+
+def _cost(lengths: np.ndarray, edges: np.ndarray, costs: np.ndarray) -> float:
+    return float(costs[np.searchsorted(edges, lengths)].sum())
+
+
+@example(lengths=[1], graphs=5)
+@example(lengths=[12, 12, 12], graphs=2)
+@example(lengths=list(range(1, 13)), graphs=12)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    graphs=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_lengths_are_optimal(lengths: list[int], graphs: int) -> None:
+    tokens = np.array(lengths)
+    candidates = np.arange(1, 13)
+    costs = work_of(candidates, 2)
+    edges = best_edges(tokens, candidates, costs, graphs)
+    assert edges == sorted(set(edges))
+    assert len(edges) <= graphs
+    assert candidates[edges[-1]] >= tokens.max()
+    found = _cost(tokens, candidates[edges], costs[edges])
+    last = int(tokens.max())
+    best = min(
+        _cost(tokens, np.array([*inner, last]), work_of([*inner, last], 2))
+        for size in range(graphs)
+        for inner in itertools.combinations(range(1, last), size)
+    )
+    assert found == pytest.approx(best, rel=1e-12)
+
+
+def _traffic(seed: int = 0, size: int = 500) -> Traffic:
+    rng = np.random.default_rng(seed)
+    tokens = np.clip(rng.gamma(6, 5, size).astype(np.int64), 3, 128)
+    return Traffic(tokens_n=tokens, units_n=tokens * 3)
+
+
+def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
+    traffic = _traffic()
+    plans = [plan_buckets(traffic, graphs) for graphs in (1, 2, 4, 8, 16)]
+    padding = [plan.padding for plan in plans]
+    assert padding == sorted(padding, reverse=True)
+    assert plans[0].saved == 0
+    assert padding[-1] < 0.2
+    for plan in plans:
+        assert sum(bucket.windows for bucket in plan.buckets) == len(traffic.tokens_n)
+        assert all(b.tokens % 8 == 0 and b.units % 8 == 0 for b in plan.buckets)
+        for bucket, before in zip(plan.buckets[1:], plan.buckets, strict=False):
+            own = (traffic.tokens_n > before.tokens) & (traffic.tokens_n <= bucket.tokens)
+            assert traffic.units_n[own].max() <= bucket.units
+
+
+def test_memory_cap_lowers_the_number_of_graphs() -> None:
+    traffic = _traffic()
+    free = plan_buckets(traffic, 16)
+    capped = plan_buckets(traffic, 16, PlanLimits(memory_mb=free.memory_bytes / 2e6))
+    assert capped.memory_bytes <= free.memory_bytes / 2
+    assert 1 <= capped.graphs < free.graphs
+    with pytest.raises(InputError, match="raise it or lower the batch sizes"):
+        plan_buckets(traffic, 4, PlanLimits(memory_mb=0.1))
+
+
+def test_batch_sizes_share_the_graphs() -> None:
+    plan = plan_buckets(_traffic(), 8, PlanLimits(batches=(1, 8)))
+    assert len(plan.buckets) <= 4
+    assert plan.graphs == 2 * len(plan.buckets)
+    with pytest.raises(InputError, match="cannot hold 2 batch sizes"):
+        plan_buckets(_traffic(), 1, PlanLimits(batches=(1, 8)))
+
+
+def test_profile_has_its_optimum_at_the_modal_bucket() -> None:
+    plan = plan_buckets(_traffic(), 4, PlanLimits(batches=(1, 8)))
+    modal = max(plan.buckets, key=lambda b: b.windows)
+    profile = fit_profile(plan, max_tokens=128, max_units=768)
+    assert (profile.tokens.opt, profile.units.opt) == (modal.tokens, modal.units)
+    assert (profile.tokens.max, profile.units.max, profile.posts.opt) == (128, 768, 8)
+
+
+def test_traffic_of_posts_under_a_bundles_rules(tiny_plan: Path) -> None:
+    bundle = Bundle.open(tiny_plan)
+    traffic = measure_traffic(bundle, sample_posts(40, images=0))
+    assert len(traffic.tokens_n) >= 40
+    assert traffic.tokens_n.max() <= bundle.manifest.text.max_tokens
+    assert traffic.units_n.min() >= 0
+    plan = plan_buckets(traffic, 4, PlanLimits(width=32))
+    profile = profile_for(bundle, plan)
+    assert profile.tokens.max == bundle.manifest.text.max_tokens
+    assert profile.units.max >= traffic.units_n.max()
+    table = list(plan_table([plan]))
+    assert "padding" in table[0]
+    assert str(plan.buckets[0].tokens) in table[1]
+    assert plan.to_dict()["graphs"] == plan.graphs
+
+
+def test_no_posts_are_refused() -> None:
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(InputError, match="at least one"):
+        Traffic(tokens_n=nothing, units_n=nothing)
+
+
+def test_report_of_a_file_and_its_profile(tiny_plan: Path, tmp_path: Path) -> None:
+    posts = tmp_path / "posts.jsonl"
+    lines = [json.dumps({"id": i, "text": p.text}) for i, p in enumerate(sample_posts(30))]
+    posts.write_text("\n".join([*lines, ""]))
+    bundle = Bundle.open(tiny_plan)
+    text, values = plan_report(bundle, posts, graphs=(1, 4))
+    assert len(values["plans"]) == 2
+    assert any("saved" in line for line in text)
+    written = tmp_path / "plan.json"
+    written.write_text(json.dumps(values))
+    profile = read_profile(written)
+    assert profile.to_dict() == values["profile"]
+    with pytest.raises(InputError, match="holds no profile"):
+        read_profile(posts)
+    posts.write_text("not json\n")
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        plan_report(bundle, posts)
+    with pytest.raises(InputError, match="cannot be read"):
+        plan_report(bundle, tmp_path / "missing.jsonl")
