@@ -15,7 +15,7 @@ def smooth(width: int = 96, height: int = 64) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     red = 127 + 120 * np.sin(x / 17)
     green = 127 + 120 * np.cos(y / 13)
-    blue = 255 * (x + y) / (width + height - 2)
+    blue = 255 * (x + y) / max(1, width + height - 2)
     return Image.fromarray(np.rint(np.stack([red, green, blue], -1)).astype(np.uint8))
 
 
