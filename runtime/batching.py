@@ -8,7 +8,7 @@ Shape letters: B windows, T longest window, N steps of all windows, M units of a
 largest scale, I windows with a picture, S most units of one window, P regions, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,12 @@ Floats = npt.NDArray[np.float32]
 # Measured on CPU: eight packed windows already reach full speed; more only costs memory.
 BATCH_WINDOWS = 16
 BATCH_TOKENS = 4096
+RoundUp = Callable[[int], int]
+
+
+def exact(size: int) -> int:
+    """Sizes as they are."""
+    return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,20 +169,27 @@ class Batch:
             feed["shape_ids"][mask == 1] = self._packed_shapes()
         return feed
 
-    def packed_text(self, *, shapes: bool = False) -> dict[str, Ints]:
-        """Inputs of graph `text_packed`: N steps one after another and where they sit in (B, T)."""
-        steps = int(self.lengths_b.max())
-        position = np.arange(steps)
+    def packed_text(self, *, shapes: bool = False, round_up: RoundUp = exact) -> dict[str, Ints]:
+        """Inputs of graph `text_packed`: N steps one after another and where they sit in (B, T).
+
+        Args:
+            shapes: Whether the graph takes word shapes.
+            round_up: Gives N and T from what they must at least be; dummy steps come last, and
+                nothing real looks at them.
+        """
+        position = np.arange(round_up(int(self.lengths_b.max())))
         mask = position < self.lengths_b[:, None]
         feed = {
             "input_ids": self._packed_ids(),
             "position_ids": np.broadcast_to(position, mask.shape)[mask],
-            "pad_index": np.where(mask, self.step_offsets_b[:-1, None] + position, 0),
             "unpad_index": np.flatnonzero(mask),
-            "attention_mask": mask.astype(np.int64),
         }
         if shapes:
             feed["shape_ids"] = self._packed_shapes()
+        rows = round_up(len(feed["input_ids"]))
+        feed = {name: _lengthened(column, rows) for name, column in feed.items()}
+        feed["pad_index"] = np.where(mask, self.step_offsets_b[:-1, None] + position, 0)
+        feed["attention_mask"] = mask.astype(np.int64)
         return feed
 
     def _packed_ids(self) -> Ints:
@@ -213,38 +226,43 @@ class Batch:
         )
 
     def packed_fusion(
-        self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints
+        self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints, *, round_up: RoundUp = exact
     ) -> dict[str, npt.NDArray[Any]]:
         """Inputs of graph `fusion_packed`.
 
         Args:
-            hidden_nd: Hidden states of the N steps, one after another.
+            hidden_nd: Hidden states of the N steps, one after another; more rows are not read.
             pool_npd: Regions of the pictures; any one row where there is no picture.
             slot_b: Picture of each window, -1 for none.
+            round_up: Gives the units per scale, R and S from what they must at least be.
         """
         first_row_m = self.step_offsets_b[self.window_m] + self.start_m
         feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
         for scale in range(1, self.scales + 1):
             rows = first_row_m[self.scale_m == scale]
             # The graph wants no empty input: a scale without units scores one that nobody reads.
-            rows = rows if len(rows) else np.zeros(1, np.int64)
+            rows = _lengthened(rows, round_up(max(1, len(rows))))
             last = hidden_nd.shape[0] - 1
             feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
-        place_m, count = self._graph_places()
-        feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b)
+        place_m, count = self._graph_places(round_up)
+        feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b, round_up)
         return feed | {"pool_npd": pool_npd}
 
-    def from_packed(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Scores:
-        """Scores out of graph `fusion_packed`."""
-        place_m, _ = self._graph_places()
+    def from_packed(
+        self, outputs: Mapping[str, npt.NDArray[Any]], *, round_up: RoundUp = exact
+    ) -> Scores:
+        """Scores out of graph `fusion_packed`, given the `round_up` of its inputs."""
+        place_m, _ = self._graph_places(round_up)
         return Scores(
-            unit_logits_mc=outputs["unit_logits_mc"][place_m], emissions_ny=outputs["emissions_ny"]
+            unit_logits_mc=outputs["unit_logits_mc"][place_m],
+            emissions_ny=outputs["emissions_ny"][: self.step_offsets_b[-1]],
         )
 
-    def _graph_places(self) -> tuple[Ints, int]:
+    def _graph_places(self, round_up: RoundUp) -> tuple[Ints, int]:
         """Where each unit sits in the graph's scale-major order, dummies counted; their number."""
         counts = np.bincount(self.scale_m, minlength=self.scales + 1)[1:]
-        starts = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
+        sizes = [round_up(max(1, count)) for count in counts.tolist()]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
         place = np.empty(len(self.scale_m), np.int64)
         # Stable, so that units of one scale keep their order, as in `packed_fusion`'s rows.
         order = np.argsort(self.scale_m, kind="stable")
@@ -253,12 +271,26 @@ class Batch:
         return place, int(starts[-1])
 
 
+def _lengthened(column: Ints, size: int) -> Ints:
+    """Zeros after the end of a column."""
+    if len(column) == size:
+        return column
+    longer = np.zeros(size, np.int64)
+    longer[: len(column)] = column
+    return longer
+
+
 def _scale_major(start_m: Ints, scale_m: Ints, steps: int) -> Ints:
     return (scale_m - 1) * steps - (scale_m - 1) * (scale_m - 2) // 2 + start_m
 
 
 def _attended(
-    place_m: Ints, count: int, window_m: Ints, unit_offsets_b: Ints, slot_b: Ints
+    place_m: Ints,
+    count: int,
+    window_m: Ints,
+    unit_offsets_b: Ints,
+    slot_b: Ints,
+    round_up: RoundUp,
 ) -> dict[str, Ints]:
     """Which units look at a picture, padded by window, and where each unit finds its result."""
     counts_b = np.diff(unit_offsets_b)
@@ -275,15 +307,17 @@ def _attended(
     is_seen_m = (slot_b >= 0)[window_m]
     rows = place_m[is_seen_m]
     sizes = counts_b[seen_b]
-    mask = np.arange(int(sizes.max())) < sizes[:, None]
+    mask = np.arange(round_up(int(sizes.max()))) < sizes[:, None]
     pad = np.zeros(mask.shape, np.int64)
     pad[mask] = np.arange(len(rows))
-    context = np.full(count, len(rows), np.int64)
+    # R counts dummies too; the constant of "no picture" comes after all of them.
+    attended = round_up(len(rows))
+    context = np.full(count, attended, np.int64)
     context[rows] = np.arange(len(rows))
     return {
-        "attend_rows_r": rows,
+        "attend_rows_r": _lengthened(rows, attended),
         "attend_pad_is": pad,
-        "attend_unpad_r": np.flatnonzero(mask),
+        "attend_unpad_r": _lengthened(np.flatnonzero(mask), attended),
         "slot_i": slot_b[seen_b],
         "context_index_m": context,
     }

@@ -77,6 +77,8 @@ class Variant:
         precision: `fp32`, `fp16`, `bf16`, `int8`, ...
         provider: The one provider it is for, or None for all that read ONNX.
         graphs: Graph name (`text`, `text_packed`, `image`, `fusion`, ...) to file.
+        compute: Arithmetic of a graph's float part where it is not that of its file: `bf16` runs
+            float32 nodes in bfloat16, which only OpenVINO does.
         parity: What the export measured; `changed_entities` decides over `precision="auto"`.
         tolerance: Largest difference of raw logits from the golden ones, absolute, allowed at load.
     """
@@ -84,6 +86,7 @@ class Variant:
     precision: str
     provider: str | None = None
     graphs: dict[str, str]
+    compute: dict[str, str] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-3
 

@@ -1,0 +1,185 @@
+"""Provider `openvino`: the fastest on CPUs with bfloat16 or int8 instructions.
+
+It reads the bundle's own ONNX graphs. Arithmetic is always asked for by name: without the hint
+OpenVINO runs float32 graphs in bfloat16 wherever the CPU can.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import BackendUnavailableError
+from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import usable_cores
+from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.openvino_graph import CompiledGraph, read_graph, split_heads
+
+Floats = npt.NDArray[np.float32]
+_TAIL = "heads"
+
+
+def open_openvino(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OpenVinoProvider":
+    """Serve on the CPU through OpenVINO.
+
+    Raises:
+        BackendUnavailableError: openvino is not installed, or this CPU lacks what the variant
+            computes in.
+    """
+    return OpenVinoProvider(bundle, variant, options)
+
+
+class OpenVinoProvider:
+    """Runs a variant's graphs; each is compiled when it is first needed."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, variant: Variant, options: ProviderOptions) -> None:
+        """Check the library and the CPU; graphs compile later.
+
+        Args:
+            bundle: Verified for this variant.
+            variant: Graphs to run, and what each computes in.
+            options: `threads` for one call; what is left of the cores serves further calls at
+                the same time. Compiled graphs are kept in `cache_dir`.
+        """
+        self.precision = variant.precision
+        self._core = _open_core(options.cache_dir)
+        self._bundle, self._variant = bundle, variant
+        self._shapes = bundle.manifest.shape_embedding
+        cores = usable_cores()
+        threads = options.threads or cores
+        streams = max(1, cores // threads)
+        self._settings = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads * streams,
+            # Pinning helps one process alone on the machine and hurts every other.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._check_arithmetic()
+        self._packed = "fusion_packed" in variant.graphs
+        self._packed_text = self._packed and "text_packed" in variant.graphs
+        self._no_image = np.zeros(
+            (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
+        )
+        self._graphs: dict[str, CompiledGraph] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def loaded_graphs(self) -> tuple[str, ...]:
+        """Graphs that are compiled."""
+        return tuple(sorted(self._graphs))
+
+    def arithmetic(self, graph: str) -> str:
+        """What the float part of a graph is computed in, `f32` or `bf16`, asked of the library."""
+        return self._graph(graph).arithmetic
+
+    def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
+        """Regions of each picture, shape (P, D)."""
+        graph = self._graph("image")
+        # One picture at a time: convolutions and long sequences gain nothing from a batch, and
+        # the batch size is one shape less to compile for.
+        return [
+            graph.run({"pixel_values": pixels_bchw[i : i + 1]})["regions_bpd"][0]
+            for i in range(len(pixels_bchw))
+        ]
+
+    def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
+        """Raw logits in the batch's order."""
+        pool = pool_images(images)
+        pool_npd = np.stack(pool.features) if pool.features else self._no_image
+        if not self._packed:
+            text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
+            hidden = self._graph("text").run(text)["hidden_btd"]
+            feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
+            return batch.from_padded(self._fuse("fusion", feed))
+        if self._packed_text:
+            text = batch.packed_text(shapes=self._shapes, round_up=bucket)
+            hidden = self._graph("text_packed").run(text)["hidden_nd"]
+        else:
+            text = batch.padded_text(shapes=self._shapes)
+            hidden = self._graph("text").run(text)["hidden_btd"][text["attention_mask"] == 1]
+        feed = batch.packed_fusion(hidden, pool_npd, pool.slot_b, round_up=bucket)
+        return batch.from_packed(self._fuse("fusion_packed", feed), round_up=bucket)
+
+    def close(self) -> None:
+        """Forget the compiled graphs."""
+        with self._lock:
+            self._graphs.clear()
+
+    def _fuse(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
+        if self._hint(graph) == "f32":
+            return self._graph(graph).run(feed)
+        found = self._graph(graph).run(feed)
+        hidden = "hidden_nd" if graph == "fusion_packed" else "hidden_btd"
+        return self._graph(f"{graph}.{_TAIL}").run({**found, hidden: feed[hidden]})
+
+    def _hint(self, graph: str) -> str:
+        return {"bf16": "bf16"}.get(self._variant.compute.get(graph, ""), "f32")
+
+    def _check_arithmetic(self) -> None:
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able and any(
+            self._hint(graph) == "bf16" for graph in self._variant.graphs
+        ):
+            raise BackendUnavailableError(
+                f"this CPU has no bfloat16 instructions (only {', '.join(able)}), which the "
+                f"{self.precision} variant needs to be fast; use another precision"
+            )
+
+    def _graph(self, graph: str) -> CompiledGraph:
+        found = self._graphs.get(graph)
+        if found is not None:
+            return found
+        with self._lock:
+            if graph not in self._graphs:
+                self._compile(graph.removesuffix(f".{_TAIL}"))
+            return self._graphs[graph]
+
+    def _compile(self, graph: str) -> None:
+        path: Path = self._bundle.graph_path(self._variant, graph)
+        hint = self._hint(graph)
+        model = read_graph(self._core, path)
+        if hint == "bf16" and graph.startswith("fusion"):
+            # LayerNorm and classifiers hold half of the bfloat16 error and none of the work.
+            model, tail = split_heads(model)
+            self._graphs[f"{graph}.{_TAIL}"] = self._compiled(tail, "f32")
+        self._graphs[graph] = self._compiled(model, hint)
+
+    def _compiled(self, model: Any, hint: str) -> CompiledGraph:
+        return CompiledGraph(
+            self._core.compile_model(
+                model, "CPU", {**self._settings, "INFERENCE_PRECISION_HINT": hint}
+            )
+        )
+
+
+def bucket(count: int) -> int:
+    """Round a size up to a multiple of eight, so that few different shapes reach the library.
+
+    OpenVINO makes code for every new number of rows; in low precision a first visit can cost
+    as much as the run itself.
+
+    Example:
+        >>> [bucket(n) for n in (0, 8, 9)]
+        [8, 8, 16]
+    """
+    return -(-max(count, 1) // 8) * 8
+
+
+def _open_core(cache_dir: Path | None) -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"openvino cannot be imported ({error}); install it with: pip install openvino"
+        ) from error
+    core = openvino.Core()
+    if cache_dir is not None:
+        core.set_property({"CACHE_DIR": str(cache_dir)})
+    return core
