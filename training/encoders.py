@@ -15,7 +15,7 @@ from amlr.runtime.manifest import TokenIds
 from amlr.runtime.text import load_tokenizer as clean_tokenizer
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
-from amlr.training.wheels import PACKAGED, encoder_folder
+from amlr.training.wheels import PACKAGED
 
 # Position tables of RoBERTa-like encoders spend two rows on padding.
 _POSITION_OFFSET = 2
@@ -49,13 +49,6 @@ class LoadedImage:
     spec: ImageSpec
 
 
-def resolve(source: str, cache_dir: Path, wheels_dir: Path | None = None) -> str:
-    """Turn a packaged encoder's name into its folder; folders and hub names stay as they are."""
-    if source in PACKAGED:
-        return str(encoder_folder(source, cache_dir, wheels_dir))
-    return source
-
-
 def load_text_encoder(source: str) -> LoadedText:
     """Load a BERT-like encoder and its fast tokenizer.
 
@@ -68,6 +61,7 @@ def load_text_encoder(source: str) -> LoadedText:
     from transformers import AutoModel
 
     tokenizer_json, token_ids = load_tokenizer(source)
+    _hide_bars()
     try:
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -121,6 +115,7 @@ def load_image_encoder(source: str) -> LoadedImage:
     """
     from transformers import AutoConfig, AutoModel
 
+    _hide_bars()
     try:
         config = AutoConfig.from_pretrained(source)
         config = getattr(config, "vision_config", config)
@@ -189,6 +184,13 @@ def build_model(config: AmlrConfig, text: LoadedText, image: LoadedImage) -> Aml
                 f"{max(0, len(missing) - 3)} more; choose weights of this architecture"
             )
     return model
+
+
+def _hide_bars() -> None:
+    """Loading takes a moment; bars for every encoder would bury our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

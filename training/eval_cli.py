@@ -1,0 +1,152 @@
+"""`amlr-eval`: score a checkpoint or a bundle on a CoNLL file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amlr.cli_support import AmlrCommand, progress
+from amlr.errors import InputError
+from amlr.training.conll import (
+    ImageFolder,
+    LabelledPost,
+    labels_of,
+    match_labels,
+    read_conll,
+    read_ids,
+)
+from amlr.training.score import Span
+
+_EPILOG = """
+\b
+Examples:
+  amlr-eval --ckpt best.pt --data twitter2017/valid.txt --images twitter2017/images
+  amlr-eval --engine amlr.plan --data twitter2017/valid.txt --json
+"""
+_CHUNK = 64
+
+
+@click.command("eval", cls=AmlrCommand, epilog=_EPILOG)
+@click.option(
+    "--ckpt", type=click.Path(path_type=Path), help="Checkpoint: every decoder is scored."
+)
+@click.option(
+    "--engine", type=click.Path(path_type=Path), help="Bundle: its own decoder is scored."
+)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="CoNLL file.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of <IMGID>.jpg.")
+@click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
+@click.option("--batch-size", type=int, default=32, show_default=True)
+@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--provider", default="auto", show_default=True, help="Of the engine.")
+@click.option("--precision", default="auto", show_default=True, help="Of the engine.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def eval_command(**options: Any) -> None:
+    """Precision, recall and F1, strict (IOB2) and lenient (conlleval), per type."""
+    if (options["ckpt"] is None) == (options["engine"] is None):
+        raise InputError("give either --ckpt best.pt or --engine amlr.plan")
+    posts = read_conll(options["data"])
+    broken = read_ids(options["broken_images"]) if options["broken_images"] else frozenset()
+    folder = ImageFolder(root=options["images"], broken=broken)
+    evaluate = _evaluate_checkpoint if options["ckpt"] else _evaluate_engine
+    report = evaluate(posts, folder, options)
+    result = {
+        "data": str(options["data"]),
+        "posts": len(posts),
+        "pictures": folder.report() if options["images"] else None,
+        "decoders": report,
+    }
+    if options["as_json"]:
+        click.echo(json.dumps(result))
+        return
+    from amlr.training.evaluate import table
+
+    click.echo(table(report))
+    if options["images"]:
+        counts = {name: number for name, number in folder.counts.items() if number}
+        click.echo("pictures: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+
+
+def _evaluate_checkpoint(
+    posts: Sequence[LabelledPost], folder: ImageFolder, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    import torch
+
+    from amlr.training.checkpoint import load_checkpoint
+    from amlr.training.evaluate import Tuned, score_decoders
+    from amlr.training.predict import predict, settings_for
+    from amlr.training.run import make_corpus, open_pictures
+    from amlr.training.scorer import Scorer
+
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    checkpoint = load_checkpoint(options["ckpt"])
+    scorer = Scorer(checkpoint.build_model())
+    pictures = open_pictures(folder, checkpoint.image, posts) if folder.root else None
+    corpus = make_corpus(posts, checkpoint, pictures, "all")
+    scores = predict(
+        scorer,
+        corpus.examples,
+        corpus.image_ids,
+        pictures,
+        pad_id=checkpoint.token_ids.pad_id,
+        batch_size=options["batch_size"],
+    )
+    # Nothing is tuned here: the checkpoint's own settings are what it would be deployed with.
+    tuned = Tuned(
+        joint=settings_for("joint", checkpoint.decoder),
+        segmental=settings_for("segmental", checkpoint.decoder),
+    )
+    return score_decoders(scores, posts, scorer, tuned, corpus.rename)
+
+
+def _evaluate_engine(
+    posts: Sequence[LabelledPost], folder: ImageFolder, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    from amlr.runtime import Engine, Post
+    from amlr.training.evaluate import score_modes
+
+    predicted: list[list[Span]] = []
+    with Engine.load(
+        options["engine"],
+        provider=options["provider"],
+        precision=options["precision"],
+        threads=options["threads"],
+    ) as engine:
+        labels: tuple[str, ...] = engine.manifest.labels
+        kind = engine.manifest.decoder.kind
+        starts = range(0, len(posts), _CHUNK)
+        for begin in progress(starts, "batches", len(starts)):
+            chunk = posts[begin : begin + _CHUNK]
+            images = [folder.find(post.image_id) if folder.root else None for post in chunk]
+            requests = [
+                Post(text=post.text, image=image, words=post.word_spans_n2.tolist())
+                for post, image in zip(chunk, images, strict=True)
+            ]
+            for post, image, result in zip(chunk, images, engine.tag_batch(requests), strict=True):
+                if result.error is not None:
+                    raise InputError(f"post {len(predicted)}: {result.error}")
+                if image is not None and not result.image_used and post.image_id is not None:
+                    folder.mark_unreadable(post.image_id, "; ".join(map(str, result.warnings)))
+                predicted.append(to_words(post, result.entities))
+    rename = match_labels(labels_of(posts), labels)
+    return {kind: score_modes(posts, predicted, rename)}
+
+
+def to_words(post: LabelledPost, entities: Sequence[Any]) -> list[Span]:
+    """Entities in characters of a post's text as spans of its words."""
+    spans = post.word_spans_n2.tolist()
+    first = {start: number for number, (start, _) in enumerate(spans)}
+    last = {end: number for number, (_, end) in enumerate(spans)}
+    return [(first[e.start], last[e.end] + 1, e.label) for e in entities]
+
+
+def main() -> None:
+    """Entry point of `amlr-eval`."""
+    eval_command()
+
+
+if __name__ == "__main__":
+    main()
