@@ -3,13 +3,21 @@
 Shape letters: B batch, T steps, Y tags, U units, C classes, N words, L longest unit, E spans.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.segmental import AnyFloats
 from amlr.kernels.units import Units
-from amlr.kernels.validation import Chain, Doubles, Floats, check_chain, mask_padding
+from amlr.kernels.validation import (
+    AnyFloats,
+    Chain,
+    Doubles,
+    Floats,
+    check_chain,
+    mask_padding,
+)
 
 
 def log_sum_exp(values: AnyFloats, axis: int) -> Doubles:
@@ -41,46 +49,66 @@ def entity_marginals(units: Units, lengths_b: npt.ArrayLike, *, temperature: flo
     if not 0 < temperature < np.inf:
         raise ShapeError(f"temperature must be positive and finite, got {temperature}")
     scores = units.scores_uc.astype(np.float64) / temperature
+    outside, _ = outside_scores(units, scores, log_sum_exp)
+    return np.exp(outside[:, None] + scores).astype(np.float32)
+
+
+def outside_scores(
+    units: Units, scores_uc: Doubles, combine: Callable[[Doubles, int], Doubles]
+) -> tuple[Doubles, Doubles]:
+    """What a segmentation scores around each unit, less the total of all segmentations.
+
+    Args:
+        units: Where the units are.
+        scores_uc: Their scores, float64.
+        combine: `log_sum_exp` for sums over segmentations, `maximum` for the best one.
+
+    Returns:
+        Outside score less the total (U,), the totals (B,).
+    """
     table = units.layout.unit_nlb
-    words, longest, _ = table.shape
-    if not scores.size:
-        return np.zeros(scores.shape, np.float32)
-    cells = np.append(log_sum_exp(scores, 1), -np.inf).take(table)
-    forward, backward = _segment_sums(cells)
-    inner = forward[:-1]
+    words, longest, posts = table.shape
+    if not len(scores_uc):
+        return np.zeros(0), np.zeros(posts)
+    cells = np.append(combine(scores_uc, 1), -np.inf).take(table)
+    forward, backward = _segment_sums(cells, combine)
     rows = np.arange(words)[:, None] + np.arange(longest)
-    outside = inner[rows] + backward[1 : words + 1, None, :] - forward[-1]
-    outside_u = np.empty(len(scores) + 1)
-    outside_u[table] = outside
-    return np.exp(outside_u[:-1, None] + scores).astype(np.float32)
+    outside_u = np.empty(len(scores_uc) + 1)
+    outside_u[table] = forward[:-1][rows] + backward[1:, None] - forward[-1]
+    return outside_u[:-1], forward[-1]
 
 
-def backward_rows(end_words: int, longest: int, start: int) -> slice:
-    """Rows of a (N*L) table that hold the units starting at a word, shortest first."""
-    first = start * longest + longest - 1
-    count = min(longest, end_words - start)
-    step = max(longest - 1, 1)
-    return slice(first, first + (count - 1) * step + 1, step)
+def maximum(values: Doubles, axis: int) -> Doubles:
+    """The largest value over an axis."""
+    largest: Doubles = values.max(axis=axis)
+    return largest
 
 
-def _segment_sums(cells_nlb: Doubles) -> tuple[Doubles, Doubles]:
-    """Forward log-sums (L-1 + N+1, B), padded in front, and backward log-sums (N+1, B)."""
+def _segment_sums(
+    cells_nlb: Doubles, combine: Callable[[Doubles, int], Doubles]
+) -> tuple[Doubles, Doubles]:
+    """Forward sums (L-1 + N+1, B), padded in front, and backward sums (N+1, B)."""
     words, longest, posts = cells_nlb.shape
     forward = np.zeros((longest + words, posts))
     for j in range(words):
-        parts = np.concatenate(
-            [forward[j + longest - 1 : j + longest], forward[j : j + longest] + cells_nlb[j]]
-        )
-        forward[j + longest] = log_sum_exp(parts, 0)
+        carry = forward[j + longest - 1 : j + longest]
+        ending = forward[j : j + longest] + cells_nlb[j]
+        forward[j + longest] = combine(np.concatenate([carry, ending]), 0)
     backward = np.zeros((words + 1, posts))
     flat = cells_nlb.reshape(words * longest, posts)
     for j in range(words - 1, -1, -1):
-        starting = flat[backward_rows(words, longest, j)]
+        starting = flat[_rows_starting_at(j, words, longest)]
         following = backward[j + 1 : j + 1 + len(starting)]
-        backward[j] = log_sum_exp(
-            np.concatenate([backward[j + 1 : j + 2], starting + following]), 0
-        )
+        backward[j] = combine(np.concatenate([backward[j + 1 : j + 2], starting + following]), 0)
     return forward, backward
+
+
+def _rows_starting_at(start: int, words: int, longest: int) -> slice:
+    """Rows of an (N*L) table that hold the units starting at a word, shortest first."""
+    first = start * longest + longest - 1
+    count = min(longest, words - start)
+    step = max(longest - 1, 1)
+    return slice(first, first + (count - 1) * step + 1, step)
 
 
 def tag_marginals(
@@ -111,7 +139,7 @@ def tag_marginals(
     chain = mask_padding(
         check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     )
-    forward, backward, total = chain_sums(chain)
+    forward, backward, total = chain_sums(chain, log_sum_exp)
     with np.errstate(invalid="ignore"):
         marginals = np.exp(forward + backward - total[:, None, None])
     valid = np.arange(forward.shape[1]) < chain.lengths_b[:, None]
@@ -119,8 +147,10 @@ def tag_marginals(
     return marginals.astype(np.float32)
 
 
-def chain_sums(chain: Chain) -> tuple[Doubles, Doubles, Doubles]:
-    """Forward and backward log-sums (B, T, Y) and the log of the partition sum (B,), float64."""
+def chain_sums(
+    chain: Chain, combine: Callable[[Doubles, int], Doubles]
+) -> tuple[Doubles, Doubles, Doubles]:
+    """Forward and backward sums (B, T, Y) and the total (B,), float64; `combine` as above."""
     emissions = chain.emissions_bty.astype(np.float64)
     transitions = chain.transitions_yy.astype(np.float64)
     lengths, end = chain.lengths_b, chain.end_y.astype(np.float64)
@@ -131,10 +161,68 @@ def chain_sums(chain: Chain) -> tuple[Doubles, Doubles, Doubles]:
         return forward, backward, np.zeros(batch)
     forward[:, 0] = chain.start_y + emissions[:, 0]
     for t in range(1, steps):
-        forward[:, t] = log_sum_exp(forward[:, t - 1, :, None] + transitions, 1) + emissions[:, t]
+        forward[:, t] = combine(forward[:, t - 1, :, None] + transitions, 1) + emissions[:, t]
     backward[:, -1] = end
     for t in range(steps - 2, -1, -1):
         onward = transitions + (emissions[:, t + 1] + backward[:, t + 1])[:, None, :]
-        backward[:, t] = np.where((lengths == t + 1)[:, None], end, log_sum_exp(onward, 2))
-    total = log_sum_exp(forward[:, 0] + backward[:, 0], 1)
+        backward[:, t] = np.where((lengths == t + 1)[:, None], end, combine(onward, 2))
+    total = combine(forward[:, 0] + backward[:, 0], 1)
     return forward, backward, np.where(lengths == 0, 0.0, total)
+
+
+def span_marginals(
+    emissions_bty: npt.ArrayLike,
+    lengths_b: npt.ArrayLike,
+    tags_bt: npt.ArrayLike,
+    spans_e3: npt.ArrayLike,
+    *,
+    start_y: npt.ArrayLike,
+    transitions_yy: npt.ArrayLike,
+    end_y: npt.ArrayLike,
+    allowed_yy: npt.ArrayLike | None = None,
+) -> Floats:
+    """Probability of the tags of whole spans under a linear chain.
+
+    Args:
+        emissions_bty: Tag scores, shape (B, T, Y), float32 or float16.
+        lengths_b: Valid steps, shape (B,).
+        tags_bt: Tags, as `viterbi_decode` returns them, shape (B, T).
+        spans_e3: (sequence, first step, last step inclusive) of each span, shape (E, 3).
+        start_y: Score of starting with a tag, shape (Y,).
+        transitions_yy: Score of tag i (row) followed by tag j (column), shape (Y, Y).
+        end_y: Score of ending with a tag, shape (Y,).
+        allowed_yy: Moves that may be used, shape (Y, Y); None allows all.
+
+    Returns:
+        Probability that all steps of a span carry its tags, whatever is around it, shape (E,),
+        float32.
+
+    Raises:
+        ShapeError: As `viterbi_decode`, or a span lies outside its sequence.
+    """
+    chain = mask_padding(
+        check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+    )
+    spans = np.asarray(spans_e3, np.intp).reshape(-1, 3)
+    tags = np.asarray(tags_bt)
+    if tags.shape != chain.emissions_bty.shape[:2]:
+        raise ShapeError(
+            f"tags_bt must have shape {chain.emissions_bty.shape[:2]}, got {tags.shape}"
+        )
+    row, first, last = spans.T
+    if spans.size and (
+        row.min() < 0
+        or row.max() >= len(tags)
+        or np.any((first < 0) | (last < first) | (last >= chain.lengths_b[row]))
+    ):
+        raise ShapeError("spans_e3 must be (sequence, first, last) within the sequences' lengths")
+    forward, backward, total = chain_sums(chain, log_sum_exp)
+    steps = np.arange(tags.shape[1] - 1)
+    moves = chain.transitions_yy[tags[:, :-1], tags[:, 1:]].astype(np.float64)
+    moves += chain.emissions_bty[np.arange(len(tags))[:, None], steps + 1, tags[:, 1:]]
+    inside = (steps >= first[:, None]) & (steps < last[:, None])
+    score = np.where(inside, moves[row], 0.0).sum(1)
+    score += forward[row, first, tags[row, first]] + backward[row, last, tags[row, last]]
+    with np.errstate(invalid="ignore"):
+        probabilities: Floats = np.nan_to_num(np.exp(score - total[row])).astype(np.float32)
+    return probabilities

@@ -12,16 +12,14 @@ One tie rule, at each end position from the last word backwards: prefer "no enti
 the longer unit, then the lowest class.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels.backends import load_backend
-from amlr.kernels.units import Layout, Units
-from amlr.kernels.validation import INF, Floats, raise_not_finite
-
-AnyFloats = npt.NDArray[np.floating[Any]]
+from amlr.kernels.units import Units
+from amlr.kernels.validation import INF, AnyFloats, Floats, Ints, raise_not_finite
 
 
 def segmental_decode(
@@ -54,7 +52,8 @@ def segmental_decode(
         decoded = load_backend(backend).segmental_decode(units, lengths_b)
         return decoded
     units.check_lengths(lengths_b)
-    found, scores = decode_table(units, units.scores_uc)
+    with np.errstate(invalid="ignore", over="ignore"):  # found in the sums below
+        found, scores = decode_table(units, units.scores_uc)
     if scores.size and not float(scores.max()) < INF:
         raise_not_finite("the sum of scores_uc", scores)
     return found.split(), scores.astype(np.float32, copy=False)
@@ -94,15 +93,17 @@ def reduce_classes(scores_uc: AnyFloats) -> AnyFloats:
 
 
 def forward_maxima(cells_nlb: AnyFloats) -> AnyFloats:
-    """best[j], shape (L-1 + N+1, B): L-1 rows of padding, then best of the first 0..N words."""
+    """best[j], shape (L-1 + N+1, B): L-1 rows of padding, then best of the first 0..N words.
+
+    Each cell's g is replaced by its candidate, best[start] + g.
+    """
     words, longest, posts = cells_nlb.shape
     best = np.zeros((longest + words, posts), cells_nlb.dtype)
-    candidates = np.empty((longest, posts), cells_nlb.dtype)
     add, maximum, reduce_max = np.add, np.maximum, np.maximum.reduce
-    for j in range(words):
+    for j, cells in enumerate(cells_nlb):
         out = best[j + longest]
-        add(best[j : j + longest], cells_nlb[j], candidates)
-        reduce_max(candidates, 0, None, out)
+        add(best[j : j + longest], cells, cells)
+        reduce_max(cells, 0, None, out)
         maximum(out, best[j + longest - 1], out=out)
     return best
 
@@ -110,50 +111,45 @@ def forward_maxima(cells_nlb: AnyFloats) -> AnyFloats:
 def decode_table(units: Units, scores_uc: AnyFloats) -> tuple[Found, AnyFloats]:
     """Decode units under the given scores (float32, or float64 for certificates)."""
     layout = units.layout
-    cells = reduce_classes(scores_uc).take(layout.unit_nlb, mode="clip")
-    best = forward_maxima(cells)
-    unit, post = _trace(layout, cells, best)
-    classes = scores_uc[unit].argmax(1) if len(unit) else unit
+    candidates = reduce_classes(scores_uc).take(layout.unit_nlb, mode="clip")
+    best = forward_maxima(candidates)
+    longest = candidates.shape[1]
+    words_nb = _unit_ending_at(candidates, best)
+    post, end = np.nonzero(_visited(words_nb).T)
+    words = words_nb[end, post].astype(np.intp)
+    unit = layout.unit_nlb[end, longest - words, post]
     rows = np.empty((len(unit), 3), np.int32)
-    rows[:, 0] = units.start_u[unit]
-    rows[:, 1] = units.end_u[unit]
-    rows[:, 2] = classes
-    counts = np.bincount(post, minlength=cells.shape[2])
-    return Found(unit, rows, counts), best[-1]
+    rows[:, 0] = end + 1 - words
+    rows[:, 1] = end
+    rows[:, 2] = scores_uc[unit].argmax(1)
+    return Found(unit, rows, np.bincount(post, minlength=candidates.shape[2])), best[-1]
 
 
-def _trace(
-    layout: Layout, cells_nlb: AnyFloats, best: AnyFloats
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Chosen units and their posts, ordered by post and start.
+def _unit_ending_at(candidates_nlb: AnyFloats, best: AnyFloats) -> Ints:
+    """Words of the unit the tie rule picks at each end position, 0 for none, shape (N, B)."""
+    longest = candidates_nlb.shape[1]
+    dtype = np.uint8 if longest < 256 else np.uint32
+    reaches = candidates_nlb == best[longest:, None]
+    # Slot s holds units of L - s words, so the largest is the longest unit that reaches the best.
+    lengths = np.arange(longest, 0, -1, dtype=dtype)[:, None]
+    words_nb: Ints = np.maximum.reduce(reaches * lengths, 1)
+    # An entity ends exactly where best rises: equal means "no entity ends here".
+    words_nb *= best[longest:] > best[longest - 1 : -1]
+    return words_nb
 
-    All posts step back together from entity to entity, so the cost is the largest number of
-    entities in a post, not the number of words.
-    """
-    words, longest, posts = cells_nlb.shape
-    nothing = np.zeros(0, np.intp)
-    if not words:
-        return nothing, nothing
-    # An entity ends at word j exactly where best rises: equal means "no entity ends here".
-    rises = best[longest:] > best[longest - 1 : -1]
-    last_end = np.where(rises, np.arange(words)[:, None], -1)
-    np.maximum.accumulate(last_end, axis=0, out=last_end)
-    post = np.arange(posts)
-    stop = np.full(posts, words - 1)
-    slots = np.arange(longest)
-    found: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] = []
-    while len(post):
-        end = last_end[stop, post]
-        keep = end >= 0
-        post, end = post[keep], end[keep]
-        rows = end[:, None] + slots
-        sums = best[rows, post[:, None]] + cells_nlb[end[:, None], slots, post[:, None]]
-        slot = (sums == best[end + longest, post][:, None]).argmax(1)
-        found.append((layout.unit_nlb[end, slot, post], post))
-        start = end - (longest - 1) + slot
-        keep = start > 0
-        post, stop = post[keep], start[keep] - 1
-    unit = np.concatenate([pair[0] for pair in reversed(found)])
-    post = np.concatenate([pair[1] for pair in reversed(found)])
-    order = np.argsort(post, kind="stable")
-    return unit[order], post[order]
+
+def _visited(words_nb: Ints) -> npt.NDArray[np.bool_]:
+    """Where an entity on the best path ends, shape (N, B): all posts step back a word at a time."""
+    words, posts = words_nb.shape
+    visited = np.empty((words, posts), np.bool_)
+    steps = np.maximum(words_nb, 1).astype(np.int32)
+    moved = np.empty(posts, np.int32)
+    cursor = np.full(posts, words - 1, np.int32)
+    positions = np.arange(words, dtype=np.int32)[:, None]
+    equal, multiply, subtract = np.equal, np.multiply, np.subtract
+    for position, step, here in zip(positions[::-1], steps[::-1], visited[::-1], strict=True):
+        equal(cursor, position, here)
+        multiply(step, here, moved)
+        subtract(cursor, moved, cursor)
+    visited &= words_nb > 0
+    return visited

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from amlr.errors import ShapeError
 
+AnyFloats = npt.NDArray[np.floating[Any]]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]

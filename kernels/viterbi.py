@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from amlr.kernels.backends import load_backend
 from amlr.kernels.chunked import decode_chunks
-from amlr.kernels.validation import INF, Chain, Floats, check_chain, explain_bad_scores
+from amlr.kernels.validation import (
+    INF,
+    AnyFloats,
+    Chain,
+    Floats,
+    check_chain,
+    explain_bad_scores,
+)
 
 _CACHE_LINE = 64
 # Shorter than this, stepping through one sequence is as fast as advancing its chunks together.
@@ -128,15 +135,7 @@ def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
         wide = _buffers.take("moves", tags, tags, batch)
         np.copyto(wide, moves_yyb)
         moves_yyb = wide
-    add, reduce_max = np.add, np.maximum.reduce
-    add(start[:, None], emissions_tyb[0], out=alphas_tyb[0])
-    for previous, alpha, emission in zip(
-        alphas_tyb[:, :, None, :], alphas_tyb[1:], emissions_tyb[1:], strict=False
-    ):
-        add(previous, moves_yyb, candidates_yyb)
-        reduce_max(candidates_yyb, 0, None, alpha)
-        add(alpha, emission, alpha)
-
+    advance(emissions_tyb, start, moves_yyb, alphas_tyb, candidates_yyb)
     rows = np.arange(batch)
     final_by = alphas_tyb[lengths - 1, :, rows] + end
     last = final_by.argmax(1)
@@ -147,6 +146,24 @@ def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
         path_bt[np.arange(steps) >= lengths[:, None]] = -1
         scores[lengths == 0] = 0
     return path_bt, scores
+
+
+def advance(
+    emissions_tyb: AnyFloats,
+    start: AnyFloats,
+    moves_yyb: AnyFloats,
+    alphas_tyb: AnyFloats,
+    candidates_yyb: AnyFloats,
+) -> None:
+    """Fill alphas (T, Y, B) with the best scores of all prefixes, in the arrays' own dtype."""
+    add, reduce_max = np.add, np.maximum.reduce
+    add(start[:, None], emissions_tyb[0], out=alphas_tyb[0])
+    for previous, alpha, emission in zip(
+        alphas_tyb[:, :, None, :], alphas_tyb[1:], emissions_tyb[1:], strict=False
+    ):
+        add(previous, moves_yyb, candidates_yyb)
+        reduce_max(candidates_yyb, 0, None, alpha)
+        add(alpha, emission, alpha)
 
 
 def _trace(

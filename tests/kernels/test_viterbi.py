@@ -1,0 +1,242 @@
+"""Linear-chain decoding against every path, pytorch-crf, and itself in other batches."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+
+from amlr.errors import BackendUnavailableError, InputError, ShapeError
+from amlr.kernels import backends, viterbi_decode
+from amlr.kernels.chunked import decode_chunks
+from kernel_oracles import ChainCase, all_paths, chains, random_chain, zero_chain
+
+BACKENDS = pytest.mark.parametrize("backend", ["numpy", "numba"])
+ALL_TIED = zero_chain(3, 4, 3, [4, 1, 2])
+
+
+def decode(case: ChainCase, **options: Any) -> tuple[Any, Any]:
+    return viterbi_decode(case.emissions_bty, case.lengths_b, **case.parameters, **options)
+
+
+@BACKENDS
+@example(case=ALL_TIED)
+@example(case=zero_chain(1, 1, 1))
+@example(case=zero_chain(1, 7, 4))
+@example(case=zero_chain(3, 5, 2, [5, 1, 0]))
+@given(case=chains())
+def test_path_equals_exhaustive_search(backend: str, case: ChainCase) -> None:
+    tags, scores = decode(case, backend=backend)
+    assert tags.dtype == np.int32
+    assert scores.dtype == np.float32
+    for b, length in enumerate(case.lengths_b):
+        assert np.all(tags[b, length:] == -1)
+        if not length:
+            assert scores[b] == 0
+            continue
+        totals, paths = all_paths(case, b)
+        assert scores[b] == totals.max()
+        if scores[b] > -np.inf:
+            assert tags[b, :length].tolist() == paths[totals.argmax()].tolist()
+
+
+@BACKENDS
+def test_ties_take_the_lowest_tag_from_the_end_backwards(backend: str) -> None:
+    case = zero_chain(9, 5, 4, [5, 1, 2, 3, 4, 5, 0, 5, 5])
+    tags, scores = decode(case, backend=backend)
+    valid = np.arange(5) < case.lengths_b[:, None]
+    assert np.all(tags == np.where(valid, 0, -1))
+    assert not scores.any()
+    # Paths (1, 0) and (0, 1) tie: the lower last tag wins, not the lower first one.
+    emissions = np.float32([[[0, 1], [0, 0]]])
+    moves = np.float32([[-1, 1], [0, -1]])
+    found, _ = viterbi_decode(
+        emissions, [2], start_y=[0, 0], transitions_yy=moves, end_y=[0, 0], backend=backend
+    )
+    assert found.tolist() == [[1, 0]]
+
+
+@BACKENDS
+@pytest.mark.parametrize(("batch", "steps", "tags"), [(9, 60, 9), (40, 17, 13), (3, 130, 4)])
+def test_batch_mates_and_padding_change_no_bit(
+    backend: str, batch: int, steps: int, tags: int
+) -> None:
+    case = random_chain(0, batch, steps, tags)
+    emissions = case.emissions_bty.copy()
+    emissions[np.arange(steps) >= case.lengths_b[:, None]] = np.nan
+    together, scores = viterbi_decode(emissions, case.lengths_b, **case.parameters, backend=backend)
+    for b, length in enumerate(case.lengths_b):
+        alone, score = viterbi_decode(
+            emissions[b : b + 1, : max(length, 1)], [length], **case.parameters
+        )
+        assert together[b, :length].tolist() == alone[0, :length].tolist()
+        assert scores[b] == score[0]
+
+
+def test_chunks_never_differ_from_steps() -> None:
+    rng = np.random.default_rng(1)
+    certified = 0
+    for _ in range(150):
+        steps, tags = int(rng.integers(48, 90)), int(rng.integers(2, 12))
+        spread = rng.choice([0.1, 1.0, 30.0])
+        case = random_chain(int(rng.integers(1 << 30)), 1, steps, tags)
+        emissions = case.emissions_bty * np.float32(spread)
+        moves = np.where(rng.random((tags, tags)) < 0.2, -np.inf, case.transitions_yy)
+        moves = moves.astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            found = decode_chunks(emissions[0], case.start_y, moves, case.end_y)
+        # A batch of two takes the step-by-step way.
+        path, score = viterbi_decode(
+            emissions.repeat(2, axis=0),
+            [steps, steps],
+            start_y=case.start_y,
+            transitions_yy=moves,
+            end_y=case.end_y,
+        )
+        if found is not None:
+            certified += 1
+            assert found[0].tolist() == path[0].tolist()
+            assert found[1] == score[0]
+    assert certified > 75  # otherwise the fast way would never be taken
+
+
+def test_chunks_refuse_ties() -> None:
+    zeros = np.zeros((64, 3), np.float32)
+    with np.errstate(invalid="ignore"):
+        assert decode_chunks(zeros, zeros[0], zeros[:3], zeros[0]) is None
+
+
+@pytest.mark.parametrize("whole_numbers", [True, False])
+def test_agrees_with_pytorch_crf_on_5000_sequences_each(whole_numbers: bool) -> None:
+    torch = pytest.importorskip("torch")
+    torchcrf = pytest.importorskip("torchcrf")
+    rng = np.random.default_rng(2)
+    for round_ in range(10):
+        tags, steps = (9, 13, 5)[round_ % 3], 4 + 2 * round_
+        case = random_chain(round_, 500, steps, tags)
+        lengths = np.maximum(case.lengths_b, 1)
+        arrays = [case.emissions_bty, case.start_y, case.transitions_yy, case.end_y]
+        if whole_numbers:
+            # Spread wide, so that ties (which pytorch-crf may break otherwise) do not decide paths.
+            arrays = [np.round(64 * array) + rng.integers(0, 9, array.shape) for array in arrays]
+        emissions, start, moves, end = (array.astype(np.float32) for array in arrays)
+        crf = torchcrf.CRF(tags, batch_first=True)
+        with torch.no_grad():
+            crf.start_transitions.copy_(torch.from_numpy(start))
+            crf.transitions.copy_(torch.from_numpy(moves))
+            crf.end_transitions.copy_(torch.from_numpy(end))
+            mask = torch.arange(steps) < torch.from_numpy(lengths)[:, None]
+            expected = crf.decode(torch.from_numpy(emissions), mask)
+        ours, scores = viterbi_decode(
+            emissions, lengths, start_y=start, transitions_yy=moves, end_y=end
+        )
+        theirs = np.full((500, steps), 0)
+        for b, path in enumerate(expected):
+            theirs[b, : len(path)] = path
+        valid = np.arange(steps) < lengths[:, None]
+        rows = np.arange(500)
+        gains = np.take_along_axis(emissions, theirs[:, :, None], 2)[:, :, 0].astype(np.float64)
+        gains[:, 1:] += moves[theirs[:, :-1], theirs[:, 1:]]
+        total = (gains * valid).sum(1) + start[theirs[:, 0]] + end[theirs[rows, lengths - 1]]
+        if whole_numbers:
+            assert np.array_equal(scores, total)
+            same = np.where(valid, ours == theirs, True).all(1)
+            assert same.mean() > 0.99  # the rest are ties, equal in score
+        else:
+            np.testing.assert_allclose(scores, total, rtol=1e-5, atol=1e-5)
+
+
+@BACKENDS
+def test_float16_emissions_and_forbidden_moves(backend: str) -> None:
+    case = random_chain(3, 12, 9, 5)
+    allowed = np.random.default_rng(3).random((5, 5)) < 0.7
+    half = case.emissions_bty.astype(np.float16)
+    tags, scores = viterbi_decode(
+        half, case.lengths_b, **case.parameters, allowed_yy=allowed, backend=backend
+    )
+    moves = np.where(allowed, case.transitions_yy, -np.inf)
+    expected, totals = viterbi_decode(
+        half.astype(np.float32),
+        case.lengths_b,
+        **{**case.parameters, "transitions_yy": moves},
+    )
+    assert np.array_equal(tags, expected)
+    assert np.array_equal(scores, totals)
+    for row, length in zip(tags, case.lengths_b, strict=True):
+        assert all(allowed[i, j] for i, j in pairwise(row[:length]))
+
+
+@BACKENDS
+def test_nothing_allowed_scores_minus_infinity(backend: str) -> None:
+    case = zero_chain(2, 3, 2)
+    _, scores = decode(case, allowed_yy=np.zeros((2, 2), bool), backend=backend)
+    assert np.all(scores == -np.inf)
+
+
+@BACKENDS
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (0, 0, 1)])
+def test_empty_batches(backend: str, shape: tuple[int, int, int]) -> None:
+    tags, scores = decode(zero_chain(*shape, lengths=[0] * shape[0]), backend=backend)
+    assert tags.shape == shape[:2]
+    assert scores.tolist() == [0.0] * shape[0]
+
+
+@BACKENDS
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["emissions_bty", "start_y", "transitions_yy", "end_y"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_not_a_number_is_an_error_naming_the_place(
+    backend: str, bad: float, name: str, batch: int
+) -> None:
+    case = zero_chain(batch, 50, 3)
+    array = getattr(case, name)
+    array[tuple(size - 1 for size in array.shape)] = bad
+    with pytest.raises(ShapeError, match=rf"{name} holds {bad}"):
+        decode(case, backend=backend)
+
+
+@BACKENDS
+def test_overflow_is_an_error(backend: str) -> None:
+    case = zero_chain(2, 3, 2)
+    case.emissions_bty[:] = 3e38
+    with pytest.raises(ShapeError, match="overflowed float32"):
+        decode(case, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"emissions_bty": np.zeros((3, 2))}, r"emissions_bty must have shape \(B, T, Y\)"),
+        ({"emissions_bty": np.zeros((2, 3, 0))}, "no tags"),
+        ({"emissions_bty": np.full((2, 3, 2), "x")}, "must hold numbers"),
+        ({"lengths_b": [3]}, "lengths_b must be 2 integers"),
+        ({"lengths_b": [3.0, 1.0]}, "lengths_b must be 2 integers"),
+        ({"lengths_b": [4, 1]}, r"lengths must lie in 0\.\.3, got 1\.\.4"),
+        ({"lengths_b": [-1, 1]}, r"lengths must lie in 0\.\.3"),
+        ({"start_y": np.zeros(3)}, r"start_y and end_y must have shape \(2,\)"),
+        ({"transitions_yy": np.zeros((2, 3))}, r"transitions_yy \(2, 2\)"),
+        ({"allowed_yy": np.zeros((2, 2))}, "allowed_yy must be a boolean"),
+        ({"allowed_yy": np.ones((3, 3), bool)}, "allowed_yy must be a boolean"),
+    ],
+)
+def test_shapes_are_checked(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "emissions_bty": np.zeros((2, 3, 2), np.float32),
+        "lengths_b": [3, 1],
+        "start_y": np.zeros(2),
+        "transitions_yy": np.zeros((2, 2)),
+        "end_y": np.zeros(2),
+    }
+    with pytest.raises(ShapeError, match=message):
+        viterbi_decode(**{**arguments, **change})
+
+
+def test_unknown_and_missing_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = zero_chain(1, 2, 2)
+    with pytest.raises(InputError, match="use numpy, numba or cuda"):
+        decode(case, backend="triton")
+    monkeypatch.setitem(backends._MODULES, "numba", "amlr.kernels.not_there")
+    monkeypatch.setattr(backends, "_loaded", {})
+    with pytest.raises(BackendUnavailableError, match=r"pip install \"amlr\[numba\]\""):
+        decode(case, backend="numba")
