@@ -1,11 +1,11 @@
-"""`amlr-export --plan-buckets`: posts in, plans for several graph counts and a fitting profile out."""
+"""`amlr-export --plan-buckets`: posts in; plans for some graph counts and a fitting profile out."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import InputError
 from amlr.export.planner import (
     BucketPlan,
     PlanLimits,
@@ -90,10 +90,9 @@ def _read(path: Path) -> Iterator[Post]:
                     continue
                 parsed = parse_line(number, line, None)
                 if parsed.post is None:
-                    raise InputError(f"{path}: {parsed.error}")
+                    reason = parsed.error.message if parsed.error else "no post"
+                    raise InputError(f"{path}: {reason}")
                 # Pictures do not change how long a text is.
                 yield Post(parsed.post.text, None, parsed.post.words)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except AmlrError as error:
-        raise InputError(f"{path}: {error}") from error

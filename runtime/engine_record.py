@@ -5,7 +5,7 @@ device is refused by its name here, not by a crash inside a deserializer.
 """
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -178,7 +178,7 @@ def choose_engine(
     if not mine:
         found = "; ".join(f"{r.target} ({r.precision})" for r in records) or "no engines"
         raise PlanMismatchError(f"the bundle holds {found}; needed: {needed}; {fix}")
-    checks = (
+    checks: tuple[tuple[str, Callable[[EngineRecord], bool]], ...] = (
         ("platform", lambda r: r.platform == host_platform()),
         ("device", lambda r: r.runs_on(sm)),
         ("version", lambda r: r.accepts(version)),

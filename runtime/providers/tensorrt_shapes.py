@@ -1,0 +1,91 @@
+"""Which shape a batch runs in: buckets, and the optimization profile that takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amlr.errors import PlanMismatchError
+from amlr.runtime.engine_record import EngineRecord, Shape, rebuild_command
+
+# Steps of the bucket grid. Tensor cores like multiples of eight; coarser steps of units cost
+# little, because the fusion is a small part of the work, and keep the number of graphs low.
+TOKEN_STEP, UNIT_STEP = 8, 32
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A fixed shape: windows, steps and units of one run."""
+
+    posts: int
+    tokens: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Largest sizes the engines take, over all profiles; D, P, C, Y of the outputs are not here.
+
+    Attributes:
+        posts: Windows in one run.
+        tokens: Steps; `least_tokens` is the smallest.
+        units: Units of one window.
+        pool: Pictures on the device.
+        pictures: Pictures encoded at once.
+    """
+
+    posts: int
+    least_tokens: int
+    tokens: int
+    units: int
+    pool: int
+    pictures: int
+
+    @classmethod
+    def of(cls, record: EngineRecord) -> "Limits":
+        """Read them from the engines' own profiles."""
+        text, fusion = record.graphs["text"].shapes, record.graphs["fusion"].shapes
+        image = record.graphs["image"].shapes
+        return cls(
+            posts=max(p["input_ids"][2][0] for p in text),
+            least_tokens=min(p["input_ids"][0][1] for p in text),
+            tokens=max(p["input_ids"][2][1] for p in text),
+            units=max(p["unit_index_bs"][2][1] for p in fusion),
+            pool=max(p["pool_npd"][2][0] for p in fusion),
+            pictures=max(p["pixel_values"][2][0] for p in image),
+        )
+
+    def bucket(self, posts: int, tokens: int, units: int) -> Bucket:
+        """The smallest grid point that holds a batch."""
+        return Bucket(
+            posts=min(1 << max(0, posts - 1).bit_length(), self.posts),
+            tokens=min(_up(max(tokens, self.least_tokens), TOKEN_STEP), self.tokens),
+            units=min(_up(max(units, 1), UNIT_STEP), self.units),
+        )
+
+    def check(self, record: EngineRecord, bundle: str, tokens: int, units: int) -> None:
+        """Refuse a window no profile takes.
+
+        Raises:
+            PlanMismatchError: Names the size, the profile's end and how to build a larger one.
+        """
+        for what, size, most in (("steps", tokens, self.tokens), ("units", units, self.units)):
+            if size > most:
+                raise PlanMismatchError(
+                    f"a window has {size} {what}, the engines' profile ends at {most}; build with "
+                    f"a larger profile: {rebuild_command(bundle, record.library)} --profile FILE"
+                )
+
+
+def profile_index(profiles: Sequence[dict[str, tuple[Shape, Shape, Shape]]], **sizes: Shape) -> int:
+    """The first optimization profile whose ranges hold all given input shapes; -1 for none."""
+    for index, shapes in enumerate(profiles):
+        if all(
+            low <= size <= high
+            for name, shape in sizes.items()
+            for low, size, high in zip(shapes[name][0], shape, shapes[name][2], strict=True)
+        ):
+            return index
+    return -1
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
