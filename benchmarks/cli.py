@@ -1,6 +1,7 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,10 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     from amlr.benchmarks.workloads import ALL, QUICK
     from amlr.runtime.bundle import Bundle
 
+    begin = time.monotonic()
+
     def say(line: str) -> None:
-        click.echo(line, err=True)
+        click.echo(f"[{time.monotonic() - begin:5.0f} s] {line}", err=True)
 
     quick = given["quick"]
     groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
@@ -122,7 +125,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         debug=given["debug"],
     )
     bundle = Bundle.open(options.engine)
-    data = load_data(given["data"], given["images"], given["limit"], 96 if quick else 512)
+    data = load_data(given["data"], given["images"], given["limit"], 48 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
         raise InputError("--calibration needs labelled posts; give --data FILE in CoNLL form")
     tiers, notes = open_tiers(
@@ -161,13 +164,13 @@ def _write(report: dict[str, Any], given: dict[str, Any]) -> None:
     table = render_markdown(report)
     if given["json_path"]:
         write_report(given["json_path"], report)
-    for path, text in (
-        (given["html_path"], lambda: render_html(report)),
-        (given["markdown_path"], lambda: table),
-    ):
+    pages = {given["markdown_path"]: table}
+    if given["html_path"]:
+        pages[given["html_path"]] = render_html(report)
+    for path, text in pages.items():
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     click.echo(table)
 
 
