@@ -1,0 +1,185 @@
+"""Why an answer is as it is: where the model looked, and what it says without the picture.
+
+For people, not for speed: the post is run three times, one after another.
+
+Shape letters: P regions of the picture.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import AmlrError, BackendUnavailableError
+from amlr.runtime.batching import Batch
+from amlr.runtime.engine import Engine
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider, open_cpu
+from amlr.runtime.results import Entity, Post, Result
+from amlr.runtime.text import EncodedText
+from amlr.runtime.windows import window_units
+
+Floats = npt.NDArray[np.float32]
+GRAPH = "attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Explanation:
+    """One post, explained.
+
+    Attributes:
+        result: The answer.
+        without_image: The answer to the text alone; equal to `result` where no picture was used.
+        attention: For each entity its attention over the grid, shape (rows, columns), mean over
+            heads; None where no unit of the model covers the entity or no picture was used. Sums
+            to less than 1 where the encoder has regions outside the grid (a ViT's first token).
+        seconds: Time of the parts: `picture` (decode and encode, or the cache), `tag` (text, fusion
+            and decoder), `attention`.
+        picture_cached: Whether the picture was encoded before.
+    """
+
+    result: Result
+    without_image: Result
+    attention: tuple[Floats | None, ...]
+    seconds: dict[str, float]
+    picture_cached: bool
+
+
+class Explainer:
+    """Explains posts of one engine. Safe for several threads.
+
+    Needs `onnxruntime` and the bundle's `attention` graph; without them there are no maps, and the
+    rest works.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Open the attention graph, beside the engine's own sessions where they cannot be used."""
+        self._engine = engine
+        self._graphs = _graphs(engine)
+        if self._graphs is not None:
+            # Now, not at the first picture: by then the files may have been replaced.
+            text = "text_packed" if self._graphs._packed_text else "text"
+            for graph in ("image", text, GRAPH):
+                self._graphs._open(graph)
+        manifest = engine.manifest
+        self._side, self._skipped = _grid(manifest.regions)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether attention can be shown."""
+        return self._graphs is not None and self._side > 0
+
+    def explain(self, post: Post) -> Explanation:
+        """Explain one post.
+
+        Raises:
+            InputError: The text or the words cannot be used.
+        """
+        engine = self._engine
+        seconds = {"picture": 0.0, "attention": 0.0}
+        features: Any = None
+        before = engine.image_cache.misses
+        begun = time.perf_counter()
+        if post.image is not None:
+            (features,) = engine._pipeline._encode_images([post.image])
+            seconds["picture"] = time.perf_counter() - begun
+        is_cached = post.image is not None and engine.image_cache.misses == before
+        begun = time.perf_counter()
+        result = engine.tag(post.text, post.image, post.words)
+        seconds["tag"] = time.perf_counter() - begun
+        without = result
+        maps: tuple[Floats | None, ...] = (None,) * len(result.entities)
+        if result.image_used:
+            without = engine.tag(post.text, None, post.words)
+            begun = time.perf_counter()
+            maps = self._maps(post, result.entities, features)
+            seconds["attention"] = time.perf_counter() - begun
+        return Explanation(
+            result=result,
+            without_image=without,
+            attention=maps,
+            seconds=seconds,
+            picture_cached=is_cached,
+        )
+
+    def _maps(
+        self, post: Post, entities: tuple[Entity, ...], features: Any
+    ) -> tuple[Floats | None, ...]:
+        if self._graphs is None or not self.has_maps or not entities:
+            return (None,) * len(entities)
+        if self._graphs is not self._engine._provider:
+            # Features of another provider may be on its device or in its precision.
+            pixels = self._engine._pipeline._decode(_content(self._engine, post.image))
+            if isinstance(pixels, AmlrError):
+                return (None,) * len(entities)
+            (features,) = self._graphs.encode_images(pixels[None])
+        (encoded,) = self._engine.bundle.encoder.encode([(post.text, post.words)])
+        return tuple(self._map(encoded, entity, features) for entity in entities)
+
+    def _map(self, encoded: EncodedText, entity: Entity, features: Any) -> Floats | None:
+        assert self._graphs is not None
+        manifest = self._engine.manifest
+        starts, ends = encoded.word_spans_n2.T
+        first, last = (
+            int(np.searchsorted(starts, entity.start)),
+            int(np.searchsorted(ends, entity.end)),
+        )
+        for window in encoded.windows:
+            units = window_units(window, manifest.scales, every=False)
+            own = (units.start_word_u == first - window.word_start) & (
+                units.end_word_u == last - window.word_start
+            )
+            if own.any():
+                batch = Batch(
+                    [window], [units], scales=manifest.scales, pad_id=manifest.token_ids.pad_id
+                )
+                row = int(np.flatnonzero(own)[0])
+                weights_p = _attention(self._graphs, batch, features)[row]
+                grid = weights_p[self._skipped :].reshape(self._side, self._side)
+                return np.ascontiguousarray(grid, np.float32)
+        return None
+
+
+def _grid(regions: int) -> tuple[int, int]:
+    """Side of the square of regions, and how many come before it; side 0 for neither form."""
+    for skipped in (0, 1):
+        side = math.isqrt(max(0, regions - skipped))
+        if side > 1 and side * side == regions - skipped:
+            return side, skipped
+    return 0, 0
+
+
+def _content(engine: Engine, image: Any) -> Any:
+    read = engine._pipeline._read(image)
+    return read if isinstance(read, AmlrError) else read[1]
+
+
+def _graphs(engine: Engine) -> OnnxRuntimeProvider | None:
+    """The engine's own sessions where they include attention, else float32 ones on the CPU."""
+    own = engine._provider
+    if isinstance(own, OnnxRuntimeProvider) and GRAPH in own._variant.graphs:
+        return own
+    variant = engine.manifest.variants["fp32"]
+    if GRAPH not in variant.graphs:
+        return None
+    try:
+        engine.bundle.verify(variant)
+        return open_cpu(engine.bundle, variant, ProviderOptions(threads=1))
+    except BackendUnavailableError:
+        return None
+
+
+def _attention(provider: OnnxRuntimeProvider, batch: Batch, features: Floats) -> Floats:
+    """Attention of every unit of a batch of one window, shape (U, P)."""
+    shapes = provider._shapes
+    if provider._packed_text:
+        hidden = provider._run("text_packed", batch.packed_text(shapes=shapes))["hidden_nd"]
+    else:
+        hidden = provider._run("text", batch.padded_text(shapes=shapes))["hidden_btd"][0]
+    feed = batch.packed_fusion(hidden, features[None], np.zeros(1, np.int64))
+    del feed["attend_unpad_r"], feed["context_index_m"]
+    weights_up: Floats = provider._run(GRAPH, feed)["attention_isp"][0]
+    return weights_up

@@ -1,0 +1,148 @@
+"""From jobs to answers within a request: waits, notices a client that left, times the parts."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from amlr.runtime.results import Post
+from amlr.serving.bodies import PreparedPost, TagRequest, error_dict, result_dict
+from amlr.serving.guard import Exchange
+from amlr.serving.jobs import Answer, Job, RefusedError
+from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
+from amlr.serving.service import TaggingService
+
+
+def service_of(request: Request) -> TaggingService:
+    """The service behind an application."""
+    service: TaggingService = request.app.state.service
+    return service
+
+
+def exchange_of(request: Request) -> Exchange:
+    """What the guard keeps of this request."""
+    exchange: Exchange = request.state.exchange
+    return exchange
+
+
+async def tag_posts(
+    request: Request, tag_request: TagRequest
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Tag a request's posts.
+
+    Returns:
+        One answer a post as plain values, and headers that tell the time of its parts.
+
+    Raises:
+        ApiError: Nothing could be tagged, or the client left.
+    """
+    service, exchange = service_of(request), exchange_of(request)
+    good = [p for p in tag_request.posts if p.post is not None]
+    exchange.facts["posts"] = len(tag_request.posts)
+    if service.settings.log_texts:
+        exchange.facts["texts"] = [p.post.text for p in good if p.post is not None]
+    outcomes: list[Answer | BaseException] = []
+    if good:
+        posts = [p.post for p in good if p.post is not None]
+        outcomes = await wait_for(
+            request, submit(service, posts, tag_request.deadline_s, exchange.reserved)
+        )
+        failures = [o for o in outcomes if isinstance(o, BaseException)]
+        if len(failures) == len(outcomes):
+            raise from_failure(failures[0])
+    remaining = iter(outcomes)
+    answers = [
+        error_dict(prepared, prepared.error or {"code": "failed", "message": "not tagged"})
+        if prepared.post is None
+        else answer_dict(service, prepared, next(remaining))
+        for prepared in tag_request.posts
+    ]
+    return answers, timing_headers(outcomes)
+
+
+def submit(
+    service: TaggingService, posts: Sequence[Post], deadline_s: float | None, reserved: int
+) -> list[Job]:
+    """Queue posts.
+
+    Raises:
+        ApiError: Refused.
+    """
+    try:
+        return service.submit(posts, deadline_s, reserved=reserved)
+    except RefusedError as error:
+        raise from_failure(error) from None
+
+
+def check_open(service: TaggingService) -> None:
+    """Refuse before work begins.
+
+    Raises:
+        ApiError: Starting or stopping.
+    """
+    try:
+        service.check_open()
+    except RefusedError as error:
+        raise from_failure(error) from None
+
+
+def answer_dict(
+    service: TaggingService, prepared: PreparedPost, outcome: Answer | BaseException
+) -> dict[str, Any]:
+    """One answer as plain values; counts it."""
+    assert prepared.post is not None
+    if isinstance(outcome, BaseException):
+        error = from_failure(outcome)
+        service.metrics.posts.labels(error.code).inc()
+        return error_dict(prepared, {"code": error.code, "message": str(error)})
+    service.metrics.result(outcome.result, had_image=prepared.post.image is not None)
+    return result_dict(prepared, outcome.result)
+
+
+async def wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | BaseException]:
+    """Wait for jobs, or cancel them when the client leaves.
+
+    Raises:
+        ApiError: The client left (status 499, which nobody sees).
+    """
+    done: asyncio.Future[list[Answer | BaseException]] = asyncio.gather(
+        *(asyncio.wrap_future(job.future) for job in jobs), return_exceptions=True
+    )
+    left = asyncio.create_task(_until_left(request))
+    try:
+        both: set[asyncio.Future[Any]] = {done, left}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            return done.result()
+        service_of(request).metrics.cancelled.inc(len(jobs))
+        raise ApiError(CLIENT_LEFT, "client_left", "the client left")
+    finally:
+        left.cancel()
+        # Also when this request itself is cancelled: nobody will read the answers.
+        done.cancel()
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def timing_headers(outcomes: Sequence[Answer | BaseException]) -> dict[str, str]:
+    """`Server-Timing` (W3C), which browsers show: longest wait and compute time of the posts."""
+    answers = [o for o in outcomes if isinstance(o, Answer)]
+    if not answers:
+        return {}
+    wait = 1000 * max(answer.wait_s for answer in answers)
+    compute = 1000 * max(answer.compute_s for answer in answers)
+    return {"Server-Timing": f"wait;dur={wait:.2f}, compute;dur={compute:.2f}"}
+
+
+def json_bytes(value: Any) -> bytes:
+    """Compact JSON; half surrogates that a client sent come back as they were."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()

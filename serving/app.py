@@ -1,0 +1,127 @@
+"""`create_app`: the whole HTTP interface around an engine, for any ASGI server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from amlr import __version__
+from amlr.serving import explaining, page, routes_v1, routes_v2
+from amlr.serving.explaining import ExplainQueue
+from amlr.serving.guard import Guard, is_v2
+from amlr.serving.ports import TaggingEngine
+from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
+from amlr.serving.schemas import component_schemas
+from amlr.serving.service import TaggingService
+from amlr.serving.settings import ServerSettings
+from amlr.serving.urls import UrlFetcher
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) -> FastAPI:
+    """Make an application that serves an engine.
+
+    The engine stays the caller's: close it after the server has stopped.
+
+    Args:
+        engine: A loaded `amlr.runtime.Engine`.
+        settings: Settings; None takes the defaults.
+
+    Returns:
+        An ASGI application. Its lifespan starts and stops the workers; it is ready some seconds
+        after its start, when the engine has been warmed up and measured.
+
+    Example:
+        >>> app = create_app(Engine.load("amlr.plan"))  # doctest: +SKIP
+        >>> uvicorn.run(app)  # doctest: +SKIP
+    """
+    service = TaggingService(engine, settings)
+    settings = service.settings
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start(app.state.explain_queue.warm_up)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.stop)
+            app.state.explain_queue.close()
+
+    app = FastAPI(
+        title="amlr",
+        version=__version__,
+        description="Named entities in posts of text and picture.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.fetcher = UrlFetcher(settings.urls, settings.limits.max_image_bytes)
+    app.state.explain_queue = ExplainQueue(engine, settings.batch)
+    app.include_router(routes_v1.router)
+    app.include_router(explaining.router)
+    app.include_router(routes_v2.router)
+    if settings.page:
+        app.include_router(page.router)
+    _add_metrics(app)
+    app.add_middleware(Guard, service=service)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    _describe(app, has_keys=bool(settings.api_keys))
+    return app
+
+
+def _add_metrics(app: FastAPI) -> None:
+    @app.get("/metrics", tags=["operation"], summary="Prometheus metrics")
+    async def metrics(request: Request) -> Response:
+        """Text exposition format."""
+        content = request.app.state.service.metrics.text()
+        return Response(content, media_type=_METRICS_TYPE)
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    if error.status == CLIENT_LEFT:
+        raise error  # the guard knows that nobody listens
+    exchange = request.state.exchange
+    exchange.facts["error"] = error.code
+    return error_response(error, exchange.request_id, is_v2=is_v2(request.url.path))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """The framework's own refusals (no such path, method not allowed) in our form."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "http_error")
+    ours = ApiError(error.status_code, code, str(error.detail), dict(error.headers or {}))
+    return await _on_api_error(request, ours)
+
+
+def _describe(app: FastAPI, *, has_keys: bool) -> None:
+    """OpenAPI: add the schemas that routes parse by hand, and how to send the key."""
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            components = schema.setdefault("components", {})
+            components.setdefault("schemas", {}).update(component_schemas())
+            if has_keys:
+                components["securitySchemes"] = {
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                }
+                schema["security"] = [{"bearer": []}, {"key": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,210 @@
+"""The outermost layer: request ids, API key, body limits, one log line and metrics a request.
+
+Plain ASGI: nothing is buffered, and a client that leaves is still seen by the route.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
+from amlr.serving.service import TaggingService
+
+LOG = logging.getLogger("amlr.serving.access")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# Answered without a key: probes have none, and the page asks for one itself.
+_OPEN = ("/", "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_BELOW = ("/static/", "/v2/health/")
+# A stream's length is unknown and may be endless; it limits itself line by line.
+STREAM_PATH = "/v1/tag/stream"
+_STREAM_RESERVE = 1_000_000
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What one request has come to; routes add to it through `request.state.exchange`.
+
+    Attributes:
+        request_id: Its id.
+        started: Monotonic time of its head.
+        status: Status sent, 0 before.
+        reserved: Bytes that the queue counts for its body.
+        facts: Added to the log line.
+    """
+
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    status: int = 0
+    reserved: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Guard:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, *, service: TaggingService) -> None:
+        """Wrap `app`."""
+        self._app, self._service = app, service
+        self._limits = service.settings.limits
+        self._keys = [key.encode() for key in service.settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
+        exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope.setdefault("state", {})["exchange"] = exchange
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", exchange.request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            try:
+                async with asyncio.timeout(self._limits.body_timeout_s):
+                    await send(message)
+            except TimeoutError:  # a reader that stalls would hold its stream's work for ever
+                raise ApiError(
+                    CLIENT_LEFT, "client_stalled", "the client stopped reading"
+                ) from None
+
+        try:
+            self._check_key(scope["path"], headers)
+            self._reserve(scope, headers, exchange)
+            await self._app(scope, self._limited(scope, receive, exchange), tell)
+        except ApiError as error:
+            await self._refuse(error, scope, exchange, receive, tell)
+        except Exception:
+            LOG.exception("unexpected error", extra={"request_id": exchange.request_id})
+            internal = ApiError(500, "internal", "something unexpected failed; see the log")
+            await self._refuse(internal, scope, exchange, receive, tell)
+        finally:
+            self._service.queue.release(exchange.reserved)
+            self._record(scope, exchange)
+
+    def _check_key(self, path: str, headers: dict[bytes, str]) -> None:
+        if not self._keys or path in _OPEN or path.startswith(_OPEN_BELOW):
+            return
+        scheme, _, value = headers.get(b"authorization", "").partition(" ")
+        given = value if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
+        # All keys are compared, each in constant time: the time tells nothing about any of them.
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
+        if not any(matches):
+            raise ApiError(
+                401,
+                "unauthorized",
+                "send a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    def _reserve(self, scope: Scope, headers: dict[bytes, str], exchange: Exchange) -> None:
+        """Count the body before a byte of it is read."""
+        if scope["path"] == STREAM_PATH:
+            self._grow(exchange, _STREAM_RESERVE)
+            return
+        length = headers.get(b"content-length", "0")
+        size = int(length) if length.isascii() and length.isdigit() else 0
+        if size > self._limits.max_body_bytes:
+            raise _too_large(self._limits.max_body_bytes)
+        self._grow(exchange, size)
+
+    def _grow(self, exchange: Exchange, size: int) -> None:
+        if not self._service.queue.reserve(size):
+            self._service.metrics.refusals.labels("bytes_full").inc()
+            raise ApiError(
+                429, "bytes_full", "too many bytes are waiting; try later", {"Retry-After": "1"}
+            )
+        exchange.reserved += size
+
+    def _limited(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
+        """Bound the body's size, and the time a client may pause while sending it."""
+        is_stream = scope["path"] == STREAM_PATH
+        received, complete = 0, False
+
+        async def limited() -> Message:
+            nonlocal received, complete
+            if complete:  # waiting for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout(self._limits.body_timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(
+                    408, "body_timeout", "the body did not arrive in time", {"Connection": "close"}
+                ) from None
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if not is_stream and received > exchange.reserved:
+                    if received > self._limits.max_body_bytes:
+                        raise _too_large(self._limits.max_body_bytes)
+                    self._grow(exchange, received - exchange.reserved)
+            return message
+
+        return limited
+
+    async def _refuse(
+        self, error: ApiError, scope: Scope, exchange: Exchange, receive: Receive, send: Send
+    ) -> None:
+        if exchange.status:
+            return  # the answer has begun; all that is left is to end it early
+        exchange.facts["error"] = error.code
+        if error.status == CLIENT_LEFT:
+            exchange.status = CLIENT_LEFT
+            return
+        response = error_response(error, exchange.request_id, is_v2=is_v2(scope["path"]))
+        with contextlib.suppress(OSError):
+            await response(scope, receive, send)
+
+    def _record(self, scope: Scope, exchange: Exchange) -> None:
+        seconds = time.monotonic() - exchange.started
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        metrics = self._service.metrics
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        metrics.requests.labels(route, method, str(exchange.status)).inc()
+        metrics.request_s.labels(route).observe(seconds)
+        LOG.log(
+            logging.DEBUG if scope["path"].startswith(_OPEN_BELOW) else logging.INFO,
+            "request",
+            extra={
+                "request_id": exchange.request_id,
+                "method": method,
+                "route": route,
+                "status": exchange.status,
+                "duration_ms": round(1000 * seconds, 2),
+                "bytes_in": exchange.reserved,
+                **exchange.facts,
+            },
+        )
+
+
+_METHODS: Iterable[str] = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def is_v2(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        "body_too_large",
+        f"the body may have at most {limit} bytes; send fewer posts or smaller pictures",
+        {"Connection": "close"},
+    )

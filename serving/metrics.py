@@ -1,0 +1,134 @@
+"""Prometheus metrics, in their own registry: several servers may live in one process."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from amlr.runtime.results import Result
+from amlr.serving.workers import BatchReport
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_POSTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """All metrics of one server; names are documented in `docs/serving.md`."""
+
+    def __init__(self) -> None:
+        """Register everything."""
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.requests = Counter(
+            "amlr_requests", "HTTP requests.", ["route", "method", "status"], registry=r
+        )
+        self.request_s = Histogram(
+            "amlr_request_duration_seconds",
+            "Time from a request's head to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.posts = Counter("amlr_posts", "Posts by outcome.", ["outcome"], registry=r)
+        self.pictures = Counter("amlr_pictures", "Posts by use of a picture.", ["use"], registry=r)
+        self.entities = Counter("amlr_entities", "Entities found.", ["label"], registry=r)
+        self.refusals = Counter(
+            "amlr_refusals", "Requests refused, by cause.", ["cause"], registry=r
+        )
+        self.batch_posts = Histogram(
+            "amlr_batch_posts", "Posts in a batch.", buckets=_POSTS, registry=r
+        )
+        self.wait_s = Histogram(
+            "amlr_queue_wait_seconds",
+            "Time a post waited for its batch.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.compute_s = Histogram(
+            "amlr_compute_seconds",
+            "Time the engine took for a batch.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.tokens = Counter("amlr_tokens", "Estimated tokens computed.", registry=r)
+        self.padding = Counter(
+            "amlr_padding_tokens",
+            "Tokens that padding every batch to its longest post would add (packed engines "
+            "compute none of them).",
+            registry=r,
+        )
+        self.cancelled = Counter(
+            "amlr_cancelled_posts", "Posts dropped: the client left.", registry=r
+        )
+        self.replaced = Counter("amlr_worker_replacements", "Workers that failed.", registry=r)
+        self.failures = Counter(
+            "amlr_batch_failures", "Batches on which the engine broke.", registry=r
+        )
+        self.ready = Gauge("amlr_ready", "1 while the server is ready.", registry=r)
+        self.engine = Gauge(
+            "amlr_engine_info",
+            "Tier in use.",
+            ["model", "provider", "precision", "version"],
+            registry=r,
+        )
+        for cause in ("queue_full", "bytes_full", "deadline", "expired", "stopping"):
+            self.refusals.labels(cause)
+
+    def watch(self, values: Callable[[], Iterable[Metric]]) -> None:
+        """Read further values whenever the metrics are asked for."""
+        self.registry.register(_Watched(values))
+
+    def batch(self, report: BatchReport) -> None:
+        """Count one batch."""
+        if report.expired:
+            self.refusals.labels("expired").inc(report.expired)
+        if report.failed:
+            self.failures.inc()
+        if not report.tokens:
+            return
+        self.batch_posts.observe(len(report.tokens))
+        self.compute_s.observe(report.compute_s)
+        for wait in report.waits_s:
+            self.wait_s.observe(wait)
+        total = sum(report.tokens)
+        self.tokens.inc(total)
+        self.padding.inc(max(report.tokens) * len(report.tokens) - total)
+
+    def result(self, result: Result, *, had_image: bool) -> None:
+        """Count one post that was answered."""
+        self.posts.labels("ok" if result.error is None else result.error["code"]).inc()
+        use = "none" if not had_image else "used" if result.image_used else "unusable"
+        self.pictures.labels(use).inc()
+        for entity in result.entities:
+            self.entities.labels(entity.label).inc()
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+
+class _Watched(Collector):
+    def __init__(self, values: Callable[[], Iterable[Metric]]) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._values()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A gauge read on demand."""
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def cache_metrics(stats: Any) -> Iterator[Metric]:
+    """Counters of the engine's picture cache (`amlr.runtime` CacheStats)."""
+    yield CounterMetricFamily("amlr_image_cache_hits", "Pictures found encoded.", stats.hits)
+    yield CounterMetricFamily("amlr_image_cache_misses", "Pictures encoded anew.", stats.misses)
+    yield CounterMetricFamily("amlr_image_cache_evictions", "Pictures dropped.", stats.evictions)
+    yield gauge("amlr_image_cache_bytes", "Size of the picture cache.", stats.bytes)
+    yield gauge("amlr_image_cache_entries", "Pictures in the cache.", stats.entries)

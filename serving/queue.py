@@ -1,0 +1,174 @@
+"""The one queue in which posts of all requests wait, and the rule that makes batches of it.
+
+The oldest post always goes first, so nothing starves; its company are the posts of most similar
+length among the next ones, so little is padded.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.settings import BatchSettings, QueueSettings
+
+# How far past the oldest posts to look for company of similar length, in full batches.
+_LOOK_AHEAD = 4
+_GAP_MEMORY = 0.2
+
+
+class JobQueue:
+    """Bounded in posts and bytes; many threads may put and take."""
+
+    def __init__(self, settings: QueueSettings, batch: BatchSettings) -> None:
+        """Make an empty, open queue."""
+        self._settings, self._batch = settings, batch
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._bytes = self._reserved = 0
+        self._tokens = 0
+        self._cost_s = 0.0
+        self._closed = False
+        self._last_put = time.monotonic()
+        # Running mean of the time between puts; long at first, so the first post never waits.
+        self._gap_s = 1.0
+
+    def __len__(self) -> int:
+        """Posts waiting."""
+        return len(self._jobs)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of waiting posts and of bodies being received."""
+        return self._bytes + self._reserved
+
+    @property
+    def cost_s(self) -> float:
+        """Expected time of everything that waits, uncorrected."""
+        return max(0.0, self._cost_s)
+
+    @property
+    def closed(self) -> bool:
+        """Whether new posts are refused for good."""
+        return self._closed
+
+    def reserve(self, size: int) -> bool:
+        """Count bytes of a body before they are read; False when there is no room."""
+        with self._changed:
+            if self._bytes + self._reserved + size > self._settings.max_bytes:
+                return False
+            self._reserved += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give back what `reserve` counted."""
+        with self._changed:
+            self._reserved -= size
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Add all jobs, or none.
+
+        Raises:
+            RefusedError: No room, or closed.
+        """
+        size = sum(job.size_bytes for job in jobs)
+        with self._changed:
+            if self._closed:
+                raise RefusedError("stopping", "the server is stopping; ask another one", 1.0)
+            if len(self._jobs) + len(jobs) > self._settings.max_posts:
+                raise RefusedError(
+                    "queue_full",
+                    f"{len(self._jobs)} posts are waiting, at most "
+                    f"{self._settings.max_posts} may; try again later",
+                    self._cost_s,
+                )
+            if self._bytes + self._reserved + size > self._settings.max_bytes:
+                raise RefusedError(
+                    "bytes_full", "too many bytes are waiting; try again later", self._cost_s
+                )
+            now = time.monotonic()
+            self._gap_s += _GAP_MEMORY * (min(1.0, now - self._last_put) - self._gap_s)
+            self._last_put = now
+            for job in jobs:
+                self._jobs.append(job)
+                self._bytes += job.size_bytes
+                self._tokens += job.tokens
+                self._cost_s += job.cost_s
+            self._changed.notify()
+
+    def take(self) -> list[Job] | None:
+        """Wait for work and take a batch; None once the queue is closed and empty.
+
+        Cancelled jobs are dropped here, expired ones are handed out for the worker to refuse.
+        """
+        with self._changed:
+            while True:
+                while not self._jobs:
+                    if self._closed:
+                        return None
+                    self._changed.wait()
+                self._wait_for_company()
+                batch = self._form()
+                if batch:
+                    if self._jobs:
+                        self._changed.notify()
+                    return batch
+
+    def close(self) -> None:
+        """Refuse new posts; those that wait are still handed out."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def drain(self) -> list[Job]:
+        """Remove and return everything that waits."""
+        with self._changed:
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            for job in jobs:
+                self._forget(job)
+            return jobs
+
+    def _wait_for_company(self) -> None:
+        # Waiting pays only where another post is likely to come in time.
+        if self._gap_s >= self._batch.max_wait_s:
+            return
+        while self._jobs and not self._closed and not self._is_full():
+            left = self._jobs[0].submitted + self._batch.max_wait_s - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _is_full(self) -> bool:
+        return len(self._jobs) >= self._batch.max_posts or self._tokens >= self._batch.max_tokens
+
+    def _form(self) -> list[Job]:
+        while self._jobs and self._jobs[0].future.cancelled():
+            self._forget(self._jobs.popleft())
+        if not self._jobs:
+            return []
+        oldest = self._jobs[0]
+        window = min(len(self._jobs), _LOOK_AHEAD * self._batch.max_posts)
+        candidates = [self._jobs.popleft() for _ in range(window)]
+        order = sorted(
+            range(1, window), key=lambda i: (abs(candidates[i].tokens - oldest.tokens), i)
+        )
+        chosen, tokens = {0}, oldest.tokens
+        for index in order:
+            job = candidates[index]
+            if job.future.cancelled():
+                chosen.add(index)
+                continue
+            if len(chosen) >= self._batch.max_posts or tokens + job.tokens > self._batch.max_tokens:
+                break
+            chosen.add(index)
+            tokens += job.tokens
+        self._jobs.extendleft(candidates[i] for i in range(window - 1, -1, -1) if i not in chosen)
+        taken = [candidates[i] for i in sorted(chosen)]
+        for job in taken:
+            self._forget(job)
+        return [job for job in taken if not job.future.cancelled()]
+
+    def _forget(self, job: Job) -> None:
+        self._bytes -= job.size_bytes
+        self._tokens -= job.tokens
+        self._cost_s -= job.cost_s

@@ -1,0 +1,141 @@
+"""`POST /v1/tag`: one or many posts, and `POST /v1/tag/stream`: JSON lines."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from amlr.serving.answers import (
+    check_open,
+    exchange_of,
+    json_bytes,
+    service_of,
+    tag_posts,
+)
+from amlr.serving.bodies import read_tag_request
+from amlr.serving.guard import STREAM_PATH
+from amlr.serving.parsing import content_type
+from amlr.serving.problems import ApiError
+from amlr.serving.schemas import (
+    MAX_DEADLINE_MS,
+    errors,
+)
+from amlr.serving.stream import LinesResponse, tag_lines
+
+router = APIRouter(prefix="/v1", tags=["tagging"])
+DEADLINE_HEADER: dict[str, Any] = {
+    "name": "X-Deadline-Ms",
+    "in": "header",
+    "description": "Milliseconds in which the answer is of use.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+}
+_FORM = {
+    "type": "object",
+    "description": "Either `text` and perhaps `image`, or `posts` (JSON) naming file parts.",
+    "properties": {
+        "text": {"type": "string"},
+        "image": {"type": "string", "format": "binary"},
+        "words": {"type": "string", "description": "JSON list of [start, end)."},
+        "posts": {"type": "string", "description": 'JSON list of {"text", "image": PART, ...}.'},
+        "deadline_ms": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+    },
+}
+TAG_BODY: dict[str, Any] = {
+    "parameters": [DEADLINE_HEADER],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/SinglePostBody"},
+                        {"$ref": "#/components/schemas/PostsBody"},
+                    ]
+                },
+                "example": {"text": "Kevin Love at Quicken Loans Arena"},
+            },
+            "multipart/form-data": {"schema": _FORM},
+        },
+    },
+}
+
+
+@router.post(
+    "/tag",
+    summary="Find entities in one post or several",
+    responses={
+        200: {
+            "description": "One result, or `results` in the order of `posts`.",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "anyOf": [
+                            {"$ref": "#/components/schemas/ResultBody"},
+                            {"$ref": "#/components/schemas/ResultsBody"},
+                        ]
+                    }
+                }
+            },
+        },
+        **errors(400, 401, 408, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=TAG_BODY,
+)
+async def tag(request: Request) -> Response:
+    """Tag one post (`{"text", "image"}`) or several (`{"posts": [...]}`).
+
+    Several posts keep their order, and a bad one fails alone, in its `error`. A picture that cannot
+    be used gives a warning and `image_used: false`.
+    """
+    service = service_of(request)
+    tag_request = await read_tag_request(
+        request, service.settings.limits, request.app.state.fetcher
+    )
+    answers, headers = await tag_posts(request, tag_request)
+    if not tag_request.is_single:
+        return _json({"results": answers}, headers)
+    (answer,) = answers
+    if answer["error"] is not None:
+        raise ApiError(422, answer["error"]["code"], answer["error"]["message"])
+    return _json(answer, headers)
+
+
+@router.post(
+    STREAM_PATH.removeprefix("/v1"),
+    summary="Tag a long list of posts, line by line",
+    responses={
+        200: {
+            "description": "One result a line, in order.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        },
+        **errors(401, 415, 429, 503),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/x-ndjson": {
+                    "schema": {"type": "string"},
+                    "example": '{"id": 1, "text": "Paris in May"}\n',
+                }
+            },
+        },
+    },
+)
+async def tag_stream(request: Request) -> Response:
+    """JSON lines in (`{"id", "text", "image"}`), JSON lines out, in order, while both flow.
+
+    Any number of lines: the server reads on as it works, so the client must read while it sends.
+    A bad line is answered with its error. Streams yield to other requests instead of being refused.
+    """
+    if content_type(request) not in ("application/x-ndjson", "application/jsonl"):
+        raise ApiError(415, "unsupported_content_type", "send application/x-ndjson")
+    service = service_of(request)
+    check_open(service)
+    lines = tag_lines(request.stream(), service, exchange_of(request))
+    return LinesResponse(lines)
+
+
+def _json(value: Any, headers: dict[str, str]) -> Response:
+    # Results are plain values already: no second round of checks.
+    return Response(json_bytes(value), media_type="application/json", headers=headers)

@@ -1,0 +1,161 @@
+"""JSON lines in, JSON lines out: a bounded number of posts under way, whatever the length."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from amlr.serving.answers import answer_dict, json_bytes
+from amlr.serving.bodies import PreparedPost, error_dict, prepare_base64
+from amlr.serving.guard import Exchange
+from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.parsing import validated
+from amlr.serving.problems import ApiError, from_failure
+from amlr.serving.schemas import PostBody
+from amlr.serving.service import TaggingService
+
+# Two full batches of the default size: enough to keep workers busy, little for others to wait for.
+WINDOW = 32
+_RETRY_S = 0.05
+# A stream has no deadline; this only bounds a line on a server that never gets to it.
+_LINE_DEADLINE_S = 600.0
+_Pending = tuple[PreparedPost, Job | None]
+
+
+class LinesResponse(Response):
+    """Sends lines while the body is still being read.
+
+    Starlette's own streaming response listens for a leaving client, and so eats the body.
+    """
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for line in self._lines:
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def tag_lines(
+    chunks: AsyncIterator[bytes], service: TaggingService, exchange: Exchange
+) -> AsyncIterator[bytes]:
+    """Answer lines in order.
+
+    Args:
+        chunks: The body as it arrives.
+        service: Where posts are tagged.
+        exchange: Counts posts for the log.
+
+    Yields:
+        One JSON line a post.
+    """
+    pending: deque[_Pending] = deque()
+    count = 0
+    try:
+        async for line in split_lines(chunks, service.settings.limits.max_line_bytes):
+            pending.append(await _begin(line, service))
+            count += 1
+            while pending and (len(pending) >= WINDOW or _is_done(pending[0])):
+                yield await _answer(pending.popleft(), service)
+        while pending:
+            yield await _answer(pending.popleft(), service)
+    except ApiError as error:
+        # The answer has begun with 200: the last line is the only place left for an error.
+        while pending:
+            yield await _answer(pending.popleft(), service)
+        yield _line({"error": {"code": error.code, "message": str(error)}})
+    except ClientDisconnect:
+        exchange.facts["error"] = "client_left"
+    finally:
+        exchange.facts["posts"] = count
+        left = [job for _, job in pending if job is not None]
+        for job in left:
+            job.future.cancel()
+        service.metrics.cancelled.inc(len(left))
+
+
+async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    """Lines of a body, blank ones left out.
+
+    Raises:
+        ApiError: A line is longer than `limit`.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        *complete, rest = chunk.split(b"\n")
+        for piece in complete:
+            line = b"".join([*parts, piece]).strip()
+            parts, size = [], 0
+            if line:
+                yield line
+        parts.append(rest)
+        size += len(rest)
+        if size > limit:
+            raise ApiError(413, "line_too_long", f"a line may have at most {limit} bytes")
+    if line := b"".join(parts).strip():
+        yield line
+
+
+async def _begin(line: bytes, service: TaggingService) -> _Pending:
+    prepared = (
+        await asyncio.to_thread(_parse, line, service)
+        if len(line) > 100_000
+        else _parse(line, service)
+    )
+    if prepared.post is None:
+        return prepared, None
+    while True:
+        try:
+            (job,) = service.submit([prepared.post], _LINE_DEADLINE_S, is_stream=True)
+        except RefusedError as error:
+            if error.cause in ("stopping", "starting"):
+                raise from_failure(error) from None
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return prepared, job
+
+
+def _parse(line: bytes, service: TaggingService) -> PreparedPost:
+    try:
+        body = validated(PostBody, json.loads(line))
+    except (ValueError, RecursionError):
+        return _bad_line("json_invalid", "the line is not JSON")
+    except ApiError as error:
+        return _bad_line(error.code, str(error))
+    if body.image_url is not None:
+        return _bad_line("url_forbidden", "streams fetch no addresses; send the picture itself")
+    return prepare_base64(body, service.settings.limits)
+
+
+def _bad_line(code: str, message: str) -> PreparedPost:
+    return PreparedPost(post=None, error={"code": code, "message": message})
+
+
+def _is_done(pending: _Pending) -> bool:
+    return pending[1] is None or pending[1].future.done()
+
+
+async def _answer(pending: _Pending, service: TaggingService) -> bytes:
+    prepared, job = pending
+    if job is None:
+        assert prepared.error is not None
+        return _line(error_dict(prepared, prepared.error))
+    (outcome,) = await asyncio.gather(asyncio.wrap_future(job.future), return_exceptions=True)
+    return _line(answer_dict(service, prepared, outcome))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json_bytes(value) + b"\n"
