@@ -4,7 +4,6 @@ Before is temperature 1, after the bundle's own. A bundle without one gets a tem
 here, on the half of the posts that a hash of their id chooses; errors are of the other half.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,81 +12,91 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.data import BenchPost
+from amlr.benchmarks.tiers import Tier
 from amlr.errors import InputError
-from amlr.runtime.engine import Engine
+from amlr.kernels import (
+    expected_calibration_error,
+    fit_temperature,
+    is_tuning_half,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.decode import decode_posts
+from amlr.runtime.pipeline import Pipeline
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.registry import open_provider
+from amlr.runtime.windows import PostScores
 
-BINS = 10
-TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)
-Floats = npt.NDArray[np.float64]
-
-
-def reliability(confidence_e: Floats, correct_e: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Expected calibration error over equal-width bins, and the bins.
-
-    Args:
-        confidence_e: Score of each predicted entity, 0..1.
-        correct_e: Whether exactly that entity is labelled.
-
-    Returns:
-        `ece`, `entities`, and `bins` of (count, mean confidence, share correct); empty ones None.
-
-    Example:
-        >>> reliability(np.array([0.9, 0.9]), np.array([True, False]))["ece"]
-        0.4
-    """
-    place = np.minimum((confidence_e * BINS).astype(int), BINS - 1)
-    bins: list[Any] = []
-    total = 0.0
-    for number in range(BINS):
-        inside = place == number
-        count = int(inside.sum())
-        if not count:
-            bins.append([0, None, None])
-            continue
-        confidence, correct = float(confidence_e[inside].mean()), float(correct_e[inside].mean())
-        total += count * abs(confidence - correct)
-        bins.append([count, round(confidence, 4), round(correct, 4)])
-    entities = len(confidence_e)
-    return {"ece": round(total / max(1, entities), 4), "entities": entities, "bins": bins}
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Scored = list[tuple[BenchPost, PostScores]]
 
 
 def calibrate(
-    engine: Engine, posts: Sequence[BenchPost], say: Callable[[str], None]
+    tier: Tier, threads: int, posts: Sequence[BenchPost], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Calibration of an engine on labelled posts.
+    """Calibration of a tier on labelled posts.
+
+    Args:
+        tier: The tier; its graphs are opened once more.
+        threads: CPU threads.
+        posts: Posts; those without labels are left out.
+        say: Receives the result as one line.
 
     Raises:
-        InputError: No post is labelled.
+        InputError: Too few posts are labelled.
     """
+    bundle = tier.engine.bundle
+    variant = bundle.manifest.variants[tier.spec.option("variant")]
+    options = ProviderOptions(threads=threads)
+    provider = open_provider(tier.spec.option("provider"), bundle, variant, options)
     labelled = [item for item in posts if item.gold is not None]
-    if not labelled:
-        raise InputError("calibration needs labelled posts; give --data FILE in CoNLL form")
-    settings = engine.decoder
-    try:
-        temperature, measured, fitted = settings.temperature, labelled, False
-        if temperature == 1.0:
-            fitted = True
-            tuning = [item for item in labelled if _half(item.id) == 0]
-            measured = [item for item in labelled if _half(item.id) == 1]
-            if not tuning or not measured:
-                raise InputError(f"{len(labelled)} labelled posts are too few to calibrate on")
-            say(f"fitting a temperature on {len(tuning)} posts")
-            temperature = min(
-                TEMPERATURES, key=lambda t: reliability(*_scores(engine, tuning, t))["ece"]
-            )
-        before = reliability(*_scores(engine, measured, 1.0))
-        after = reliability(*_scores(engine, measured, temperature))
-    finally:
-        engine.decoder = settings
+    pipeline = Pipeline(bundle, provider, variant=variant)
+    scored = [
+        (item, post.scores)
+        for item, post in zip(
+            labelled, pipeline.score([item.post for item in labelled]), strict=True
+        )
+        if post.scores is not None
+    ]
+    pipeline.close()
+    provider.close()
+    return calibrate_scores(bundle, scored, say)
+
+
+def calibrate_scores(
+    bundle: Bundle, scored: Scored, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Calibration of raw scores; see `calibrate`.
+
+    Raises:
+        InputError: Too few posts are labelled.
+    """
+    temperature, fitted = bundle.manifest.decoder.temperature, False
+    tuning = is_tuning_half([item.id for item, _ in scored])
+    measured = [pair for pair, is_tuning in zip(scored, tuning, strict=True) if not is_tuning]
+    chosen = [pair for pair, is_tuning in zip(scored, tuning, strict=True) if is_tuning]
+    if not chosen or not measured:
+        raise InputError(
+            f"{len(scored)} labelled posts are too few to calibrate on; give --data FILE with more"
+        )
+    if temperature == 1.0:
+        fitted = True
+        temperature = fit_temperature(
+            lambda t: negative_log_likelihood(*_answers(bundle, chosen, t)), tolerance=0.01
+        )
+    before = _reliability(*_answers(bundle, measured, 1.0))
+    after = _reliability(*_answers(bundle, measured, temperature))
     origin = "fitted on the other half" if fitted else "the bundle's"
     summary = (
         f"Expected calibration error {before['ece']:.4f} at temperature 1, {after['ece']:.4f} at "
-        f"{temperature:g} ({origin}); {after['entities']} entities of {len(measured)} posts."
+        f"{temperature:.3g} ({origin}); {after['entities']} entities of {len(measured)} posts."
     )
     say(summary)
     return {
         "summary": summary,
-        "temperature": temperature,
+        "temperature": round(temperature, 4),
         "fitted_here": fitted,
         "posts": len(measured),
         "before": before,
@@ -95,24 +104,39 @@ def calibrate(
     }
 
 
-def _half(name: str) -> int:
-    return hashlib.sha256(name.encode()).digest()[0] & 1
+def _reliability(scores_e: Doubles, correct_e: Bools) -> dict[str, Any]:
+    """Error and bins of (count, mean score, share correct); empty bins hold None."""
+    if not len(scores_e):
+        return {"ece": 0.0, "entities": 0, "bins": []}
+    counts, means, accuracies = reliability_bins(scores_e, correct_e)
+    bins = [
+        [int(count), round(float(mean), 4), round(float(share), 4)] if count else [0, None, None]
+        for count, mean, share in zip(counts, means, accuracies, strict=True)
+    ]
+    error = expected_calibration_error(scores_e, correct_e)
+    return {"ece": round(error, 5), "entities": len(scores_e), "bins": bins}
 
 
-def _scores(
-    engine: Engine, posts: Sequence[BenchPost], temperature: float
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _answers(bundle: Bundle, scored: Scored, temperature: float) -> tuple[Doubles, Bools]:
+    """Score of each predicted entity, and whether exactly it is labelled."""
     from amlr.training.conll import match_labels
 
-    engine.decoder = replace(engine.decoder, temperature=temperature)
-    names = sorted({label for item in posts for _, _, label in item.gold or ()})
-    known = match_labels(names, engine.manifest.labels)
+    manifest = bundle.manifest
+    names = sorted({label for item, _ in scored for _, _, label in item.gold or ()})
+    known = match_labels(names, manifest.labels)
+    decoded = decode_posts(
+        [scores for _, scores in scored],
+        replace(manifest.decoder, temperature=temperature),
+        bundle.decoder,
+        labels=manifest.labels,
+        tags=manifest.tags,
+    )
     confidence: list[float] = []
     correct: list[bool] = []
-    results = engine.tag_batch([item.post for item in posts])
-    for item, result in zip(posts, results, strict=True):
+    for (item, _), entities in zip(scored, decoded, strict=True):
         gold = {(start, end, known[label]) for start, end, label in item.gold or ()}
-        for entity in result.entities:
-            confidence.append(entity.score)
+        for entity in entities:
+            # Rounding can leave a marginal a hair outside its range.
+            confidence.append(min(1.0, max(0.0, entity.score)))
             correct.append((entity.start, entity.end, entity.label) in gold)
     return np.array(confidence, np.float64), np.array(correct, np.bool_)

@@ -127,7 +127,9 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     bundle = Bundle.open(options.engine)
     data = load_data(given["data"], given["images"], given["limit"], 48 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
-        raise InputError("--calibration needs labelled posts; give --data FILE in CoNLL form")
+        raise InputError(
+            "--calibration needs labelled posts; give --data FILE in CoNLL form, or sample"
+        )
     tiers, notes = open_tiers(
         options.engine, _split(given["provider"]), _split(given["precision"]), options.threads
     )
@@ -136,7 +138,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     try:
         report = run_benchmark(options, bundle, data, tiers, say)
         if given["calibration"]:
-            report["calibration"] = calibrate(tiers[0].engine, data.posts, say)
+            report["calibration"] = calibrate(tiers[0], options.threads, data.posts, say)
     finally:
         for tier in tiers:
             tier.engine.close()

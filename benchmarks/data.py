@@ -1,12 +1,15 @@
 """Posts to prove and measure on: CoNLL files, JSON lines, or generated ones."""
 
 import json
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amlr.errors import InputError
 from amlr.export.samples import sample_image, sample_posts
 from amlr.runtime.results import Post
+from amlr.training.conll import ImageFolder, read_conll
+from amlr.training.sample import write_sample
 
 Gold = tuple[tuple[int, int, str], ...]
 SAMPLE = "sample"
@@ -56,18 +59,38 @@ def load_data(data: str, images: Path | None, limit: int | None, sample_count: i
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, got {limit}")
     if data == SAMPLE:
-        count = limit or sample_count
-        posts = tuple(
-            BenchPost(id=f"sample-{number}", post=post)
-            for number, post in enumerate(sample_posts(count, images=min(8, count)))
-        )
-        return BenchData(source="generated sample posts", posts=posts)
+        posts = generated_posts(limit or sample_count)
+        return BenchData(source="generated posts", posts=posts)
     path = Path(data)
     if not path.is_file():
         raise InputError(f"no data file at {path}; give a CoNLL or .jsonl file, or {SAMPLE!r}")
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         return _read_jsonl(path, images or path.parent, limit)
     return _read_conll(path, images, limit)
+
+
+def generated_posts(count: int) -> tuple[BenchPost, ...]:
+    """Invented posts: two of three as in the sample dataset's held-out part, with labels.
+
+    The others are of very different lengths and scripts, for a proof that is not too easy.
+    """
+    labelled = count - count // 3
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_sample(Path(folder), train=1, dev=labelled)
+        data = _read_conll(root / "valid.txt", root / "images", labelled)
+        posts = [
+            # The files go with the folder: keep what is in them.
+            replace(item, id=f"sample-{number}", post=_in_memory(item.post))
+            for number, item in enumerate(data.posts)
+        ]
+    odd = sample_posts(count - len(posts), images=min(8, count)) if count > len(posts) else []
+    posts += [BenchPost(id=f"odd-{number}", post=post) for number, post in enumerate(odd)]
+    return tuple(posts)
+
+
+def _in_memory(post: Post) -> Post:
+    image = post.image
+    return Post(post.text, image.read_bytes() if isinstance(image, Path) else image, post.words)
 
 
 def _read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
@@ -96,8 +119,6 @@ def _read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
 
 
 def _read_conll(path: Path, images: Path | None, limit: int | None) -> BenchData:
-    from amlr.training.conll import ImageFolder, read_conll
-
     folder = ImageFolder(root=images)
     posts = []
     for number, item in enumerate(read_conll(path)[:limit]):

@@ -14,9 +14,12 @@ from amlr.runtime.text import TextEncoder, TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, scale_major_index
 
 Floats = npt.NDArray[np.float32]
-Picture = Literal["cold", "hit", "none"]
+Picture = Literal["cold", "hit", "none", "block", "block-none"]
 """`cold`: pixels go through the image encoder. `hit`: its regions are at hand. `none`: no picture.
+`block`: only the cross-modal block and the heads run, on random hidden states and regions;
+`block-none`: the same without a picture.
 """
+BLOCKS: tuple[Picture, ...] = ("block", "block-none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,12 +53,26 @@ class ModelShape:
         pad_id: Token id that fills padding.
         image_size: Side of the picture in pixels.
         shapes: Whether the model reads word-shape ids.
+        width: D.
+        regions: P of one picture.
     """
 
     scales: int
     pad_id: int
     image_size: int
     shapes: bool
+    width: int
+    regions: int
+
+
+def block_states(item: ModelInput, shape: ModelShape) -> tuple[Floats, Floats]:
+    """Hidden states (T, D) and regions (P, D) to feed the block alone; a post has always the same.
+
+    What they are does not change the time; random ones spare every system its encoders.
+    """
+    rng = np.random.default_rng(item.window.input_ids_t)
+    hidden = rng.standard_normal((item.steps, shape.width), np.float32)
+    return hidden, rng.standard_normal((shape.regions, shape.width), np.float32)
 
 
 def build_inputs(

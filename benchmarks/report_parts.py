@@ -101,7 +101,7 @@ def roofline_section(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> 
             [workload, f"{best['backend']}, batch {best['batch']}", number(work[workload]),
              number(bound[workload]), number(taken), f"{100 * bound[workload] / taken:.0f} %"]
         )  # fmt: skip
-    head = ["workload", "system", "MFLOP a post", "bound ms", "measured ms", "of the roof"]
+    head = ["workload", "system", "MFLOP", "bound ms", "took ms", "of roof"]
     speeds = [[name, number(value)] for name, value in roof["gflops"].items() if value]
     content = _grid(
         [

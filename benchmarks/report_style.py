@@ -48,7 +48,8 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin-top: 8
 th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--rule); }
 td { border-bottom: 1px solid var(--rule); vertical-align: top; }
 th, td { padding: 5px 10px 5px 0; }
-.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.num { text-align: right; font-variant-numeric: tabular-nums; }
+td.num { white-space: nowrap; }
 tr.mine td { color: var(--own); font-weight: 600; }
 mark { background: var(--bad-bg); color: var(--bad); border-radius: 3px; padding: 0 2px; }
 details > summary { cursor: pointer; margin-top: 40px; font-size: 19px; font-weight: 700; }

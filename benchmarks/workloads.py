@@ -26,14 +26,22 @@ GROWTH_LENGTHS = (8, 16, 32, 64, 128)
 GROWTH_BATCHES = (1, 2, 4, 8, 16, 32)
 GROWTH_SHARES = (0, 25, 50, 75, 100)
 GROWTH_POSTS = (1, 4, 16, 64, 128)
-_PICTURES: dict[str, Picture] = {"cold": "cold", "hit": "hit", "text-only": "none"}
-MAIN = tuple(_PICTURES)
+_PICTURES: dict[str, Picture] = {
+    "cold": "cold",
+    "hit": "hit",
+    "text-only": "none",
+    "block": "block",
+    "block-text-only": "block-none",
+}
+MAIN = ("cold", "hit", "text-only")
+BLOCK = ("block", "block-text-only")
 END_TO_END = tuple(f"end-to-end-{name}" for name in MAIN)
 GROWTH = ("growth-length", "growth-batch", "growth-images", "growth-posts")
-ALL = (*MAIN, *END_TO_END, *GROWTH)
+ALL = (*MAIN, *END_TO_END, *BLOCK, *GROWTH)
 QUICK = (*MAIN, "end-to-end-cold")
 # Peers that growth curves show; the others would only make the run long.
 GROWTH_PEERS = ("research", "eager-exact", "openvino")
+BLOCK_PEERS = ("research", "research-mkl", "eager-exact", "onnxruntime-plain", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +133,7 @@ def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> l
         raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(ALL)}")
     workloads: list[Workload] = []
     for group in groups:
-        if group in MAIN:
+        if group in (*MAIN, *BLOCK):
             workloads += _main(group, pool, quick=quick)
         elif group in END_TO_END:
             workloads += _end_to_end(group, pool, quick=quick)
@@ -150,6 +158,7 @@ def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
     sizes = [(BATCH, batches, many), (1, singles, single)]
     if quick and group != "cold":
         del sizes[0]
+    peers = BLOCK_PEERS if group in BLOCK else None
     return [
         Workload(
             name=group,
@@ -157,6 +166,7 @@ def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
             batch=batch,
             budget=budget,
             job=Job(key=f"{group}-{batch}", picture=picture, batches=calls),
+            peers=peers,
         )
         for batch, calls, budget in sizes
     ]

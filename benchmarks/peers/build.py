@@ -19,6 +19,8 @@ def model_shape(manifest: Manifest) -> ModelShape:
         pad_id=manifest.token_ids.pad_id,
         image_size=manifest.image.size,
         shapes=manifest.shape_embedding,
+        width=manifest.width,
+        regions=manifest.regions,
     )
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture
-from amlr.benchmarks.peers.eager import Floats, collect, eager_feed, encode_eager
-from amlr.benchmarks.peers.whole_model import WholeModel
+from amlr.benchmarks.peers.eager import Floats, collect, eager_feed, eager_model, encode_eager
 from amlr.runtime.batching import Scores
 from amlr.training.model import AmlrModel
 
@@ -42,7 +41,7 @@ class CompiledPeer:
         # A batch of one is a specialisation of its own: a symbolic size is taken to be at least 2.
         key = (picture, single)
         if key not in self._compiled:
-            whole = WholeModel(self._model, picture)
+            whole = eager_model(self._model, picture)
             self._compiled[key] = torch.compile(whole, dynamic=True)
         compiled = self._compiled[key]
 

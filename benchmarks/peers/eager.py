@@ -8,10 +8,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, pick
+from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, pick
 from amlr.benchmarks.peers.base import RESEARCH_STEPS
-from amlr.benchmarks.peers.padding import hit_regions, padded_feed, stack_pixels
-from amlr.benchmarks.peers.whole_model import WholeModel
+from amlr.benchmarks.peers.padding import (
+    hit_regions,
+    padded_feed,
+    padded_states,
+    stack_pixels,
+)
+from amlr.benchmarks.peers.whole_model import BlockModel, WholeModel
 from amlr.runtime.batching import Scores
 from amlr.training.model import AmlrModel, Units
 
@@ -58,7 +63,11 @@ class ResearchModel(nn.Module):
         """Score all units: `seen` is pixels (B, 3, H, W), or ready regions (B, P, D)."""
         model = self.model
         hidden = model.text(input_ids, attention_mask, shape_ids)
-        regions = model.image(seen) if seen.dim() == 4 else seen
+        return self.score(hidden, model.image(seen) if seen.dim() == 4 else seen)
+
+    def score(self, hidden: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The block and the heads."""
+        model = self.model
         units = self.units(hidden)
         taken = model.cross.attend(units, regions)
         return model.classify(units, taken), model.token_head(hidden)
@@ -70,9 +79,6 @@ class ResearchPeer:
     def __init__(self, model: AmlrModel, shape: ModelShape) -> None:
         self._model = ResearchModel(model).eval()
         self._shape = shape
-        with torch.inference_mode():
-            pixels = torch.zeros(1, 3, shape.image_size, shape.image_size)
-            self._regions = model.image(pixels).shape[1]
 
     def encode(self, pixels_bchw: Floats) -> list[Any]:
         """The pixels: the published code keeps nothing else."""
@@ -80,12 +86,13 @@ class ResearchPeer:
 
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """Tensors as the data loader hands them over."""
+        if picture in BLOCKS:
+            return self._block(inputs, picture)
         feed = padded_feed(inputs, self._shape, steps=RESEARCH_STEPS)
         tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
         tensors.setdefault("shape_ids", None)  # type: ignore[arg-type]
         if picture == "none":
-            empty = self._model.model.cross.no_image.detach()
-            seen = empty.expand(len(inputs), self._regions, -1).contiguous()
+            seen = self._empty(len(inputs))
         else:
             pixels = [i.pixels_chw if i.regions is None else i.regions for i in inputs]
             seen = torch.from_numpy(np.stack([array for array in pixels if array is not None]))
@@ -93,6 +100,21 @@ class ResearchPeer:
         def call() -> Any:
             with torch.inference_mode():
                 return self._model(seen=seen, **tensors)
+
+        return call
+
+    def _empty(self, posts: int) -> Tensor:
+        empty = self._model.model.cross.no_image.detach()
+        return empty.expand(posts, self._shape.regions, -1).contiguous()
+
+    def _block(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
+        hidden, regions = padded_states(inputs, self._shape, steps=RESEARCH_STEPS)
+        states = torch.from_numpy(hidden)
+        seen = torch.from_numpy(regions) if picture == "block" else self._empty(len(inputs))
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return self._model.score(states, seen)
 
         return call
 
@@ -124,7 +146,7 @@ class EagerPeer:
         """One feed a post, or one for all."""
         groups = [[item] for item in inputs] if self._exact else [list(inputs)]
         feeds = [eager_feed(self._model, group, self._shape, picture) for group in groups]
-        whole = WholeModel(self._model, picture)
+        whole = eager_model(self._model, picture)
 
         def call() -> Any:
             with (
@@ -147,13 +169,21 @@ def eager_feed(
     model: AmlrModel, inputs: Sequence[ModelInput], shape: ModelShape, picture: Picture
 ) -> dict[str, Tensor]:
     """Arguments of `WholeModel` for one padded batch."""
+    if picture in BLOCKS:
+        hidden, regions = map(torch.from_numpy, padded_states(inputs, shape))
+        return {"hidden": hidden, "seen": regions} if picture == "block" else {"hidden": hidden}
     feed = {name: torch.from_numpy(a) for name, a in padded_feed(inputs, shape).items()}
     if picture == "cold":
         feed["seen"] = torch.from_numpy(stack_pixels(inputs))
     elif picture == "hit":
-        regions = hit_regions(inputs, lambda pixels: encode_eager(model, pixels))
-        feed["seen"] = torch.from_numpy(np.stack(regions))
+        kept = hit_regions(inputs, lambda pixels: encode_eager(model, pixels))
+        feed["seen"] = torch.from_numpy(np.stack(kept))
     return feed
+
+
+def eager_model(model: AmlrModel, picture: Picture) -> nn.Module:
+    """The module that takes `eager_feed`."""
+    return BlockModel(model) if picture in BLOCKS else WholeModel(model, picture)
 
 
 def encode_eager(model: AmlrModel, pixels_bchw: Floats) -> list[Floats]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture
+from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, block_states
 from amlr.benchmarks.peers.padding import hit_regions, stack_pixels
+from amlr.errors import BackendUnavailableError
 from amlr.runtime.batching import Batch, Scores, split_batches
 from amlr.runtime.providers.base import Provider
 
@@ -27,6 +28,8 @@ class EnginePeer:
 
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """Pixels as one array, or features already cached."""
+        if picture in BLOCKS:
+            return self._block(inputs, picture)
         if picture == "cold":
             pixels = stack_pixels(inputs)
             return lambda: self._score(inputs, self._provider.encode_images(pixels))
@@ -37,16 +40,36 @@ class EnginePeer:
     def _score(self, inputs: Sequence[ModelInput], images: Sequence[Any]) -> list[Scores]:
         scores: list[Any] = [None] * len(inputs)
         for group in split_batches([item.steps for item in inputs]):
-            batch = Batch(
-                [inputs[index].window for index in group],
-                [inputs[index].units for index in group],
-                scales=self._shape.scales,
-                pad_id=self._shape.pad_id,
-            )
+            batch = self._batch(inputs, group)
             found = batch.split(self._provider.score(batch, [images[i] for i in group]))
             for index, score in zip(group, found, strict=True):
                 scores[index] = score
         return scores
+
+    def _block(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
+        """The packed fusion graph on given hidden states; building its inputs is on the clock."""
+        states = [block_states(item, self._shape) for item in inputs]
+        hidden = np.concatenate([hidden for hidden, _ in states])
+        if picture == "block":
+            pool, slots = np.stack([regions for _, regions in states]), np.arange(len(inputs))
+        else:
+            pool = np.zeros((1, self._shape.regions, self._shape.width), np.float32)
+            slots = np.full(len(inputs), -1)
+        fuse = fusion_of(self._provider)
+
+        def call() -> list[Scores]:
+            batch = self._batch(inputs, range(len(inputs)))
+            return batch.split(fuse(batch, hidden, pool, slots))
+
+        return call
+
+    def _batch(self, inputs: Sequence[ModelInput], group: Sequence[int]) -> Batch:
+        return Batch(
+            [inputs[index].window for index in group],
+            [inputs[index].units for index in group],
+            scales=self._shape.scales,
+            pad_id=self._shape.pad_id,
+        )
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
         """They are the output itself."""
@@ -56,3 +79,26 @@ class EnginePeer:
     def close(self) -> None:
         """Close the provider."""
         self._provider.close()
+
+
+def fusion_of(provider: Any) -> Callable[[Batch, Any, Any, Any], Scores]:
+    """The provider's fusion graph alone; the protocol has no such call, so this looks inside.
+
+    Raises:
+        BackendUnavailableError: This provider has no packed fusion graph to call.
+    """
+    if hasattr(provider, "_fuse"):
+        from amlr.runtime.providers.openvino import bucket
+
+        def fuse(batch: Batch, hidden: Any, pool: Any, slots: Any) -> Scores:
+            feed = batch.packed_fusion(hidden, pool, slots, round_up=bucket)
+            return batch.from_packed(provider._fuse("fusion_packed", feed), round_up=bucket)
+
+        return fuse
+    if hasattr(provider, "_run"):
+        return lambda batch, hidden, pool, slots: batch.from_packed(
+            provider._run("fusion_packed", batch.packed_fusion(hidden, pool, slots))
+        )
+    raise BackendUnavailableError(
+        f"provider {provider.name!r} runs no packed fusion graph alone; leave `block` out"
+    )

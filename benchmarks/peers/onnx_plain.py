@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, pick
-from amlr.benchmarks.peers.padding import hit_regions, padded_feed, stack_pixels
+from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, pick
+from amlr.benchmarks.peers.padding import hit_regions, padded_feed, padded_states, stack_pixels
 from amlr.runtime.batching import Scores
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,10 @@ class OnnxPlainPeer:
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """One padded feed."""
         session = self._session(picture)
+        if picture in BLOCKS:
+            hidden, regions = padded_states(inputs, self._shape)
+            states = {"hidden": hidden} | ({"seen": regions} if picture == "block" else {})
+            return lambda: session.run(None, states)
         feed: dict[str, Array] = padded_feed(inputs, self._shape)
         if picture == "cold":
             feed["seen"] = stack_pixels(inputs)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, pick
-from amlr.benchmarks.peers.padding import hit_regions, padded_feed, stack_pixels
+from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, pick
+from amlr.benchmarks.peers.padding import hit_regions, padded_feed, padded_states, stack_pixels
 from amlr.runtime.batching import Scores
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -46,8 +46,8 @@ class OpenvinoPlainPeer:
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """One feed a post."""
         request = self._request(picture)
-        feeds: list[dict[str, Any]] = [dict(padded_feed([item], self._shape)) for item in inputs]
-        if picture != "none":
+        feeds = [self._feed(item, picture) for item in inputs]
+        if picture in ("cold", "hit"):
             hit = picture == "hit"
             seen = hit_regions(inputs, self.encode) if hit else stack_pixels(inputs)
             for feed, array in zip(feeds, seen, strict=True):
@@ -58,6 +58,12 @@ class OpenvinoPlainPeer:
             return [[np.array(array) for array in request.infer(feed).values()] for feed in feeds]
 
         return call
+
+    def _feed(self, item: ModelInput, picture: Picture) -> dict[str, Any]:
+        if picture not in BLOCKS:
+            return dict(padded_feed([item], self._shape))
+        hidden, regions = padded_states([item], self._shape)
+        return {"hidden": hidden} | ({"seen": regions} if picture == "block" else {})
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
         """Pick the wanted units out of all of them."""

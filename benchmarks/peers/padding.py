@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape
+from amlr.benchmarks.inputs import ModelInput, ModelShape, block_states
 
 
 def padded_feed(
@@ -39,3 +39,15 @@ def hit_regions(
         else encode(item.pixels_chw[None])[0]
         for item in inputs
     ]
+
+
+def padded_states(
+    inputs: Sequence[ModelInput], shape: ModelShape, *, steps: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Hidden states (B, T, D), padded with zeros, and regions (B, P, D) for the block alone."""
+    states = [block_states(item, shape) for item in inputs]
+    longest = max(max(len(hidden) for hidden, _ in states), steps, shape.scales)
+    hidden_btd = np.zeros((len(inputs), longest, shape.width), np.float32)
+    for row, (hidden, _) in enumerate(states):
+        hidden_btd[row, : len(hidden)] = hidden
+    return hidden_btd, np.stack([regions for _, regions in states])

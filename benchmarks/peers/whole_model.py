@@ -42,10 +42,28 @@ class WholeModel(nn.Module):
         return model.classify(units, taken), model.token_head(hidden)
 
 
-class Positional(nn.Module):
-    """A whole model whose inputs are all positional, in the order of `names` (for exporters)."""
+class BlockModel(nn.Module):
+    """The cross-modal block and both heads alone, plainly: every unit of every start."""
 
-    def __init__(self, whole: WholeModel, names: Sequence[str]) -> None:
+    def __init__(self, model: AmlrModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score all units of hidden states (B, T, D) with regions (B, P, D), or without."""
+        model = self.model
+        units = model.units(hidden)
+        if seen is None:
+            taken = model.cross.constant().expand_as(units)
+        else:
+            taken = model.cross.attend(units, seen)
+        return model.classify(units, taken), model.token_head(hidden)
+
+
+class Positional(nn.Module):
+    """A model whose inputs are all positional, in the order of `names` (for exporters)."""
+
+    def __init__(self, whole: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.whole, self.names = whole, tuple(names)
 
@@ -93,4 +111,24 @@ def whole_graphs(model: AmlrModel, shape: ModelShape) -> list[GraphSpec]:
                 axes=axes | {"unit_logits": {0: "B", 1: "U"}, "emissions": {0: "B", 1: "T"}},
             )
         )
-    return graphs
+    hidden = torch.randn(2, 8, model.config.width)
+    return [*graphs, *_block_graphs(model, hidden, regions)]
+
+
+def _block_graphs(model: AmlrModel, hidden: Tensor, regions: Tensor) -> list[GraphSpec]:
+    feeds = {"block": {"hidden": hidden, "seen": regions}, "block-none": {"hidden": hidden}}
+    return [
+        GraphSpec(
+            name=name,
+            module=Positional(BlockModel(model), list(feed)),
+            inputs=feed,
+            outputs=OUTPUTS,
+            axes={
+                "hidden": {0: "B", 1: "T"},
+                **({"seen": {0: "B"}} if "seen" in feed else {}),
+                "unit_logits": {0: "B", 1: "U"},
+                "emissions": {0: "B", 1: "T"},
+            },
+        )
+        for name, feed in feeds.items()
+    ]

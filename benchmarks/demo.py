@@ -1,0 +1,67 @@
+"""The end of `make demo`: `python -m amlr.benchmarks.demo build/demo` tags three posts.
+
+The posts are of the sample dataset's held-out part, each with its drawn picture; the answer without
+the picture stands beside, because there the picture decides.
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+from amlr.benchmarks.data import BenchPost, generated_posts
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError
+from amlr.runtime.engine import Engine
+from amlr.runtime.results import Entity, Result
+
+POSTS = 3
+# Among these, posts whose picture changes the answer are shown first.
+LOOKED_AT = 40
+
+
+@click.command(cls=AmlrCommand)
+@click.argument("folder", type=click.Path(path_type=Path))
+def demo_command(folder: Path) -> None:
+    """Tag three sample posts with the bundle in FOLDER and say where the report is."""
+    plan = folder / "amlr.plan"
+    if not plan.is_dir():
+        raise InputError(f"no bundle at {plan}; run make demo")
+    with Engine.load(plan) as engine:
+        for item, seen, blind in choose(engine, generated_posts(LOOKED_AT)):
+            click.echo(f"\n  {item.post.text}")
+            click.echo(f"    with its picture:    {describe(seen.entities)}")
+            click.echo(f"    without the picture: {describe(blind.entities)}")
+        click.echo(f"\n  served by {engine.provider} in {engine.precision}")
+    report = folder / "bench.html"
+    click.echo(f"  report: {report}" if report.is_file() else f"  no report at {report}")
+
+
+def choose(engine: Engine, posts: tuple[BenchPost, ...]) -> list[tuple[BenchPost, Result, Result]]:
+    """Three labelled posts with a picture, each with its answers with and without it."""
+    shown = [item for item in posts if item.gold and item.post.image is not None]
+    seen = engine.tag_batch([item.post for item in shown])
+    blind = engine.tag_batch([type(item.post)(item.post.text, None, item.post.words)
+                              for item in shown])  # fmt: skip
+    answers = list(zip(shown, seen, blind, strict=True))
+    # A stable sort: the order within each group is the data's own.
+    answers.sort(key=lambda answer: _labels(answer[1]) == _labels(answer[2]))
+    return answers[:POSTS]
+
+
+def describe(entities: tuple[Entity, ...]) -> str:
+    """Entities in one line."""
+    return ", ".join(f"{e.text} [{e.label} {e.score:.2f}]" for e in entities) or "(none)"
+
+
+def _labels(result: Result) -> list[tuple[int, int, str]]:
+    return [(entity.start, entity.end, entity.label) for entity in result.entities]
+
+
+def main() -> None:
+    """Entry point."""
+    demo_command(prog_name="python -m amlr.benchmarks.demo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
