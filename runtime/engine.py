@@ -18,7 +18,7 @@ from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
-from amlr.runtime.pipeline import CHUNK_POSTS, Pipeline, ScoredPost
+from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import admitted_variants, open_provider, provider_names
 from amlr.runtime.results import Post, Raw, Result, problem
@@ -213,11 +213,9 @@ class Engine:
     def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
         """Tag any number of posts; order is kept, and a bad post fails alone in its `error`."""
         self._check_usable()
-        posts = list(posts)
         results: list[Result] = []
-        for start in range(0, len(posts), CHUNK_POSTS):
-            chunk = posts[start : start + CHUNK_POSTS]
-            results.extend(self._results(list(self._pipeline.score(chunk))))
+        for chunk in self._pipeline.score_chunks(list(posts)):
+            results.extend(self._results(chunk))
         return results
 
     def raw(self, posts: Iterable[Post], all_units: bool = False) -> list[Raw]:

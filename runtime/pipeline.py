@@ -21,6 +21,7 @@ from amlr.runtime.windows import PostScores, merge_windows, window_units
 
 # Posts in work at a time, and pictures read at a time: what bounds memory on any input.
 CHUNK_POSTS = 128
+CHUNK_CHARS = 200_000
 CHUNK_IMAGES = 16
 BATCH_IMAGES = 8
 
@@ -84,8 +85,15 @@ class Pipeline:
             posts: Any number.
             every: All units instead of the word-aligned ones.
         """
-        for start in range(0, len(posts), CHUNK_POSTS):
-            yield from self._score_chunk(posts[start : start + CHUNK_POSTS], every)
+        for chunk in self.score_chunks(posts, every=every):
+            yield from chunk
+
+    def score_chunks(
+        self, posts: Sequence[Post], *, every: bool = False
+    ) -> Iterator[list[ScoredPost]]:
+        """As `score`, a chunk at a time, so that the caller need not hold all raw scores."""
+        for start, stop in _chunks(posts):
+            yield self._score_chunk(posts[start:stop], every)
 
     def _score_chunk(self, posts: Sequence[Post], every: bool) -> list[ScoredPost]:
         texts = self._encode_texts(posts)
@@ -176,7 +184,10 @@ class Pipeline:
     def _map(self, function: Any, items: Sequence[Any]) -> list[Any]:
         if self._workers is None or len(items) < 2:
             return [function(item) for item in items]
-        return list(self._workers.map(function, items))
+        try:
+            return list(self._workers.map(function, items))
+        except RuntimeError:  # closed by another thread meanwhile; this call may still finish
+            return [function(item) for item in items]
 
     # Texts -----------------------------------------------------------------------------------
 
@@ -216,6 +227,19 @@ class Pipeline:
                 )
                 merged[index] = post if _is_finite(post) else _not_finite()
         return merged
+
+
+def _chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Bounds of runs of posts that are few enough and short enough to be in work together."""
+    start = chars = 0
+    for index, post in enumerate(posts):
+        size = len(post.text) if isinstance(getattr(post, "text", None), str) else 0
+        if index > start and (index - start == CHUNK_POSTS or chars + size > CHUNK_CHARS):
+            yield start, index
+            start, chars = index, 0
+        chars += size
+    if len(posts) > start:
+        yield start, len(posts)
 
 
 _NO_SCORES = Scores(

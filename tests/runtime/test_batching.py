@@ -84,7 +84,8 @@ def test_packed_and_padded_graphs_see_the_same_units(
     for b, own in enumerate(batch.split(scores)):
         hidden = hidden_nd[batch.step_offsets_b[b] : batch.step_offsets_b[b + 1]]
         np.testing.assert_array_equal(own.emissions_ny, hidden * 2)
-        taken = -100 if picked[b] is None else pictures[picked[b]].sum(0)
+        choice_b = picked[b]
+        taken = -100 if choice_b is None else pictures[choice_b].sum(0)
         table = batch.units[b]
         expected = [
             hidden[start : start + scale].sum(0) + taken

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,7 @@ def scored(
     )
 
 
-def decode(posts: list[PostScores], **settings: object) -> list[list[tuple[str, str]]]:
+def decode(posts: list[PostScores], **settings: Any) -> list[list[tuple[str, str]]]:
     found = decode_posts(posts, DecoderSettings(**settings), WEIGHTS, labels=LABELS, tags=TAGS)
     for post, entities in zip(posts, found, strict=True):
         for entity in entities:

@@ -240,6 +240,25 @@ def test_one_bad_post_fails_alone(engine: Engine) -> None:
     assert engine.tag_batch([]) == []
 
 
+def test_chunks_bound_posts_and_characters(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    posts = [Post(text) for text in TEXTS * 3]
+    expected = [keys(result.entities) for result in engine.tag_batch(posts)]
+    sizes: list[int] = []
+    honest = engine._pipeline._score_chunk
+
+    def watched(chunk: Any, every: bool) -> Any:
+        sizes.append(len(chunk))
+        assert len(chunk) == 1 or sum(len(post.text) for post in chunk) <= 150
+        return honest(chunk, every)
+
+    monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_POSTS", 4)
+    monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_CHARS", 150)
+    monkeypatch.setattr(engine._pipeline, "_score_chunk", watched)
+    assert [keys(result.entities) for result in engine.tag_batch(posts)] == expected
+    assert sum(sizes) == len(posts)
+    assert max(sizes) <= 4
+
+
 class Counting:
     """Counts what reaches a provider."""
 

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from drawings import (
 )
 
 GOLDEN = Path(__file__).with_name("golden_pixels.json")
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 SPECS = {
     "squash": ImageSpec(size=6, **PLAIN),
     "crop": ImageSpec(size=6, resize="crop", **PLAIN),
@@ -138,13 +139,14 @@ def test_bad_paths_are_named(tmp_path: Path) -> None:
 def test_other_bad_sources() -> None:
     closed = smooth()
     closed.close()
-    for source, code in (
+    cases: list[tuple[Any, str]] = [
         (3, "image_invalid"),
         ([1], "image_invalid"),
         (closed, "image_unreadable"),
-    ):
+    ]
+    for source, code in cases:
         with pytest.raises(InputError) as caught:
-            load_pixels(source)  # type: ignore[arg-type]
+            load_pixels(source)
         assert caught.value.code == code
     with pytest.raises(InputError) as caught:
         load_pixels(smooth(), limits=ImageLimits(max_pixels=100))
@@ -171,7 +173,14 @@ def test_content_keys() -> None:
     palette = smooth().quantize(4)
     other = palette.copy()
     other.putpalette([255, 0, 0] * 4)
-    different = [smooth(), smooth(64, 96), smooth().convert("L"), palette, other, content]
+    different: list[Any] = [
+        smooth(),
+        smooth(64, 96),
+        smooth().convert("L"),
+        palette,
+        other,
+        content,
+    ]
     assert len({content_key(source) for source in different}) == len(different)
 
 

@@ -26,7 +26,8 @@ def lookup(cache: ImageCache, keys: Sequence[int], computed: list[int]) -> list[
 
 
 def test_equal_keys_are_computed_once_and_kept() -> None:
-    cache, computed = ImageCache(1000), []
+    cache = ImageCache(1000)
+    computed: list[int] = []
     first = lookup(cache, [1, 2, 1], computed)
     assert computed == [1, 2]
     assert first[0] is first[2]
@@ -37,7 +38,8 @@ def test_equal_keys_are_computed_once_and_kept() -> None:
 
 
 def test_least_recently_used_goes_first() -> None:
-    cache, computed = ImageCache(80), []
+    cache = ImageCache(80)
+    computed: list[int] = []
     lookup(cache, [1, 2], computed)
     lookup(cache, [1], computed)
     lookup(cache, [3], computed)  # 2 is the oldest now
@@ -50,7 +52,8 @@ def test_least_recently_used_goes_first() -> None:
 
 
 def test_without_budget_nothing_is_kept_but_a_call_still_shares() -> None:
-    cache, computed = ImageCache(0), []
+    cache = ImageCache(0)
+    computed: list[int] = []
     a, b = lookup(cache, [1, 1], computed)
     assert a is b
     assert computed == [1]
@@ -95,7 +98,8 @@ def test_an_unexpected_exception_frees_those_who_wait() -> None:
 
 
 def test_many_threads_compute_each_picture_once() -> None:
-    cache, computed = ImageCache(10_000), []
+    cache = ImageCache(10_000)
+    computed: list[int] = []
     rng = np.random.default_rng(0)
     results: list[tuple[int, Any]] = []
 
