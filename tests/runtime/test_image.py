@@ -122,7 +122,7 @@ def test_bad_content_is_named(content: bytes, code: str) -> None:
 def test_bad_paths_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "big").write_bytes(b"\0" * 2000)
-    cases = {
+    cases: dict[str | Path, str] = {
         tmp_path / "absent.jpg": "image_missing",
         tmp_path: "image_unreadable",
         tmp_path / "pipe": "image_unreadable",
