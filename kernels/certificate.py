@@ -140,11 +140,11 @@ def _answer_units(
         found, _ = decode_table(units, units.scores_uc)
         return found.unit_e, found.rows_e3[:, 2]
     posts = len(units.post_offsets) - 1
-    per_post = [np.asarray(rows).reshape(-1, 3) for rows in answer]  # type: ignore[union-attr]
+    per_post: list[Ints] = list(answer)  # type: ignore[arg-type]
     if len(per_post) != posts:
         raise ShapeError(f"answer must hold one array per post ({posts}), got {len(per_post)}")
     post = np.repeat(np.arange(posts), [len(rows) for rows in per_post])
-    rows = np.concatenate(per_post) if posts else np.zeros((0, 3), np.intp)
+    rows = np.concatenate([*(part for part in per_post if len(part)), np.zeros((0, 3), np.int32)])
     table = units.layout.unit_nlb
     words, longest, _ = table.shape
     start, end, label = rows.T.astype(np.intp)
@@ -188,28 +188,31 @@ def _token_shift(
     the answer says O, by -2e where the answer has the same entity tag, and not at all elsewhere.
 
     Returns:
-        (number of O words) - (number of words with the answer's tag), shape (U, C).
+        (O words of the answer) - (words that have the answer's own tag), shape (U, C).
     """
-    classes = units.scores_uc.shape[1]
+    classes = np.arange(units.scores_uc.shape[1])
     base = np.concatenate([[0], np.cumsum(lengths)])
-    posts = np.repeat(np.arange(len(lengths)), np.diff(units.post_offsets))
-    first, last = base[posts] + units.start_u, base[posts] + units.end_u
+    first_of_post = np.repeat(base[:-1], np.diff(units.post_offsets))
+    first, stop = first_of_post + units.start_u, first_of_post + units.end_u + 1
     words = int(base[-1])
     begin = np.full(words, -1)
     begin[first[unit]] = label
     # Classes of words inside entities, by adding at the start and taking off after the end.
     edges = np.zeros(words + 1, np.intp)
     np.add.at(edges, first[unit], label + 1)
-    np.subtract.at(edges, last[unit] + 1, label + 1)
+    np.subtract.at(edges, stop[unit], label + 1)
     covered = np.cumsum(edges)[:words] - 1  # -1 outside entities
-    is_inside = (covered[:, None] == np.arange(classes)) & (begin < 0)[:, None]
-    inside = np.zeros((words + 1, classes), np.intp)
-    np.cumsum(is_inside, axis=0, out=inside[1:])
-    outside = np.zeros(words + 1, np.intp)
-    np.cumsum(covered < 0, out=outside[1:])
-    same = inside[last + 1] - inside[first + 1]
-    same += begin[first][:, None] == np.arange(classes)
-    return ((outside[last + 1] - outside[first])[:, None] - same).astype(np.float64)
+    # Column c: O words less words inside an entity of class c, summed up to each word.
+    weights = (covered < 0).astype(np.int32)[:, None]
+    weights = weights - ((covered[:, None] == classes) & (begin < 0)[:, None])
+    totals = np.zeros((words + 1, len(classes)), np.int32)
+    np.cumsum(weights, axis=0, out=totals[1:])
+    shift = totals.take(stop, axis=0)
+    shift -= totals.take(first + 1, axis=0)
+    # A unit's first word takes the B tag, which only the first word of an entity has.
+    alone = (covered < 0).astype(np.int32)[:, None] - (begin[:, None] == classes)
+    shift += alone.astype(np.int32).take(first, axis=0)
+    return shift.astype(np.float64)
 
 
 def _posts_that_differ(

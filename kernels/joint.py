@@ -84,10 +84,10 @@ def joint_scores(
     post_u = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if np.any(end >= np.diff(bounds)[post_u]):
         raise ShapeError("a unit ends past its post's last word; word_offsets counts words")
-    unit_wl, first_word = _all_runs(bounds, bounds[post_u] + start, end - start, max_entity_words)
-    return _merge(
-        unit_wl, first_word, bounds, scores, _run_sums(begin, inside, unit_wl.shape[1]), b, w
-    )
+    extra = end - start
+    longest = max(max_entity_words, int(extra.max(initial=0)) + 1)
+    sums = _run_sums(begin, inside, longest)
+    return _merge(bounds, bounds[post_u] + end, extra, scores, sums, b, w, max_entity_words)
 
 
 def _tag_gains(
@@ -109,56 +109,55 @@ def _tag_gains(
 
 
 def _run_sums(begin: Floats, inside: Floats, longest: int) -> Floats:
-    """S of the run of l+1 words that starts at word w, shape (W, L, C); 0 past the last word."""
+    """S of the run of l+1 words that ends at word w, shape (L, W, C); 0 before the first word."""
     words, classes = begin.shape
-    sums = np.zeros((words, longest, classes), np.float32)
+    sums = np.zeros((longest, words, classes), np.float32)
     if longest:
-        sums[:, 0] = begin
+        sums[0] = begin
     for extra in range(1, min(longest, words)):
-        np.add(sums[: words - extra, extra - 1], inside[extra:], out=sums[: words - extra, extra])
+        # The run that is one word shorter and ends one word earlier, then this word's tag.
+        np.add(sums[extra - 1, extra - 1 : -1], inside[extra:], out=sums[extra, extra:])
     return sums
 
 
-def _all_runs(
-    bounds: Ints, first_word_u: Ints, extra_u: Ints, max_entity_words: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """For each last word and each length, longest first: unit index, -1 run, -2 impossible.
-
-    Returns:
-        Table (W, L) and the first word of each cell's run, both counted over all posts.
-    """
-    words = int(bounds[-1])
-    longest = max(max_entity_words, int(extra_u.max(initial=0)) + 1)
-    extra = np.arange(longest - 1, -1, -1)
-    first_word = np.arange(words)[:, None] - extra
-    post_start = np.repeat(bounds[:-1], np.diff(bounds))[:, None]
-    table = np.where((first_word >= post_start) & (extra < max_entity_words), -1, -2)
-    table[first_word_u + extra_u, longest - 1 - extra_u] = np.arange(len(extra_u))
-    return table, first_word
-
-
 def _merge(
-    table: npt.NDArray[np.intp],
-    first_word: npt.NDArray[np.intp],
     bounds: Ints,
+    last_word_u: Ints,
+    extra_u: Ints,
     scores: Floats,
-    sums_wlc: Floats,
+    sums_lwc: Floats,
     b: np.float32,
     w: np.float32,
+    max_entity_words: int,
 ) -> Units:
-    """Units of all cells in use, in (post, end, start) order."""
-    longest = table.shape[1]
-    last, slot = np.nonzero(table > -2)
-    unit, first = table[last, slot], first_word[last, slot]
-    has_logits = unit >= 0
-    emission = w * sums_wlc[first, longest - 1 - slot]
-    merged = emission - b
-    merged[has_logits] = scores[unit[has_logits]] + emission[has_logits]
-    post_starts = np.repeat(bounds[:-1], np.diff(bounds))[last]
+    """Units and runs in one table of (length, last word, class), read out in order.
+
+    The table of sums becomes the table of scores in place, and is read by flat indices: fresh
+    memory and masks over several axes cost several times the arithmetic.
+    """
+    longest, words, classes = sums_lwc.shape
+    table = sums_lwc.reshape(-1, classes)
+    cell_u = extra_u * words + last_word_u
+    table *= w
+    own = table.take(cell_u, axis=0)
+    np.add(scores, own, out=own)
+    table -= b
+    table[cell_u] = own
+
+    # For each last word, longest first.
+    extra = np.arange(longest - 1, -1, -1)
+    end_w = np.arange(words) - np.repeat(bounds[:-1], np.diff(bounds))
+    start_wl = end_w[:, None] - extra
+    has_logits = np.zeros((words, longest), np.bool_)
+    has_logits[last_word_u, longest - 1 - extra_u] = True
+    used = has_logits | ((start_wl >= 0) & (extra < max_entity_words))
+    is_used = used.reshape(-1)
+    cells = (np.arange(words)[:, None] + extra * words).reshape(-1).compress(is_used)
+    counts_w = np.count_nonzero(used, axis=1)
     return Units(
-        np.searchsorted(last, bounds).astype(np.int64),
-        (first - post_starts).astype(np.int32),
-        (last - post_starts).astype(np.int32),
-        merged,
-        has_logits,
+        np.concatenate([[0], np.cumsum(counts_w)])[bounds],
+        start_wl.reshape(-1).compress(is_used).astype(np.int32),
+        np.repeat(end_w, counts_w).astype(np.int32),
+        table.take(cells, axis=0),
+        has_logits.reshape(-1).compress(is_used),
     )

@@ -153,11 +153,18 @@ class Layout:
                 f"{end[unit]}, before unit {unit - 1}; sort them by (post, end, start)"
             )
         longest = int((end - start).max()) + 1
-        cell_u = (end.astype(np.intp) * longest + (longest - 1) - (end - start)) * posts + post_u
+        cell_u = end.astype(np.intp)
+        cell_u *= longest
+        cell_u += longest - 1
+        cell_u -= end - start
+        cell_u *= posts
+        cell_u += post_u
+        rows = np.arange(units)
         table = np.full(int(words.max()) * longest * posts, units, np.intp)
-        table[cell_u] = np.arange(units)
-        if np.any(table[cell_u] != np.arange(units)):
-            unit = int((table[cell_u] != np.arange(units)).argmax())
+        table[cell_u] = rows
+        clash = table.take(cell_u) != rows
+        if clash.any():
+            unit = int(clash.argmax())
             raise ShapeError(
                 f"post {post_u[unit]} has two units for words {start[unit]}..{end[unit]}; "
                 "keep one row per (start, end)"
