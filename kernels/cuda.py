@@ -35,9 +35,6 @@ from amlr.kernels.validation import (
     raise_not_finite,
 )
 
-# Compiled for the smallest table where a decoder has no emissions: it reads none.
-_NO_TAGS = 1
-
 
 def viterbi_decode(
     emissions_bty: npt.ArrayLike,
@@ -73,8 +70,16 @@ def default_decoders() -> "HostDecoders":
 class HostDecoders:
     """Decoders that take and return host arrays; threads may share one, each call has a stream."""
 
-    def __init__(self, library: KernelLibrary) -> None:
+    def __init__(self, library: KernelLibrary, *, unit_tags: int = 1) -> None:
+        """Prepare decoders.
+
+        Args:
+            library: Where the kernels come from.
+            unit_tags: Y of the segmental image; any serves, as only joint scores read emissions,
+                so this names the one that a bundle holds.
+        """
         self._library = library
+        self._unit_tags = unit_tags
 
     def viterbi_decode(
         self,
@@ -172,7 +177,7 @@ class HostDecoders:
     ) -> tuple[list[npt.NDArray[np.int32]], Floats]:
         """As `amlr.kernels.segmental_decode`."""
         lengths = units.check_lengths(lengths_b)
-        kernels = SegmentalKernels(self._library, tags=_NO_TAGS)
+        kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         with self._work() as work:
             table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
             outputs = _Outputs(work, len(lengths), len(units.scores_uc))
@@ -206,7 +211,7 @@ class HostDecoders:
                 f"radius must be one number >= 0 or have shape {units.scores_uc.shape}, "
                 f"got {radii.shape}"
             )
-        kernels = SegmentalKernels(self._library, tags=_NO_TAGS)
+        kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         certified = np.zeros(len(lengths), np.int32)
         with self._work() as work:
             table, scores_at = work.table(units, lengths), work.put(units.scores_uc)

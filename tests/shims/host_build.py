@@ -67,9 +67,7 @@ class HostBuilder:
             self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
         return target
 
-    def _compile(
-        self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]
-    ) -> None:
+    def _compile(self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]) -> None:
         source = self.sources.get(spec.source, KERNELS / f"{spec.source}.cu")
         listed = " ".join(f"X({function})" for function in functions(spec))
         macros = {**spec.macros, "KERNEL_FILE": f'"{source}"', "KERNELS": listed}

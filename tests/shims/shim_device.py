@@ -168,6 +168,12 @@ class ShimDevice:
         return found
 
 
+def set_schedule(library: KernelLibrary, seed: int) -> None:
+    """Choose the shim's order of lanes; a device has its own."""
+    if isinstance(library.device, ShimDevice):
+        library.device.seed = seed
+
+
 def _pack(
     name: str,
     geometry: Any,

@@ -1,0 +1,194 @@
+"""Compiled images: names, hashes, lookup, and the resources of all kernels on all architectures."""
+
+from pathlib import Path
+
+import pytest
+
+from amlr.benchmarks.kernel_resources import ResourceRow, markdown_table, measure, register_budget
+from amlr.errors import BackendUnavailableError, ExportError, InputError, ShapeError
+from amlr.kernels import images
+from amlr.kernels.cubin import read_resources
+from amlr.kernels.images import (
+    ARCHITECTURES,
+    SOURCES,
+    KernelRecord,
+    KernelSpec,
+    build_images,
+    compile_image,
+    find_images,
+)
+from amlr.kernels.launch import KernelLibrary, LinearKernels
+from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
+from requirements import require
+from shims.shim_device import ShimDevice
+
+SPEC = KernelSpec(source="linear_viterbi", tags=9)
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Nvrtc:
+    try:
+        return load_nvrtc()
+    except BackendUnavailableError as error:
+        require("nvrtc", found=False, reason=str(error))
+        raise AssertionError from error
+
+
+def record(architecture: str, spec: KernelSpec = SPEC, compiler: str = "nvrtc-1.2") -> KernelRecord:
+    return KernelRecord(
+        file=spec.file_name(architecture, compiler),
+        source=spec.source,
+        tags=spec.tags,
+        half=spec.half,
+        architecture=architecture,
+        compiler=compiler,
+    )
+
+
+def test_file_names() -> None:
+    name = SPEC.file_name("sm_90", "nvrtc-13.5")
+    assert name == f"linear_viterbi_f32-y9-sm90-{SPEC.digest('sm_90', 'nvrtc-13.5')}.cubin"
+    half = KernelSpec(source="segmental_viterbi", tags=13, half=True)
+    name = half.file_name("compute_75", "nvrtc-13.5")
+    assert name.startswith("segmental_viterbi_f16-y13-compute75-")
+    assert name.endswith(".ptx")
+    assert half.function("joint_scores") == "joint_scores_y13_f16"
+
+
+def test_digest_covers_source_options_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = {
+        SPEC.digest("sm_90", "nvrtc-13.5"),
+        SPEC.digest("sm_90", "nvrtc-13.4"),
+        SPEC.digest("sm_89", "nvrtc-13.5"),
+        KernelSpec(source="linear_viterbi", tags=10).digest("sm_90", "nvrtc-13.5"),
+        KernelSpec(source="linear_viterbi", tags=9, half=True).digest("sm_90", "nvrtc-13.5"),
+    }
+    original = SPEC.text
+    monkeypatch.setattr(images, "_read_source", lambda source: original + "\n")
+    digests.add(SPEC.digest("sm_90", "nvrtc-13.5"))
+    assert len(digests) == 6
+
+
+def test_lookup_prefers_the_nearest_cubin(tmp_path: Path) -> None:
+    records = [record(name) for name in ("sm_80", "sm_86", "sm_89", "sm_90", "compute_75")]
+    for one in records:
+        (tmp_path / one.file).touch()
+
+    def found(sm: int) -> list[str]:
+        return [path.name.split("-")[2] for path in find_images(tmp_path, records, SPEC, sm)]
+
+    assert found(80) == ["sm80", "compute75"]
+    assert found(87) == ["sm86", "sm80", "compute75"]  # same major number, not newer
+    assert found(90) == ["sm90", "compute75"]
+    assert found(120) == ["compute75"]
+    assert found(70) == []
+
+
+def test_lookup_ignores_what_does_not_fit(tmp_path: Path) -> None:
+    stale = record("sm_90")
+    stale = KernelRecord(**{**stale.to_dict(), "file": stale.file.replace("y9", "y9x")})
+    other = record("sm_90", KernelSpec(source="linear_viterbi", tags=9, half=True))
+    absent = record("sm_90", compiler="nvrtc-9.9")
+    for one in (stale, other):
+        (tmp_path / one.file).touch()
+    assert find_images(tmp_path, [stale, other, absent], SPEC, 90) == []
+
+
+def test_bad_specs_are_refused() -> None:
+    with pytest.raises(InputError, match="no kernel source 'viterbi'"):
+        KernelSpec(source="viterbi", tags=9)
+    for tags in (0, 33):
+        with pytest.raises(ShapeError, match=r"1\.\.32 tags"):
+            KernelSpec(source="linear_viterbi", tags=tags)
+
+
+def test_missing_compiler_and_image_are_named(shim: ShimDevice, tmp_path: Path) -> None:
+    def no_compiler(spec: KernelSpec, architecture: str) -> bytes:
+        raise BackendUnavailableError("NVRTC was not found; fix: pip install nvidia-cuda-nvrtc")
+
+    library = KernelLibrary(shim, folder=tmp_path, compile_with=no_compiler)
+    with pytest.raises(BackendUnavailableError) as caught:
+        LinearKernels(library, tags=9)
+    for part in ("linear_viterbi_f32", "sm_90", "no image", "pip install nvidia-cuda-nvrtc"):
+        assert part in str(caught.value)
+
+
+def test_build_images_writes_what_its_records_say(nvrtc: Nvrtc, tmp_path: Path) -> None:
+    records = build_images(
+        tmp_path / "kernels",
+        tags=3,
+        halves=[True],
+        architectures=[86, 90, 999],
+        sources=["linear_viterbi"],
+    )
+    assert [one.architecture for one in records] == ["sm_86", "sm_90", "compute_75"]
+    assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == sorted(
+        one.file for one in records
+    )
+    spec = KernelSpec(source="linear_viterbi", tags=3, half=True)
+    best = find_images(tmp_path / "kernels", records, spec, 90)[0]
+    assert best.read_bytes() == compile_image(spec, "sm_90", nvrtc)  # compiling is deterministic
+    ptx = (tmp_path / "kernels" / records[-1].file).read_text()
+    assert ".entry linear_viterbi_y3_f16" in ptx
+
+
+def test_compile_errors_carry_the_log(nvrtc: Nvrtc) -> None:
+    with pytest.raises(ExportError, match="undeclared_thing"):
+        nvrtc.compile("__global__ void k() { undeclared_thing(); }", ["--gpu-architecture=sm_90"])
+
+
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_resource_gate(nvrtc: Nvrtc, sm: int) -> None:
+    if sm not in nvrtc.architectures():
+        pytest.skip(f"{nvrtc.name} does not know sm_{sm}")
+    specs = [
+        KernelSpec(source="linear_viterbi", tags=9),
+        KernelSpec(source="linear_viterbi", tags=32),
+        KernelSpec(source="linear_confidence", tags=32),
+        KernelSpec(source="segmental_viterbi", tags=9),
+    ]
+    if sm == 90:
+        specs += [KernelSpec(source=source, tags=9, half=True) for source in SOURCES]
+    for spec in specs:
+        rows = measure(spec, sm, nvrtc)
+        assert sorted(row.kernel for row in rows) == sorted(SOURCES[spec.source])
+        assert not [(row, row.failures) for row in rows if row.failures]
+
+
+def test_the_gate_sees_stack_and_spills(nvrtc: Nvrtc) -> None:
+    source = """
+    extern "C" __global__ void __launch_bounds__(1024) k(float* out, int n) {
+        float kept[200];
+        for (int i = 0; i < 200; ++i) kept[i] = out[i * n];
+        for (int i = 0; i < 200; ++i) out[i] = kept[(i * n) % 200];
+    }"""
+    image, _ = nvrtc.compile(source, ["--gpu-architecture=sm_90"])
+    (found,) = read_resources(image)
+    assert found.frame_bytes >= 800
+    row = ResourceRow(
+        kernel="k",
+        tags=9,
+        half=False,
+        sm=90,
+        registers=found.registers,
+        budget=8,
+        spill_bytes=4,
+        frame_bytes=found.frame_bytes,
+        stack_bytes=found.stack_bytes,
+        static_shared_bytes=0,
+        cubin_bytes=len(image),
+    )
+    assert len(row.failures) >= 3
+    assert "`k` | 9 | float32" in markdown_table([row])
+
+
+def test_only_cubins_are_read(nvrtc: Nvrtc) -> None:
+    for image in (b"\x7fELF" + bytes(60), compile_image(SPEC, "compute_75", nvrtc)):
+        with pytest.raises(ExportError, match="not a cubin"):
+            read_resources(image)
+
+
+def test_every_kernel_has_a_budget() -> None:
+    for kernels in SOURCES.values():
+        for kernel in kernels:
+            assert register_budget(kernel, 32) >= register_budget(kernel, 2)
