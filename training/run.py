@@ -201,8 +201,11 @@ def open_pictures(folder: ImageFolder, spec: ImageSpec, posts: Sequence[Labelled
     return pictures
 
 
-def precompute_features(pictures: Pictures, model: AmlrModel, batch_size: int = 16) -> None:
-    """Run the frozen image encoder once over every picture; keeps the results in memory."""
+def precompute_features(pictures: Pictures, model: AmlrModel, batch_size: int = 4) -> None:
+    """Run the frozen image encoder once over every picture; keeps the results in memory.
+
+    Small batches: activations of a few pictures still fit the cache, which is twice as fast.
+    """
     model.image.encoder.eval()
     total = -(-len(pictures.ids) // batch_size)
     for ids, pixels in progress(pictures.pixel_batches(batch_size), "picture batches", total):
