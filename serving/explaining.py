@@ -106,7 +106,7 @@ async def explain(request: Request) -> Response:
         request, service.settings.limits, request.app.state.fetcher
     )
     (prepared, *others) = tag_request.posts
-    if others or not tag_request.is_single:
+    if others:
         raise ApiError(422, "body_invalid", "one post at a time is explained")
     if prepared.post is None:
         problem = prepared.error or {"code": "failed", "message": "not tagged"}

@@ -58,7 +58,7 @@ async def ready(request: Request) -> Response:
     "/models/{name}",
     summary="Inputs and outputs",
     response_model=V2Model,
-    responses=errors(401, 404, v2=True),
+    responses=errors(401, 404, 422, v2=True),
 )
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
 async def model(request: Request, name: str, version: str = _VERSION) -> dict[str, Any]:
@@ -80,7 +80,10 @@ async def model(request: Request, name: str, version: str = _VERSION) -> dict[st
     "/models/{name}/ready",
     summary="May requests be sent to this model?",
     response_model=V2Ready,
-    responses={**errors(401, 404, v2=True), 503: {"model": V2Ready, "description": "Not ready."}},
+    responses={
+        **errors(401, 404, 422, v2=True),
+        503: {"model": V2Ready, "description": "Not ready."},
+    },
 )
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(request: Request, name: str, version: str = _VERSION) -> Response:
@@ -93,7 +96,7 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> R
     "/models/{name}/infer",
     summary="Tag a batch of posts",
     response_model=V2InferAnswer,
-    responses=errors(400, 401, 404, 408, 413, 429, 503, v2=True),
+    responses=errors(400, 401, 404, 408, 413, 422, 429, 503, v2=True),
     openapi_extra={
         "requestBody": {
             "required": True,

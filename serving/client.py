@@ -1,0 +1,288 @@
+"""Client of `amlr-serve`: sync and async, retries with jitter where trying again is right.
+
+Needs `httpx` only. Refusals (429), servers that start or stop (503) and connections that broke
+before an answer are tried again; tagging changes nothing on the server, so that is always safe.
+"""
+
+import asyncio
+import base64
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from amlr.errors import AmlrError, OverloadedError
+from amlr.runtime.results import Entity, Post, Result
+
+_AGAIN = (429, 503)
+
+
+class ServerError(AmlrError):
+    """The server answered with an error.
+
+    Attributes:
+        status: HTTP status.
+        code: The server's name for it.
+        request_id: What to look for in its log.
+    """
+
+    def __init__(self, status: int, code: str, message: str, request_id: str | None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.request_id = status, code, request_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """When to try again.
+
+    Attributes:
+        attempts: Tries in all.
+        base_s: First pause; it doubles with every try, and its length is random up to that.
+        max_s: Longest pause, also where the server names a longer one.
+    """
+
+    attempts: int = 5
+    base_s: float = 0.1
+    max_s: float = 10.0
+
+    def pause_s(self, attempt: int, retry_after: str | None, random_state: random.Random) -> float:
+        """Pause after the given try (0 first): full jitter, on top of what the server asks for."""
+        jitter = random_state.uniform(0.0, min(self.max_s, self.base_s * 2.0**attempt))
+        asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+        return min(self.max_s, asked + jitter)
+
+
+class _Base:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        retries: Retries | None = None,
+    ) -> None:
+        """Name the server.
+
+        Args:
+            url: Its address.
+            api_key: Sent with every request.
+            timeout_s: Of one try.
+            retries: When to try again.
+        """
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._options: dict[str, Any] = {"base_url": url, "headers": headers, "timeout": timeout_s}
+        self._retries = retries or Retries()
+        self._random = random.Random()
+
+    def _pause(
+        self, attempt: int, outcome: "httpx.Response | httpx.TransportError"
+    ) -> float | None:
+        """Seconds until the next try, or None where there is none."""
+        if attempt + 1 >= self._retries.attempts:
+            return None
+        if isinstance(outcome, httpx.TransportError):
+            return self._retries.pause_s(attempt, None, self._random)
+        if outcome.status_code not in _AGAIN:
+            return None
+        wait = outcome.headers.get("Retry-After")
+        return self._retries.pause_s(attempt, wait, self._random)
+
+
+class Client(_Base):
+    """Synchronous client; one may serve many threads.
+
+    Example:
+        >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+        ...     client.tag("Kevin Love at Quicken Loans Arena", "photo.jpg").entities
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `_Base`: url, api_key, timeout_s, retries."""
+        super().__init__(*args, **options)
+        self._http = httpx.Client(**self._options)
+
+    def tag(
+        self, text: str, image: str | Path | bytes | None = None, *, deadline_ms: int | None = None
+    ) -> Result:
+        """Tag one post; a path is read here, not on the server.
+
+        Raises:
+            ServerError: The server answered with an error.
+            OverloadedError: It still refuses after the last try.
+        """
+        return self.tag_batch([Post(text, image)], deadline_ms=deadline_ms)[0]
+
+    def tag_batch(self, posts: Iterable[Post], *, deadline_ms: int | None = None) -> list[Result]:
+        """Tag several posts in one request; order is kept, a bad post has an `error`."""
+        body = _body(posts, deadline_ms)
+        return [_result(v) for v in self._post("/v1/tag", body).json()["results"]] if body else []
+
+    def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> Iterator[Result]:
+        """Tag any number of posts, `size` in a request; yields in order."""
+        for chunk in _chunks(posts, size):
+            yield from self.tag_batch(chunk)
+
+    def ready(self) -> bool:
+        """Whether the server says it is ready; false also where it cannot be reached."""
+        try:
+            return self._http.get("/v2/health/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        """Close connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        attempt = 0
+        while True:
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = self._http.post(path, json=body)
+            except httpx.TransportError as error:
+                outcome = error
+            pause = self._pause(attempt, outcome)
+            if pause is None:
+                return _checked(outcome)
+            time.sleep(pause)
+            attempt += 1
+
+
+class AsyncClient(_Base):
+    """The same for asyncio."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `_Base`: url, api_key, timeout_s, retries."""
+        super().__init__(*args, **options)
+        self._http = httpx.AsyncClient(**self._options)
+
+    async def tag(
+        self, text: str, image: str | Path | bytes | None = None, *, deadline_ms: int | None = None
+    ) -> Result:
+        """As `Client.tag`."""
+        return (await self.tag_batch([Post(text, image)], deadline_ms=deadline_ms))[0]
+
+    async def tag_batch(
+        self, posts: Iterable[Post], *, deadline_ms: int | None = None
+    ) -> list[Result]:
+        """As `Client.tag_batch`."""
+        body = await asyncio.to_thread(_body, posts, deadline_ms)
+        if not body:
+            return []
+        return [_result(v) for v in (await self._post("/v1/tag", body)).json()["results"]]
+
+    async def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> AsyncIterator[Result]:
+        """As `Client.tag_many`."""
+        for chunk in _chunks(posts, size):
+            for result in await self.tag_batch(chunk):
+                yield result
+
+    async def ready(self) -> bool:
+        """As `Client.ready`."""
+        try:
+            return (await self._http.get("/v2/health/ready")).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        attempt = 0
+        while True:
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = await self._http.post(path, json=body)
+            except httpx.TransportError as error:
+                outcome = error
+            pause = self._pause(attempt, outcome)
+            if pause is None:
+                return _checked(outcome)
+            await asyncio.sleep(pause)
+            attempt += 1
+
+
+def _body(posts: Iterable[Post], deadline_ms: int | None) -> dict[str, Any]:
+    values = [_post_value(post) for post in posts]
+    if not values:
+        return {}
+    return {"posts": values} | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
+
+
+def _post_value(post: Post) -> dict[str, Any]:
+    value: dict[str, Any] = {"text": post.text}
+    image = post.image
+    if isinstance(image, str | Path):
+        image = Path(image).read_bytes()
+    if image is not None:
+        if not isinstance(image, bytes | bytearray | memoryview):
+            raise AmlrError(f"the client sends paths and bytes, got {type(image).__name__}")
+        value["image"] = base64.b64encode(image).decode()
+    if post.words is not None:
+        value["words"] = [[int(start), int(end)] for start, end in post.words]
+    return value
+
+
+def _chunks(posts: Iterable[Post], size: int) -> Iterator[Sequence[Post]]:
+    chunk: list[Post] = []
+    for post in posts:
+        chunk.append(post)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _checked(outcome: "httpx.Response | httpx.TransportError") -> httpx.Response:
+    if isinstance(outcome, httpx.TransportError):
+        raise outcome
+    if outcome.is_success:
+        return outcome
+    try:
+        error = outcome.json()["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "http_error", f"the server answered {outcome.status_code}"
+    if outcome.status_code in _AGAIN:
+        raise OverloadedError(f"{message} ({code}, after the last try)")
+    raise ServerError(outcome.status_code, code, message, outcome.headers.get("X-Request-Id"))
+
+
+def _result(values: dict[str, Any]) -> Result:
+    return Result(
+        entities=tuple(Entity(**entity) for entity in values["entities"]),
+        image_used=values["image_used"],
+        provider=values["provider"],
+        precision=values["precision"],
+        warnings=tuple(values["warnings"]),
+        error=values["error"],
+    )
