@@ -1,0 +1,119 @@
+import threading
+import time
+
+import pytest
+
+from amlr.runtime.results import Post
+from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.queue import JobQueue
+from amlr.serving.settings import BatchSettings, QueueSettings
+
+
+def job(text: str = "x", tokens: int = 10, size: int = 100) -> Job:
+    return Job(post=Post(text), tokens=tokens, size_bytes=size, cost_s=0.5, deadline=float("inf"))
+
+
+def queue(
+    posts: int = 100, size: int = 10_000, batch: int = 4, tokens: int = 1000, wait_s: float = 0.005
+) -> JobQueue:
+    return JobQueue(
+        QueueSettings(max_posts=posts, max_bytes=size),
+        BatchSettings(max_posts=batch, max_tokens=tokens, max_wait_s=wait_s),
+    )
+
+
+def taken(jobs: JobQueue) -> list[str]:
+    batch = jobs.take()
+    assert batch is not None
+    return [item.post.text for item in batch]
+
+
+def test_oldest_first_with_company_of_similar_length() -> None:
+    jobs = queue(batch=3)
+    jobs.put([job(t, n) for t, n in (("a", 10), ("b", 90), ("c", 12), ("d", 95), ("e", 11))])
+    assert taken(jobs) == ["a", "c", "e"]
+    assert taken(jobs) == ["b", "d"]
+    assert len(jobs) == 0
+    assert jobs.size_bytes == 0
+    assert jobs.cost_s == 0
+
+
+def test_token_budget_bounds_a_batch_but_never_a_single_post() -> None:
+    jobs = queue(tokens=25)
+    jobs.put([job("a"), job("b"), job("c"), job("long", 99)])
+    assert taken(jobs) == ["a", "b"]
+    assert taken(jobs) == ["c"]
+    assert taken(jobs) == ["long"]
+
+
+def test_bounds_take_all_or_nothing() -> None:
+    jobs = queue(posts=3, size=250)
+    jobs.put([job(), job()])
+    with pytest.raises(RefusedError) as refused:
+        jobs.put([job(size=1), job(size=1)])
+    assert refused.value.cause == "queue_full"
+    with pytest.raises(RefusedError) as refused:
+        jobs.put([job()])
+    assert refused.value.cause == "bytes_full"
+    assert len(jobs) == 2
+
+
+def test_bodies_being_received_count() -> None:
+    jobs = queue(size=250)
+    assert jobs.reserve(200)
+    assert not jobs.reserve(100)
+    with pytest.raises(RefusedError):
+        jobs.put([job()])
+    jobs.release(200)
+    jobs.put([job()])
+    assert jobs.size_bytes == 100
+
+
+def test_cancelled_jobs_are_dropped() -> None:
+    jobs = queue()
+    items = [job(t) for t in "abc"]
+    jobs.put(items)
+    items[0].future.cancel()
+    items[2].future.cancel()
+    assert taken(jobs) == ["b"]
+    assert len(jobs) == 0
+
+
+def test_closing_hands_out_the_rest_and_then_nothing() -> None:
+    jobs = queue(batch=2)
+    jobs.put([job(t) for t in "abc"])
+    jobs.close()
+    assert taken(jobs) == ["a", "b"]
+    assert taken(jobs) == ["c"]
+    assert jobs.take() is None
+    with pytest.raises(RefusedError) as refused:
+        jobs.put([job()])
+    assert refused.value.cause == "stopping"
+
+
+def test_a_post_alone_is_not_kept_waiting() -> None:
+    jobs = queue(wait_s=30)
+    jobs._gap_s = 60  # nobody else is likely to come
+    jobs.put([job("a")])
+    jobs._gap_s = 60
+    assert taken(jobs) == ["a"]
+
+
+def test_company_that_comes_in_time_shares_the_batch() -> None:
+    jobs = queue(batch=2, wait_s=20)
+    jobs._gap_s = 0.0
+    jobs.put([job("a")])
+    later = threading.Timer(0.05, lambda: jobs.put([job("b")]))
+    later.start()
+    begun = time.monotonic()
+    assert taken(jobs) == ["a", "b"]
+    assert time.monotonic() - begun < 20  # a full batch waits no longer
+    later.join()
+
+
+def test_waiting_is_bounded() -> None:
+    jobs = queue(wait_s=0.01)
+    jobs._gap_s = 0.0
+    jobs.put([job("a")])
+    jobs._gap_s = 0.0
+    assert taken(jobs) == ["a"]
