@@ -9,10 +9,12 @@ where two candidates are nearly tied. `decode_chunks` therefore bounds both roun
 returns a path only when every decision on it was won by more; otherwise the caller steps through.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
-from amlr.kernels.validation import INF, Floats
+from amlr.kernels.validation import INF, Doubles, Floats
 
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -39,11 +41,20 @@ def decode_chunks(
 
     values = np.empty((chunks + 1, tags), np.float32)
     sums = np.empty((chunks, tags, tags), np.float32)  # chunk, tag after it, tag before it
-    add, reduce_max = np.add, np.maximum.reduce
+    pointers = np.empty((chunks, tags), np.intp)
+    spread_index, row_starts = spread_indices(tags)
+    spread, cells = np.empty(tags * tags, np.float32), np.empty(tags, np.intp)
+    add = np.add
     add(start_y, emissions_ty[0], values[0])
-    for value, following, chunk, total in zip(values, values[1:], whole, sums, strict=False):
-        add(chunk, value, total)
-        reduce_max(total, 1, None, following)
+    for value, following, chunk, total, pointer in zip(
+        values, values[1:], whole.reshape(chunks, -1), sums, pointers, strict=False
+    ):
+        flat = total.reshape(-1)
+        value.take(spread_index, None, spread, "clip")
+        add(chunk, spread, flat)
+        total.argmax(1, pointer)
+        add(pointer, row_starts, cells)
+        flat.take(cells, None, following, "clip")
 
     # Every decision on the path keeps its candidates: the last tag, the tag before each chunk, and
     # then the tags inside the chunks, all chunks at once.
@@ -51,8 +62,8 @@ def decode_chunks(
     add(values[-1], end_y, decisions[0])
     tag = int(decisions[0].argmax())
     tag_list = [tag]
-    for pointers in reversed(sums.argmax(2).tolist()):
-        tag = pointers[tag]
+    for row in reversed(pointers.tolist()):
+        tag = row[tag]
         tag_list.append(tag)
     bounds = np.array(tag_list[::-1])
     order = np.arange(chunks)
@@ -75,14 +86,22 @@ def decode_chunks(
             current[-1] = bounds[-1]
         inner[tail:, -1, 0], inner[tail:, -1, 1:] = 0, -INF  # no decisions: past the end
 
-    best_two = np.partition(decisions, tags - 2, axis=1)[:, -2:]
-    gap = float((best_two[:, 1] - best_two[:, 0]).min())
-    if not gap > 2 * _rounding_bound(emissions_ty, transitions_yy, values, size):
+    best_two = np.partition(decisions, tags - 2, axis=1)
+    gaps = best_two[:, -1] - best_two[:, -2]
+    errors_c = _rounding_bounds(emissions_ty, transitions_yy, values, size)
+    if not (gaps[0] > 2 * errors_c[-1] and (gaps[1:].reshape(size, chunks) > 2 * errors_c).all()):
         return None
     tags_t = np.empty(length, np.intp)
     tags_t[0] = bounds[0]
     tags_t[1:] = path.T.reshape(-1)[:moves]
     return tags_t, _path_score(tags_t, emissions_ty, start_y, transitions_yy, end_y)
+
+
+@lru_cache(maxsize=64)
+def spread_indices(tags: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Indices that repeat Y values Y times, and the first cell of each row of a (Y, Y) table."""
+    cells = np.arange(tags * tags)
+    return cells % tags, cells[::tags].copy()
 
 
 def _advance(emissions_ty: Floats, transitions_yy: Floats, size: int, chunks: int) -> Floats:
@@ -110,22 +129,23 @@ def _advance(emissions_ty: Floats, transitions_yy: Floats, size: int, chunks: in
     return partial
 
 
-def _rounding_bound(
+def _rounding_bounds(
     emissions_ty: Floats, transitions_yy: Floats, values: Floats, size: int
-) -> float:
-    """How far, together, both decoders' sums can be from exact ones; inf or NaN when unknown.
+) -> Doubles:
+    """How far both decoders' sums, together, can be from exact ones by the end of each chunk.
 
-    The step-by-step decoder rounds twice a step, each time by at most u times the partial sum. A
-    partial sum inside chunk c is at most |values[c]| plus a chunk of steps. The chunked one rounds
-    sums within a chunk (smaller), and once more a chunk.
+    Both round twice a step. The step-by-step decoder rounds sums of size at most |values[c]| plus
+    the steps of the chunk so far; the chunked one only those steps, and |values[c + 1]| once.
+    Sums that the rounding of larger ones would hide need no bound: a maximum is monotone.
     """
-    moves = len(emissions_ty) - 1
     step = _largest(emissions_ty) + _largest(transitions_yy)
-    reach = float(np.add.reduce(np.maximum.reduce(np.abs(values), 1)))
-    if reach == INF:
-        reach = sum(_largest(row) for row in values)
-    sums = (size + 1) * reach + 2 * (moves + 2) * (size + 1) * step
-    return 2.02 * _UNIT_ROUNDOFF * sums
+    reach = np.maximum.reduce(np.abs(values), 1)
+    if not reach.max() < INF:
+        reach = np.array([_largest(row) for row in values])
+    roundings = (2 * size + 2) * np.maximum(reach[:-1], reach[1:]) + 2 * size * (size + 1) * step
+    bounds: Doubles = np.add.accumulate(roundings.astype(np.float64))
+    bounds *= 1.01 * _UNIT_ROUNDOFF
+    return bounds
 
 
 def _largest(array: Floats) -> float:

@@ -21,6 +21,11 @@ Ints = npt.NDArray[Any]
 Segments = tuple[tuple[int, int, int], ...]
 
 
+def f32(values: Any) -> Floats:
+    """Nested lists as float32."""
+    return np.array(values, np.float32)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainCase:
     """Inputs of a linear chain; small integers (exact in float32, ties common) and -inf."""
@@ -32,7 +37,7 @@ class ChainCase:
     end_y: Floats
 
     @property
-    def parameters(self) -> dict[str, Floats]:
+    def parameters(self) -> dict[str, Any]:
         """What `viterbi_decode` takes by keyword."""
         return {
             "start_y": self.start_y,

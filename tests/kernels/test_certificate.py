@@ -214,7 +214,7 @@ def test_no_random_perturbation_changes_a_certified_answer() -> None:
 @given(case=segment_cases(max_words=5, lowest=-2), radius=RADII)
 def test_sufficient_margins_are_certified_too(case: SegmentCase, radius: float) -> None:
     margins = margin(case.units, case.lengths_b)
-    for options, needed in (
+    cases: list[tuple[dict[str, Any], Any]] = [
         ({"radius": radius}, required_margin(case.lengths_b, score_error=radius)),
         (
             {"unit_logit_radius": radius},
@@ -226,7 +226,8 @@ def test_sufficient_margins_are_certified_too(case: SegmentCase, radius: float) 
                 case.lengths_b, unit_logit_error=radius, token_error=radius, weight=0.5
             ),
         ),
-    ):
+    ]
+    for options, needed in cases:
         certified = box_redecode(case.units, case.lengths_b, **options)
         assert np.all(certified[margins > needed])
 
@@ -243,8 +244,8 @@ def test_sufficient_chain_margins_are_certified_too(case: ChainCase, radius: flo
 
 def test_radii_may_differ_from_number_to_number() -> None:
     case = dense_case(2, 1, 1.0)  # units (0, 0), (0, 1), (1, 1); the answer is the two short ones
-    assert box_redecode(case.units, [2], radius=np.float64([[0.25], [0.25], [0.25]]))[0]
-    assert not box_redecode(case.units, [2], radius=np.float64([[0.25], [0.75], [0.25]]))[0]
+    assert box_redecode(case.units, [2], radius=np.array([[0.25], [0.25], [0.25]]))[0]
+    assert not box_redecode(case.units, [2], radius=np.array([[0.25], [0.75], [0.25]]))[0]
     chain = random_chain(0, 4, 6, 3)
     radius = np.zeros(chain.emissions_bty.shape)
     assert box_redecode(
@@ -285,8 +286,9 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_chain_options_are_checked() -> None:
     chain = zero_chain(1, 3, 2)
+    emissions: Any = chain.emissions_bty
     with pytest.raises(ShapeError, match="needs start_y"):
-        box_redecode(chain.emissions_bty, [3])
+        box_redecode(emissions, [3])
     with pytest.raises(ShapeError, match="answer must hold tags"):
         box_redecode(chain.emissions_bty, [3], answer=np.full((1, 3), 2), **chain.parameters)
     with pytest.raises(ShapeError, match="errors must be finite"):

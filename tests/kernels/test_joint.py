@@ -7,6 +7,7 @@ import pytest
 
 from amlr.errors import ShapeError
 from amlr.kernels import joint_scores, segmental_decode
+from kernel_oracles import f32
 
 TAGS = ("X", "O", "B-PER", "I-PER", "I-LOC", "B-LOC", "PAD")
 LABELS = ("PER", "LOC")
@@ -103,7 +104,7 @@ def test_longer_entities_than_runs_keep_their_units() -> None:
         post_offsets=[0, 1],
         start_u=[0],
         end_u=[4],
-        unit_logits_uc=np.float32([[0, 9, 0]]),
+        unit_logits_uc=f32([[0, 9, 0]]),
         word_offsets=[0, 5],
         word_emissions_wy=np.zeros((5, 7), np.float32),
         bias=1.0,

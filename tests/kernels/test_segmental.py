@@ -12,6 +12,7 @@ from kernel_oracles import (
     SegmentCase,
     all_segmentations,
     dense_case,
+    f32,
     segment_cases,
     segment_scores,
 )
@@ -19,7 +20,7 @@ from kernel_oracles import (
 BACKENDS = pytest.mark.parametrize("backend", ["numpy", "numba"])
 NO_UNITS = SegmentCase(lengths_b=[3, 0], spans_b=[[], []], scores_uc=np.zeros((0, 2), np.float32))
 SHORT_OR_LONG = SegmentCase(
-    lengths_b=[2], spans_b=[[(0, 0), (1, 1), (0, 1)]], scores_uc=np.float32([[1], [1], [2]])
+    lengths_b=[2], spans_b=[[(0, 0), (1, 1), (0, 1)]], scores_uc=f32([[1], [1], [2]])
 )
 
 
@@ -47,7 +48,7 @@ def test_answer_equals_exhaustive_search(backend: str, case: SegmentCase) -> Non
 @BACKENDS
 def test_tie_rule(backend: str) -> None:
     def answer(spans: list[tuple[int, int]], scores: list[list[float]]) -> Any:
-        case = SegmentCase(lengths_b=[2], spans_b=[spans], scores_uc=np.float32(scores))
+        case = SegmentCase(lengths_b=[2], spans_b=[spans], scores_uc=f32(scores))
         return segmental_decode(case.units, [2], backend=backend)[0][0].tolist()
 
     assert answer([(0, 0)], [[0.0, 0.0]]) == []  # nothing rather than a zero
@@ -78,7 +79,7 @@ def test_posts_do_not_see_each_other(backend: str) -> None:
 
 
 def test_units_longer_than_255_words() -> None:
-    units = Units([0, 2], np.array([0, 0]), np.array([299, 300]), np.float32([[1], [2]]))
+    units = Units(np.array([0, 2]), np.array([0, 0]), np.array([299, 300]), f32([[1], [2]]))
     entities, _ = segmental_decode(units, [301])
     assert entities[0].tolist() == [[0, 300, 0]]
 
@@ -97,8 +98,8 @@ def test_with_scores_keeps_the_rest() -> None:
     [
         ({"scores_uc": np.zeros(3)}, "scores_uc must have shape"),
         ({"scores_uc": np.zeros((3, 0))}, "no classes"),
-        ({"scores_uc": np.float32([[0], [np.nan], [0]])}, r"scores_uc holds nan at index \(1, 0\)"),
-        ({"scores_uc": np.float32([[0], [np.inf], [0]])}, "scores_uc holds inf"),
+        ({"scores_uc": f32([[0], [np.nan], [0]])}, r"scores_uc holds nan at index \(1, 0\)"),
+        ({"scores_uc": f32([[0], [np.inf], [0]])}, "scores_uc holds inf"),
         ({"post_offsets": [0, 2]}, "post_offsets must rise from 0 to the number of units"),
         ({"post_offsets": [0, 3, 2, 3]}, "post_offsets must rise"),
         ({"post_offsets": [1, 3]}, "post_offsets must rise"),

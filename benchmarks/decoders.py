@@ -1,0 +1,268 @@
+"""Decoder speed: NumPy and Numba beside pytorch-crf, and segmental beside linear chain.
+
+    python -m amlr.benchmarks.decoders
+
+One process, one thread; the calls of a row take turns of 4 ms, and medians are compared, so a busy
+machine slows all of them alike. Every timed call is the public one, validation included.
+
+Shape letters: B batch, T steps, Y tags, U units, C classes, W words of all posts.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from amlr.cli_support import AmlrCommand, progress
+from amlr.errors import BackendUnavailableError
+from amlr.kernels import Units, box_redecode, joint_scores, segmental_decode, viterbi_decode
+
+SIZES = ((1, 16), (1, 64), (8, 64), (32, 64), (256, 64), (256, 128))
+TAGS = ("O", *(f"{kind}-{label}" for label in ("PER", "LOC", "ORG", "OTHER") for kind in "BI"))
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+_TURN_S = 0.004
+Calls = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderRow:
+    """Median time of one call; `ratio` is the baseline's time over this one's."""
+
+    task: str
+    batch: int
+    steps: int
+    lengths: str
+    decoder: str
+    runs: int
+    median_us: float
+    baseline: str
+    ratio: float
+
+
+def interleave(calls: Calls, clock: Callable[[], float], seconds: float) -> dict[str, list[float]]:
+    """Times of several calls that take turns of a few milliseconds, in seconds.
+
+    Turns, because alternating single calls would time each of them with the caches another left.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(next(iter(times.values()))) < 5:
+        for name, call in calls.items():
+            call()
+            turn_ends = time.perf_counter() + _TURN_S
+            while True:
+                started = clock()
+                call()
+                times[name].append(clock() - started)
+                if time.perf_counter() >= turn_ends:
+                    break
+    return times
+
+
+def chain_calls(batch: int, steps: int, ragged: bool, backends: tuple[str, ...]) -> Calls:
+    """pytorch-crf and our decoders on the same random chain, after checking that paths agree."""
+    import torch
+
+    try:
+        from torchcrf import CRF
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "the baseline pytorch-crf is not installed; pip install pytorch-crf==0.7.2"
+        ) from error
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    emissions = rng.standard_normal((batch, steps, len(TAGS))).astype(np.float32)
+    lengths = rng.integers(steps // 2, steps + 1, batch) if ragged else np.full(batch, steps)
+    lengths[0] = steps
+    crf = CRF(len(TAGS), batch_first=True)
+    arrays = [
+        rng.standard_normal(tuple(parameter.shape)).astype(np.float32)
+        for parameter in (crf.start_transitions, crf.transitions, crf.end_transitions)
+    ]
+    mask = torch.arange(steps) < torch.from_numpy(lengths)[:, None]
+    emissions_btt = torch.from_numpy(emissions)
+
+    def baseline() -> Any:
+        with torch.no_grad():
+            return crf.decode(emissions_btt, mask)
+
+    with torch.no_grad():
+        for parameter, array in zip(
+            (crf.start_transitions, crf.transitions, crf.end_transitions), arrays, strict=True
+        ):
+            parameter.copy_(torch.from_numpy(array))
+    calls: Calls = {"pytorch-crf": baseline}
+    expected = baseline()
+    for backend in backends:
+        call = partial(
+            viterbi_decode,
+            emissions,
+            lengths,
+            start_y=arrays[0],
+            transitions_yy=arrays[1],
+            end_y=arrays[2],
+            backend=backend,
+        )
+        tags, _ = call()
+        for row, path in zip(tags, expected, strict=True):
+            assert row[: len(path)].tolist() == path, "a path differs from pytorch-crf's"
+        calls[backend] = call
+    return calls
+
+
+def random_posts(posts: int, units: int, max_scale: int = 6) -> dict[str, Any]:
+    """Posts whose words have 1 to 4 subwords, each with exactly `units` word-aligned units."""
+    rng = np.random.default_rng(0)
+    rows: list[tuple[int, int]] = []
+    words = []
+    for _ in range(posts):
+        found: list[tuple[int, int]] = []
+        edges = [0]
+        while len(found) < units:
+            edges.append(edges[-1] + int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.1, 0.1])))
+            end = len(edges) - 2
+            found += [(s, end) for s in range(end + 1) if edges[-1] - edges[s] <= max_scale]
+        rows += found[:units]
+        words.append(len(edges) - 1)
+    table = np.array(rows, np.int32)
+    logits = rng.standard_normal((len(rows), 5)).astype(np.float32)
+    logits[:, 0] += 3  # about three entities a post
+    return {
+        "post_offsets": np.arange(posts + 1) * units,
+        "start_u": table[:, 0].copy(),
+        "end_u": table[:, 1].copy(),
+        "unit_logits_uc": logits,
+        "word_offsets": np.concatenate([[0], np.cumsum(words)]),
+        "word_emissions_wy": rng.standard_normal((sum(words), len(TAGS))).astype(np.float32),
+    }
+
+
+def segment_calls(posts: int, units: int, backend: str) -> tuple[Calls, int]:
+    """Linear chain and segmental decoding over the same posts; also the longest post's words."""
+    inputs = random_posts(posts, units)
+    bounds, offsets = inputs["word_offsets"], inputs["post_offsets"]
+    lengths = np.diff(bounds)
+    emissions = np.zeros((posts, int(lengths.max()), len(TAGS)), np.float32)
+    for b in range(posts):
+        emissions[b, : lengths[b]] = inputs["word_emissions_wy"][bounds[b] : bounds[b + 1]]
+    rng = np.random.default_rng(1)
+    start, end = rng.standard_normal((2, len(TAGS))).astype(np.float32)
+    moves = rng.standard_normal((len(TAGS), len(TAGS))).astype(np.float32)
+    scores = inputs["unit_logits_uc"][:, 1:] - inputs["unit_logits_uc"][:, :1]
+    build: Callable[[], Units] = partial(Units, offsets, inputs["start_u"], inputs["end_u"], scores)
+    joint = partial(
+        joint_scores,
+        **inputs,
+        bias=0.0,
+        weight=0.25,
+        tags=TAGS,
+        labels=("PER", "LOC", "ORG", "OTHER"),
+    )
+    table = build()
+    answer, _ = segmental_decode(table, lengths)
+    return {
+        "linear chain": partial(
+            viterbi_decode,
+            emissions,
+            lengths,
+            start_y=start,
+            transitions_yy=moves,
+            end_y=end,
+            backend=backend,
+        ),
+        "segmental": partial(segmental_decode, table, lengths, backend=backend),
+        "box re-decode": partial(box_redecode, table, lengths, radius=0.1, answer=answer),
+        "building units": build,
+        "joint scores": joint,
+        "segmental, joint units": partial(segmental_decode, joint(), lengths, backend=backend),
+    }, int(lengths.max())
+
+
+def measure(
+    backends: tuple[str, ...], lengths: str, clock: str, seconds: float
+) -> list[DecoderRow]:
+    """All rows."""
+    rows = []
+    kinds = [name for name in ("full", "ragged") if lengths in (name, "both")]
+    plans: list[tuple[str, int, int, str, Calls, str]] = []
+    for kind in kinds:
+        for batch, steps in SIZES:
+            calls = chain_calls(batch, steps, kind == "ragged", backends)
+            plans.append(("linear chain", batch, steps, kind, calls, "pytorch-crf"))
+    for backend in backends:
+        calls, words = segment_calls(256, 60, backend)
+        task = f"256 posts of 60 units, {backend}"
+        plans.append((task, 256, words, "words", calls, "linear chain"))
+    for task, batch, steps, kind, calls, baseline in progress(plans, "decoders"):
+        times = interleave(calls, CLOCKS[clock], seconds)
+        medians: dict[str, float] = {name: median(taken) for name, taken in times.items()}
+        rows += [
+            DecoderRow(
+                task=task,
+                batch=batch,
+                steps=steps,
+                lengths=kind,
+                decoder=name,
+                runs=len(times[name]),
+                median_us=1e6 * value,
+                baseline=baseline,
+                ratio=medians[baseline] / value,
+            )
+            for name, value in medians.items()
+        ]
+    return rows
+
+
+def format_rows(rows: list[DecoderRow]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| task | B | T | lengths | decoder | runs | median us | times faster | than |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.task} | {row.batch} | {row.steps} | {row.lengths} | {row.decoder} | {row.runs} | "
+        f"{row.median_us:.1f} | {row.ratio:.2f} | {row.baseline} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+@click.command("decoders", cls=AmlrCommand)
+@click.option("--backends", default="numpy,numba", show_default=True, help="Comma-separated.")
+@click.option(
+    "--lengths",
+    type=click.Choice(["full", "ragged", "both"]),
+    default="both",
+    show_default=True,
+    help="full: every sequence has T steps; ragged: uniform in T/2..T.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(sorted(CLOCKS)),
+    default="wall",
+    show_default=True,
+    help="cpu: processor time of the thread, for machines that others use too.",
+)
+@click.option("--seconds", default=3.0, show_default=True, help="Time for each size.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+def main(backends: str, lengths: str, clock: str, seconds: float, json_path: Path | None) -> None:
+    """Time the decoders against pytorch-crf 0.7.2 (Y = 9) and against each other.
+
+    Example: python -m amlr.benchmarks.decoders --lengths full --json decoders.json
+    """
+    names = tuple(part.strip() for part in backends.split(",") if part.strip())
+    rows = measure(names, lengths, clock, seconds)
+    click.echo(format_rows(rows))
+    if json_path is not None:
+        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
