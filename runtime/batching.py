@@ -226,7 +226,13 @@ class Batch:
         )
 
     def packed_fusion(
-        self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints, *, round_up: RoundUp = exact
+        self,
+        hidden_nd: Floats,
+        pool_npd: Floats,
+        slot_b: Ints,
+        *,
+        round_up: RoundUp = exact,
+        allow_empty: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
         """Inputs of graph `fusion_packed`.
 
@@ -235,6 +241,8 @@ class Batch:
             pool_npd: Regions of the pictures; any one row where there is no picture.
             slot_b: Picture of each window, -1 for none.
             round_up: Gives the units per scale, R and S from what they must at least be.
+            allow_empty: Leave R and I at 0 where no window has a picture, for engines that take
+                empty inputs: a dummy would read all weights of the attention for nothing.
         """
         first_row_m = self.step_offsets_b[self.window_m] + self.start_m
         feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
@@ -246,6 +254,8 @@ class Batch:
             feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
         place_m, count = self._graph_places(round_up)
         feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b, round_up)
+        if allow_empty and not (slot_b >= 0).any():
+            feed |= _nothing_attended(count)
         return feed | {"pool_npd": pool_npd}
 
     def from_packed(
@@ -282,6 +292,17 @@ def _lengthened(column: Ints, size: int) -> Ints:
 
 def _scale_major(start_m: Ints, scale_m: Ints, steps: int) -> Ints:
     return (scale_m - 1) * steps - (scale_m - 1) * (scale_m - 2) // 2 + start_m
+
+
+def _nothing_attended(count: int) -> dict[str, Ints]:
+    nothing = np.zeros(0, np.int64)
+    return {
+        "attend_rows_r": nothing,
+        "attend_pad_is": nothing.reshape(0, 1),
+        "attend_unpad_r": nothing,
+        "slot_i": nothing,
+        "context_index_m": np.zeros(count, np.int64),
+    }
 
 
 def _attended(

@@ -18,7 +18,7 @@ from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 
 Floats = npt.NDArray[np.float32]
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
 def open_cpu(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OnnxRuntimeProvider":
@@ -68,6 +68,8 @@ class OnnxRuntimeProvider:
         wanted = device == "cpu" if packed is None else packed
         self._packed = wanted and "fusion_packed" in variant.graphs
         self._packed_text = self._packed and "text_packed" in variant.graphs
+        # Float kernels take empty inputs; quantised ones are not known to.
+        self._allow_empty = variant.precision == "fp32"
         self._shapes = bundle.manifest.shape_embedding
         self._no_image = np.zeros(
             (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
@@ -101,18 +103,39 @@ class OnnxRuntimeProvider:
             # This encoder cannot be packed; its rows are, from here on.
             text = batch.padded_text(shapes=self._shapes)
             hidden = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
+        if self._allow_empty and not pool.features:
+            scores = self._score_without_pictures(batch, hidden, pool.slot_b)
+            if scores is not None:
+                return scores
         feed = batch.packed_fusion(hidden, pool_npd, pool.slot_b)
         return batch.from_packed(self._run("fusion_packed", feed))
+
+    def _score_without_pictures(
+        self, batch: Batch, hidden_nd: Floats, slot_b: npt.NDArray[np.int64]
+    ) -> Scores | None:
+        """Leave the attention empty; None where this graph turns out not to take that."""
+        feed = batch.packed_fusion(hidden_nd, self._no_image, slot_b, allow_empty=True)
+        quiet = self._library.RunOptions()
+        quiet.log_severity_level = _FATAL_ONLY
+        try:
+            return batch.from_packed(self._run("fusion_packed", feed, quiet))
+        # Some reshapes cannot divide nothing; the library has no error class to tell that apart,
+        # and what is truly wrong fails again with the dummy inputs.
+        except Exception:
+            self._allow_empty = False
+            return None
 
     def close(self) -> None:
         """Forget the sessions."""
         with self._lock:
             self._sessions.clear()
 
-    def _run(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
+    def _run(
+        self, graph: str, feed: dict[str, Any], options: Any | None = None
+    ) -> dict[str, Floats]:
         session = self._sessions.get(graph) or self._open(graph)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, feed), strict=True))
+        return dict(zip(names, session.run(names, feed, options), strict=True))
 
     def _open(self, graph: str) -> Any:
         with self._lock:

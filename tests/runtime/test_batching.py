@@ -94,6 +94,25 @@ def test_packed_and_padded_graphs_see_the_same_units(
         np.testing.assert_array_equal(own.unit_logits_mc, np.reshape(expected, (-1, WIDTH)))
 
 
+@given(posts_st, st.integers(1, 6))
+def test_without_pictures_the_attention_may_be_empty(posts: list[list[int]], scales: int) -> None:
+    batch = make_batch(posts, scales)
+    rng = np.random.default_rng(2)
+    hidden = rng.integers(-9, 9, (int(batch.lengths_b.sum()), WIDTH)).astype(np.float32)
+    pool, slots = np.zeros((1, 2, WIDTH), np.float32), np.full(len(posts), -1)
+    full = batch.packed_fusion(hidden, pool, slots)
+    empty = batch.packed_fusion(hidden, pool, slots, allow_empty=True)
+    assert len(empty["attend_rows_r"]) == 0
+    np.testing.assert_array_equal(
+        batch.from_packed(packed_fusion(full, scales)).unit_logits_mc,
+        batch.from_packed(packed_fusion(empty, scales)).unit_logits_mc,
+    )
+    slots[0] = 0
+    both = (batch.packed_fusion(hidden, pool, slots, allow_empty=flag) for flag in (True, False))
+    for a, b in zip(*(feed.values() for feed in both), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @given(posts_st, st.booleans())
 def test_packed_text_indices_lead_back(posts: list[list[int]], shapes: bool) -> None:
     batch = make_batch(posts, 3)

@@ -292,6 +292,26 @@ def test_text_alone_runs_no_image_graph(counted: tuple[Engine, Counting]) -> Non
     assert "image" not in provider.inner.loaded_graphs
 
 
+def test_a_graph_that_refuses_empty_inputs_gets_dummies(
+    engine: Engine, counted: tuple[Engine, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, provider = counted
+    honest, empties = provider.inner._run, []
+
+    def picky(graph: str, feed: dict[str, Any], options: Any = None) -> Any:
+        if not all(np.size(array) for array in feed.values()):
+            empties.append(graph)
+            raise RuntimeError("cannot reshape nothing")
+        return honest(graph, feed, options)
+
+    monkeypatch.setattr(provider.inner, "_run", picky)
+    posts = [Post(text) for text in TEXTS]
+    for _ in range(2):
+        for a, b in zip(engine.raw(posts), other.raw(posts), strict=True):
+            assert_close(a, b)
+    assert empties == ["fusion_packed"]
+
+
 def test_a_repeated_picture_is_encoded_once(
     counted: tuple[Engine, Counting], tmp_path: Path
 ) -> None:
