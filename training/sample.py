@@ -18,7 +18,7 @@ import numpy as np
 from amlr.training.conll import LabelledPost, write_conll
 from amlr.training.sample_pictures import KINDS, draw_picture
 
-_VERSION = 1
+_VERSION = 2
 _STAMP = "sample.json"
 
 
