@@ -106,13 +106,16 @@ class PlainCross(nn.Module):
         key = self._split(self.cross.key(regions_ipd))
         scores = self._split(queries_isx) @ key.transpose(2, 3) * (1.0 / math.sqrt(self.inner))
         weights = torch.softmax(scores, dim=-1).transpose(1, 2)
-        return weights.reshape(weights.shape[0], -1, weights.shape[-1])
+        # Explicit sizes everywhere: a batch without pictures makes these arrays empty.
+        batch, slots, _ = queries_isx.shape
+        return weights.reshape(batch, slots * self.heads, regions_ipd.shape[1])
 
     def mix(self, queries_isx: Tensor, regions_ipd: Tensor) -> Tensor:
         """Context (I * S, h * d_k) of padded queries (I, S, h * d_k)."""
         batch, slots, inner = queries_isx.shape
         weights = self.scores(queries_isx, regions_ipd)
-        weights = weights.reshape(batch, slots, self.heads, -1).transpose(1, 2)
+        weights = weights.reshape(batch, slots, self.heads, regions_ipd.shape[1])
+        weights = weights.transpose(1, 2)
         mixed = weights @ self._split(self.cross.value(regions_ipd))
         return mixed.transpose(1, 2).reshape(batch * slots, inner)
 

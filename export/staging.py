@@ -57,9 +57,19 @@ def staged(out: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        _share(staging)
         _replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Give files the usual permissions; some writers make theirs private to the user."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def _replace(staging: Path, out: Path) -> None:

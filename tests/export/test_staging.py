@@ -1,5 +1,6 @@
 """A bundle appears whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def test_success_renames(tmp_path: Path) -> None:
         assert not out.exists()
     assert (out / MANIFEST).read_text() == "one"
     assert [p.name for p in out.parent.iterdir()] == ["amlr.plan"]
+
+
+def test_files_are_readable_by_others(tmp_path: Path) -> None:
+    out = tmp_path / "amlr.plan"
+    with staged(out) as folder:
+        write_bundle(folder, "one")
+        (folder / MANIFEST).chmod(0o600)
+    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o666 & ~umask}
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
