@@ -13,6 +13,8 @@ from typing import Any
 from amlr.errors import BackendUnavailableError, BundleError, PlanMismatchError
 from amlr.kernels.device import Device, open_device, probe_driver
 from amlr.kernels.driver import load_driver
+from amlr.kernels.images import compile_image
+from amlr.kernels.launch import Compile
 from amlr.runtime.bundle import Bundle, check_file
 from amlr.runtime.engine_record import EngineRecord, choose_engine, rebuild_command
 from amlr.runtime.tensorrt_library import Family, TensorRT, load_tensorrt
@@ -30,12 +32,14 @@ class HostTools:
         open_device: Opens device 0.
         free_bytes: Free memory of an open device.
         module: The TensorRT module; None imports it.
+        compile_with: Compiles decoder kernels that the bundle holds no image of.
     """
 
     probe: Callable[[], Any] = probe_driver
     open_device: Callable[[], Device] = open_device
     free_bytes: Callable[[Device], int] | None = None
     module: Any = None
+    compile_with: Compile = compile_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,12 +51,14 @@ class Host:
         library: Imported library.
         record: The engines that fit.
         free_bytes: Free device memory before anything is loaded.
+        compile_with: From the tools.
     """
 
     device: Device
     library: TensorRT
     record: EngineRecord
     free_bytes: int
+    compile_with: Compile = compile_image
 
 
 def check_host(
@@ -105,7 +111,7 @@ def check_host(
     except BaseException:
         device.close()
         raise
-    return Host(device, library, record, free)
+    return Host(device, library, record, free, tools.compile_with)
 
 
 def _check_graphs(bundle: Bundle, record: EngineRecord) -> None:

@@ -16,19 +16,24 @@ import numpy.typing as npt
 
 from amlr.errors import AmlrError
 from amlr.kernels.device import DeviceError, DeviceMemoryError
+from amlr.kernels.images import KernelRecord
+from amlr.kernels.launch import KernelLibrary
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import GRAPHS
-from amlr.runtime.manifest import Variant
+from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.tensorrt_decode import DeviceDecoder
 from amlr.runtime.providers.tensorrt_engines import LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
-from amlr.runtime.providers.tensorrt_session import Session, Sizes
-from amlr.runtime.providers.tensorrt_shapes import Limits
+from amlr.runtime.providers.tensorrt_runs import part_of, split_runs, usual_batch
+from amlr.runtime.providers.tensorrt_session import Session
+from amlr.runtime.providers.tensorrt_shapes import Limits, Sizes
 from amlr.runtime.refusals import RESERVED_BYTES, Host, HostTools, check_host, open_runtime
 from amlr.runtime.tensorrt_library import Family
 
 Floats = npt.NDArray[np.float32]
+Ints32 = npt.NDArray[np.int32]
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
 GRAPHS_KEPT = 16
@@ -104,19 +109,10 @@ class TensorRtProvider:
         self._sessions: list[Session] = []
         self._allowed = sessions
         self._pool: ImagePool | None = None
+        self._kernels: KernelLibrary | None = None
         self._cache_file = _cache_file(options, host) if host.library.is_rtx else None
         self.limits = Limits.of(host.record)
-        manifest = bundle.manifest
-        self._sizes = Sizes(
-            width=manifest.width,
-            regions=manifest.regions,
-            classes=len(manifest.classes),
-            tags=len(manifest.tags),
-            scales=manifest.scales,
-            image=manifest.image.size,
-            shapes=manifest.shape_embedding,
-            pad_id=manifest.token_ids.pad_id,
-        )
+        self._sizes = Sizes.of(bundle.manifest)
         try:
             with host.device.current():
                 runtime = open_runtime(host.library)
@@ -193,47 +189,73 @@ class TensorRtProvider:
 
     def score(self, batch: Batch, images: Sequence[DeviceImage | HostImage | None]) -> Scores:
         """Raw logits of a batch; more windows than the profile takes go in several runs."""
-        most = int(np.diff(batch.unit_offsets_b).max())
-        longest = int(batch.lengths_b.max())
-        self.limits.check(self._host.record, str(self._bundle.path), longest, most)
+        self._check(batch)
         with self._session() as session:
-            runs = _runs(images, self.limits.posts, session.passing)
+            runs = split_runs(images, self.limits.posts, session.passing)
             if len(runs) == 1:
                 return session.score(batch, images)
-            parts = [session.score(_part(batch, run), images[run]) for run in runs]
+            parts = [session.score(part_of(batch, run), images[run]) for run in runs]
         return Scores(
             unit_logits_mc=np.concatenate([part.unit_logits_mc for part in parts]),
             emissions_ny=np.concatenate([part.emissions_ny for part in parts]),
         )
 
+    def decode(
+        self,
+        batch: Batch,
+        images: Sequence[DeviceImage | HostImage | None],
+        settings: DecoderSettings,
+    ) -> tuple[list[Ints32], Floats]:
+        """Entities of a batch whose windows are whole posts; no logit is copied back.
+
+        Args:
+            batch: As for `score`, with word-aligned units; see `can_decode`.
+            images: As for `score`.
+            settings: A joint or segmental decoder.
+
+        Returns:
+            Per window (E, 3) int32: first word, last word, class; and the best sums (B,).
+
+        Raises:
+            BackendUnavailableError: The decoder's kernels fit no image and cannot be compiled.
+        """
+        self._check(batch)
+        found: list[Ints32] = []
+        sums: list[Floats] = []
+        with self._session() as session:
+            for run in split_runs(images, self.limits.posts, session.passing):
+                part = part_of(batch, run)
+                entities, best_b = session.decode(part, images[run], settings, self._new_decoder)
+                found += entities
+                sums.append(best_b)
+        return found, np.concatenate(sums)
+
+    def _new_decoder(self) -> DeviceDecoder:
+        manifest = self._bundle.manifest
+        with self._lock:
+            if self._kernels is None:
+                records = [KernelRecord(**values) for values in manifest.kernels]
+                folder = self._bundle.path / "kernels"
+                self._kernels = KernelLibrary(
+                    self._host.device,
+                    folder=folder if folder.is_dir() else None,
+                    records=records,
+                    compile_with=self._host.compile_with,
+                )
+        return DeviceDecoder(self._kernels, labels=manifest.labels, tags=manifest.tags)
+
+    def _check(self, batch: Batch) -> None:
+        most = int(np.diff(batch.unit_offsets_b).max())
+        longest = int(batch.lengths_b.max())
+        self.limits.check(self._host.record, str(self._bundle.path), longest, most)
+
     def warm_up(self) -> None:
         """Run the most usual shape and one picture, so that the first caller waits for nothing."""
-        from amlr.runtime.text import TextWindow
-        from amlr.runtime.units import all_units
-
-        shapes = self._host.record.graphs["text"].shapes[0]["input_ids"]
-        posts, tokens = (min(size, most) for size, most in zip(shapes[1], shapes[2], strict=True))
-        ids = np.full(tokens, self._sizes.pad_id, np.int64)
-        nothing = np.zeros(0, np.int32)
-        window = TextWindow(
-            input_ids_t=ids,
-            token_offsets_t2=np.zeros((tokens, 2), np.int32),
-            shape_ids_t=np.zeros_like(ids),
-            first_n=nothing,
-            last_n=nothing,
-            word_start=0,
-        )
-        units = all_units(tokens, 1)
-        batch = Batch(
-            [window] * posts,
-            [units] * posts,
-            scales=self._sizes.scales,
-            pad_id=self._sizes.pad_id,
-        )
         side = self._sizes.image
         (image,) = self.encode_images(np.zeros((1, 3, side, side), np.float32))
+        batch = usual_batch(self._host.record, self._sizes)
         for _ in range(2):  # the second run captures
-            self.score(batch, [image] * posts)
+            self.score(batch, [image] * len(batch))
 
     @property
     def captured_graphs(self) -> int:
@@ -279,24 +301,3 @@ def _cache_file(options: ProviderOptions, host: Host) -> Path | None:
     if options.cache_dir is None:
         return None
     return options.cache_dir / f"{host.library.name}-sm{host.device.sm}.runtime-cache"
-
-
-def _part(batch: Batch, run: slice) -> Batch:
-    return Batch(batch.windows[run], batch.units[run], scales=batch.scales, pad_id=batch.pad_id)
-
-
-def _runs(
-    images: Sequence[DeviceImage | HostImage | None], posts: int, passing: int
-) -> list[slice]:
-    """Split a batch by windows and by pictures that must visit a slot."""
-    runs: list[slice] = []
-    start = 0
-    visiting: set[int] = set()
-    for index, image in enumerate(images):
-        is_new = isinstance(image, HostImage) and id(image) not in visiting
-        if index - start == posts or (is_new and len(visiting) == passing and index > start):
-            runs.append(slice(start, index))
-            start, visiting = index, set()
-        if isinstance(image, HostImage):
-            visiting.add(id(image))
-    return [*runs, slice(start, len(images))]

@@ -7,8 +7,8 @@ graphs need.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,40 +16,28 @@ import numpy.typing as npt
 
 from amlr.kernels.device import Device, DeviceMemoryError, Graph
 from amlr.runtime.batching import Batch, Scores
-from amlr.runtime.engine_record import Shape
+from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.tensorrt_buffers import Buffers
+from amlr.runtime.providers.tensorrt_decode import DeviceDecoder, Rows
 from amlr.runtime.providers.tensorrt_engines import Context, LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
-from amlr.runtime.providers.tensorrt_shapes import Bucket, Limits
+from amlr.runtime.providers.tensorrt_shapes import Bucket, Limits, Sizes
 
 Floats = npt.NDArray[np.float32]
+Ints32 = npt.NDArray[np.int32]
 # A bucket is captured when it comes back: capturing costs more than one run saves.
 CAPTURE_AT = 2
 TEXT_INPUTS = ("input_ids", "attention_mask", "shape_ids")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """Sizes that do not change: D, P, 1+C, Y, K and the side of a picture."""
-
-    width: int
-    regions: int
-    classes: int
-    tags: int
-    scales: int
-    image: int
-    shapes: bool
-    pad_id: int
-
-
 @dataclass(slots=True)
 class Ready:
-    """Contexts bound to one bucket, and its graph once captured."""
+    """Contexts bound to one bucket, and its graphs once captured: with and without the download."""
 
     text: Context
     fusion: Context
     runs: int = 0
-    graph: Graph | None = None
+    graphs: dict[bool, Graph] = field(default_factory=dict)
 
 
 class Session:
@@ -87,6 +75,7 @@ class Session:
         self._keep, self._own_graphs, self._cache = max(1, graphs), own_graphs, cache
         self._ready: OrderedDict[Bucket, Ready] = OrderedDict()
         self._image: Context | None = None
+        self._decoder: DeviceDecoder | None = None
         self._buffers = Buffers(device)
         self._passing: list[int] = []
         self.captured = 0
@@ -124,16 +113,40 @@ class Session:
 
     def score(self, batch: Batch, images: Sequence[DeviceImage | HostImage | None]) -> Scores:
         """Raw logits of a batch that fits the limits."""
-        most = int(np.diff(batch.unit_offsets_b).max())
-        bucket = self._limits.bucket(len(batch), int(batch.lengths_b.max()), most)
+        bucket = self._bucket(batch)
         self._fill(batch, bucket, self._slots(images))
-        self._run(bucket)
+        self._run(bucket, fetch=True)
         self.stream.synchronize()
         outputs = {
             name: self._buffers.view(name, shape)[: len(batch)].copy()
-            for name, shape in self._outputs(bucket).items()
+            for name, shape in self._sizes.outputs(bucket).items()
         }
         return batch.from_padded(outputs)
+
+    def decode(
+        self,
+        batch: Batch,
+        images: Sequence[DeviceImage | HostImage | None],
+        settings: DecoderSettings,
+        make_decoder: Callable[[], DeviceDecoder],
+    ) -> tuple[list[Ints32], Floats]:
+        """Entities of a batch that fits the limits; its logits never leave the device."""
+        if self._decoder is None:
+            self._decoder = make_decoder()
+        bucket = self._bucket(batch)
+        self._fill(batch, bucket, self._slots(images))
+        self._run(bucket, fetch=False)
+        rows = Rows(
+            logits=self._buffers.at["unit_logits_bsc"],
+            emissions=self._buffers.at["emissions_bty"],
+            units=bucket.units,
+            tokens=bucket.tokens,
+        )
+        return self._decoder.decode(batch, rows, settings, self.stream)
+
+    def _bucket(self, batch: Batch) -> Bucket:
+        most = int(np.diff(batch.unit_offsets_b).max())
+        return self._limits.bucket(len(batch), int(batch.lengths_b.max()), most)
 
     def _slots(self, images: Sequence[DeviceImage | HostImage | None]) -> list[int]:
         """Slot of each window's picture, -1 for none; host pictures visit passing slots."""
@@ -167,7 +180,7 @@ class Session:
         table = batch.padded_fusion(nothing, nothing, np.zeros(0, np.int64))["unit_index_bs"]
         feed["unit_index_bs"] = table
         feed["slot_b"] = np.asarray(slots, np.int64)
-        for name, shape in self._inputs(bucket).items():
+        for name, shape in self._sizes.inputs(bucket, self._pool.slots).items():
             if name not in feed:
                 continue
             target, source = self._buffers.view(name, shape), feed[name]
@@ -177,28 +190,30 @@ class Session:
             else:
                 target[:rows, : source.shape[1]] = source
 
-    def _run(self, bucket: Bucket) -> None:
+    def _run(self, bucket: Bucket, *, fetch: bool) -> None:
         ready = self._bound(bucket)
         ready.runs += 1
-        if ready.graph is None and ready.runs >= CAPTURE_AT and not self._own_graphs:
+        graph = ready.graphs.get(fetch)
+        if graph is None and ready.runs >= CAPTURE_AT and not self._own_graphs:
             # The first run was the warm enqueue that a capture needs after a change of shape.
             with self._device.capture(self.stream) as graph:
-                self._enqueue(bucket, ready)
-            ready.graph = graph
+                self._enqueue(bucket, ready, fetch=fetch)
+            ready.graphs[fetch] = graph
             self.captured += 1
-        if ready.graph is not None:
-            ready.graph.launch(self.stream)
+        if graph is not None:
+            graph.launch(self.stream)
         else:
-            self._enqueue(bucket, ready)
+            self._enqueue(bucket, ready, fetch=fetch)
 
-    def _enqueue(self, bucket: Bucket, ready: Ready) -> None:
-        for name, shape in self._inputs(bucket).items():
+    def _enqueue(self, bucket: Bucket, ready: Ready, *, fetch: bool) -> None:
+        for name, shape in self._sizes.inputs(bucket, self._pool.slots).items():
             if self._buffers.crosses(name):
                 self._buffers.upload(name, shape, self.stream)
         ready.text.enqueue(self.stream)
         ready.fusion.enqueue(self.stream)
-        for name, shape in self._outputs(bucket).items():
-            self._buffers.download(name, shape, self.stream)
+        if fetch:
+            for name, shape in self._sizes.outputs(bucket).items():
+                self._buffers.download(name, shape, self.stream)
 
     def _bound(self, bucket: Bucket) -> Ready:
         """Contexts bound to a bucket; the least recently used bucket makes room."""
@@ -212,7 +227,7 @@ class Session:
             name: self._engines[name].context(own_graph=self._own_graphs, cache=self._cache)
             for name in ("text", "fusion")
         }
-        inputs, outputs = self._inputs(bucket), self._outputs(bucket)
+        inputs, outputs = self._sizes.inputs(bucket, self._pool.slots), self._sizes.outputs(bucket)
         text = {name: shape for name, shape in inputs.items() if name in TEXT_INPUTS}
         fusion = {n: s for n, s in inputs.items() if n not in text}
         made["text"].bind(text, self._addresses([*text, "hidden_btd"]), self._scratch, self.stream)
@@ -221,24 +236,6 @@ class Session:
         )
         ready = self._ready[bucket] = Ready(made["text"], made["fusion"])
         return ready
-
-    def _inputs(self, bucket: Bucket) -> dict[str, Shape]:
-        rows = (bucket.posts, bucket.tokens)
-        shapes: dict[str, Shape] = {"input_ids": rows, "attention_mask": rows}
-        if self._sizes.shapes:
-            shapes["shape_ids"] = rows
-        return shapes | {
-            "hidden_btd": (*rows, self._sizes.width),
-            "unit_index_bs": (bucket.posts, bucket.units),
-            "pool_npd": self._pool.shape,
-            "slot_b": (bucket.posts,),
-        }
-
-    def _outputs(self, bucket: Bucket) -> dict[str, Shape]:
-        return {
-            "unit_logits_bsc": (bucket.posts, bucket.units, self._sizes.classes),
-            "emissions_bty": (bucket.posts, bucket.tokens, self._sizes.tags),
-        }
 
     def _addresses(self, names: Sequence[str]) -> dict[str, int]:
         return {name: self._buffers.at[name] for name in names}
@@ -278,6 +275,8 @@ class Session:
         while self._ready:
             _drop(self._ready.popitem()[1])
         self._image = None
+        if self._decoder is not None:
+            self._decoder.close()
         self._pool.release(self._passing)
         self._passing = []
         self._buffers.close()
@@ -285,5 +284,5 @@ class Session:
 
 
 def _drop(ready: Ready) -> None:
-    if ready.graph is not None:
-        ready.graph.close()
+    for graph in ready.graphs.values():
+        graph.close()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from amlr.errors import PlanMismatchError
 from amlr.runtime.engine_record import EngineRecord, Shape, rebuild_command
+from amlr.runtime.manifest import Manifest
 
 # Steps of the bucket grid. Tensor cores like multiples of eight; coarser steps of units cost
 # little, because the fusion is a small part of the work, and keep the number of graphs low.
@@ -73,6 +74,54 @@ class Limits:
                     f"a window has {size} {what}, the engines' profile ends at {most}; build with "
                     f"a larger profile: {rebuild_command(bundle, record.library)} --profile FILE"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Sizes that do not change: D, P, 1+C, Y, K and the side of a picture."""
+
+    width: int
+    regions: int
+    classes: int
+    tags: int
+    scales: int
+    image: int
+    shapes: bool
+    pad_id: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Sizes":
+        """Read them from a manifest."""
+        return cls(
+            width=manifest.width,
+            regions=manifest.regions,
+            classes=len(manifest.classes),
+            tags=len(manifest.tags),
+            scales=manifest.scales,
+            image=manifest.image.size,
+            shapes=manifest.shape_embedding,
+            pad_id=manifest.token_ids.pad_id,
+        )
+
+    def inputs(self, bucket: Bucket, slots: int) -> dict[str, Shape]:
+        """Input shapes of `text` and `fusion` in a bucket, with a pool of `slots` pictures."""
+        rows = (bucket.posts, bucket.tokens)
+        shapes: dict[str, Shape] = {"input_ids": rows, "attention_mask": rows}
+        if self.shapes:
+            shapes["shape_ids"] = rows
+        return shapes | {
+            "hidden_btd": (*rows, self.width),
+            "unit_index_bs": (bucket.posts, bucket.units),
+            "pool_npd": (slots, self.regions, self.width),
+            "slot_b": (bucket.posts,),
+        }
+
+    def outputs(self, bucket: Bucket) -> dict[str, Shape]:
+        """Output shapes of `fusion`."""
+        return {
+            "unit_logits_bsc": (bucket.posts, bucket.units, self.classes),
+            "emissions_bty": (bucket.posts, bucket.tokens, self.tags),
+        }
 
 
 def profile_index(profiles: Sequence[dict[str, tuple[Shape, Shape, Shape]]], **sizes: Shape) -> int:

@@ -76,10 +76,12 @@ def double_tools(
 ) -> tuple[HostTools, TensorRtDouble]:
     """A machine made of doubles."""
     module = TensorRtDouble(device, version)
+    compile_with = {} if device.kernels is None else {"compile_with": device.kernels.compile}
     tools = HostTools(
         probe=lambda: None,
         open_device=lambda: device,  # type: ignore[arg-type,return-value,unused-ignore]
         free_bytes=lambda opened: device.free_bytes,
         module=module,
+        **compile_with,
     )
     return tools, module

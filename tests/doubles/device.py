@@ -6,7 +6,7 @@ it touches, and nothing works without a current context.
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,12 +75,14 @@ class DoubleDevice:
     Attributes:
         alloc_limit: Allocations after which memory is "full"; None never.
         free_bytes: Memory that counts as free.
+        kernels: A `ShimDevice` that runs the project's CUDA kernels on the host, or None.
     """
 
     binding = "double"
     name = "driver double"
 
-    def __init__(self, sm: int = 89, free_bytes: int = 8 << 30) -> None:
+    def __init__(self, sm: int = 89, free_bytes: int = 8 << 30, kernels: Any = None) -> None:
+        self.kernels = kernels
         self.sm, self.free_bytes = sm, free_bytes
         self.alloc_limit: int | None = None
         self.allocations = 0
@@ -203,19 +205,12 @@ class DoubleDevice:
         stream.recording = None
 
     def load_module(self, image: bytes) -> Any:
-        raise NotImplementedError
+        self._require_context()
+        return self.kernels.load_module(image)
 
-    def launch(
-        self,
-        function: Any,
-        *,
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        stream: DoubleStream,
-        arguments: Sequence[np.generic],
-    ) -> None:
-        raise NotImplementedError
+    def launch(self, function: Any, *, stream: DoubleStream, **geometry: Any) -> None:
+        self._require_context()
+        stream.enqueue(lambda: self.kernels.launch(function, stream=stream, **geometry))
 
     def close(self) -> None:
         self.closed = True

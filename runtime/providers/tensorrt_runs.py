@@ -1,0 +1,51 @@
+"""How a batch is cut into runs that one profile takes, and the batch of the warm-up."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from amlr.runtime.batching import Batch
+from amlr.runtime.engine_record import EngineRecord
+from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage
+from amlr.runtime.providers.tensorrt_shapes import Sizes
+from amlr.runtime.text import TextWindow
+from amlr.runtime.units import all_units
+
+
+def usual_batch(record: EngineRecord, sizes: Sizes) -> Batch:
+    """Windows of padding in the optimum of the first profile."""
+    posts, tokens = record.graphs["text"].shapes[0]["input_ids"][1]
+    ids = np.full(tokens, sizes.pad_id, np.int64)
+    nothing = np.zeros(0, np.int32)
+    window = TextWindow(
+        input_ids_t=ids,
+        token_offsets_t2=np.zeros((tokens, 2), np.int32),
+        shape_ids_t=np.zeros_like(ids),
+        first_n=nothing,
+        last_n=nothing,
+        word_start=0,
+    )
+    units = [all_units(tokens, 1)] * posts
+    return Batch([window] * posts, units, scales=sizes.scales, pad_id=sizes.pad_id)
+
+
+def part_of(batch: Batch, run: slice) -> Batch:
+    """The windows of one run."""
+    return Batch(batch.windows[run], batch.units[run], scales=batch.scales, pad_id=batch.pad_id)
+
+
+def split_runs(
+    images: Sequence[DeviceImage | HostImage | None], posts: int, passing: int
+) -> list[slice]:
+    """Split a batch by windows and by pictures that must visit a slot."""
+    runs: list[slice] = []
+    start = 0
+    visiting: set[int] = set()
+    for index, image in enumerate(images):
+        is_new = isinstance(image, HostImage) and id(image) not in visiting
+        if index - start == posts or (is_new and len(visiting) == passing and index > start):
+            runs.append(slice(start, index))
+            start, visiting = index, set()
+        if isinstance(image, HostImage):
+            visiting.add(id(image))
+    return [*runs, slice(start, len(images))]
