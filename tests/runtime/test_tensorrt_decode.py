@@ -49,7 +49,7 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     keep = [i for i, text in enumerate(encoded) if len(text.windows) == 1]
     windows = [encoded[i].windows[0] for i in keep]
     tables = [window_units(window, manifest.scales, every=False) for window in windows]
-    pictures = {
+    pictures: dict[Any, Any] = {
         post.image: provider.encode_images(
             load_pixels(post.image, manifest.image, manifest.limits)[None]
         )[0]
