@@ -7,6 +7,7 @@ release's bare state_dict is accepted too and converted by `amlr.training.releas
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -133,7 +134,10 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns about foreign pickles before it refuses them; the error says it all.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"no checkpoint at {path}; train one with amlr-train --out {path}"

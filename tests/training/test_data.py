@@ -1,0 +1,144 @@
+"""Examples, batches and pictures."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amlr.errors import InputError
+from amlr.runtime.image import ImageSpec
+from amlr.training.conll import ImageFolder, LabelledPost
+from amlr.training.data import (
+    Batch,
+    Example,
+    Pictures,
+    Scope,
+    collate,
+    length_batches,
+    make_examples,
+)
+from amlr.training.scorer import Scorer
+from corpora import first_posts
+from tiny import tiny_checkpoint
+
+
+def _examples(posts: list[LabelledPost], scope: Scope, scales: int = 6) -> list[Example]:
+    checkpoint = tiny_checkpoint()
+    config = checkpoint.config
+    return make_examples(
+        posts,
+        checkpoint.build_text_encoder(),
+        labels=config.labels,
+        tags=config.tags,
+        scales=scales,
+        scope=scope,
+        rename={"MISC": "OTHER"},
+    )
+
+
+@pytest.mark.parametrize("scope", ["all", "aligned"])
+def test_gold_units_are_the_corpus_entities(scope: Scope) -> None:
+    posts = first_posts(4)
+    labels = tiny_checkpoint().config.labels
+    for post, example in zip(posts, _examples(posts, scope), strict=True):
+        found = set()
+        for place in np.flatnonzero(example.target_s):
+            end, extra = divmod(int(example.cell_s[place]), 6)
+            found.add((end - extra, end + 1, labels[example.target_s[place] - 1]))
+        assert found == set(post.entities)
+        # Aligned units are found again at the places that are said to hold them.
+        units = example.units
+        cells = units.end_word_u * 6 + units.end_word_u - units.start_word_u
+        assert example.cell_s[example.aligned_s].tolist() == cells.tolist()
+        assert example.start_step_s[example.aligned_s].tolist() == units.start_step_u.tolist()
+        assert example.scale_s[example.aligned_s].tolist() == units.scale_u.tolist()
+
+
+def test_all_units_leave_special_tokens_out() -> None:
+    (example,) = _examples(first_posts(1), "all")
+    inner = len(example) - 2
+    assert len(example.scale_s) == sum(max(0, inner - k) for k in range(6))
+    assert example.start_step_s.min() == 1
+    assert (example.start_step_s + example.scale_s).max() == len(example) - 1
+
+
+def test_stray_continuations_are_read_as_beginnings() -> None:
+    (example,) = _examples([first_posts(4)[3]], "aligned")
+    tags = tiny_checkpoint().config.tags
+    assert [tags[tag] for tag in example.tags_n] == ["B-LOC", "I-LOC", "O"]
+
+
+def test_types_are_renamed_or_refused() -> None:
+    post = LabelledPost(words=("a",), tags=("B-MISC",))
+    (example,) = _examples([post], "aligned")
+    assert example.target_s.max() == 4
+    with pytest.raises(InputError, match="food"):
+        _examples([LabelledPost(words=("a",), tags=("B-food",))], "aligned")
+
+
+def test_batches_cover_everything_once_and_group_lengths() -> None:
+    rng = np.random.default_rng(4)
+    lengths = rng.integers(3, 60, 500).tolist()
+    batches = length_batches(lengths, 8, np.random.default_rng(1))
+    assert Counter(i for batch in batches for i in batch) == Counter(range(500))
+    assert batches == length_batches(lengths, 8, np.random.default_rng(1))
+    assert batches != length_batches(lengths, 8, np.random.default_rng(2))
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_a_batch_scores_the_same_units_as_each_post_alone() -> None:
+    checkpoint = tiny_checkpoint()
+    scorer = Scorer(checkpoint.build_model()).eval()
+    examples = _examples(first_posts(4), "all")
+    picture = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+    def score(chosen: list[Example]) -> tuple[Batch, list[torch.Tensor]]:
+        batch = collate(chosen, 6, 0, [picture if e.post % 2 else None for e in chosen])
+        with torch.no_grad():
+            output = scorer(batch)
+        return batch, [output.unit_logits, output.emissions]
+
+    batch, (logits, emissions) = score(examples)
+    assert batch.images is not None
+    assert len(batch.images) == 1
+    assert batch.image_index_b.tolist() == [-1, 0, -1, 0]
+    for row, example in enumerate(examples):
+        _, (alone, alone_emissions) = score([example])
+        kept = len(example.scale_s)
+        torch.testing.assert_close(logits[row, :kept], alone[0], rtol=0, atol=1e-5)
+        words = len(example.first_n)
+        torch.testing.assert_close(emissions[row, :words], alone_emissions[0], rtol=0, atol=1e-5)
+
+
+def test_features_give_the_same_scores_as_pixels() -> None:
+    checkpoint = tiny_checkpoint()
+    scorer = Scorer(checkpoint.build_model()).eval()
+    examples = _examples(first_posts(2), "aligned")
+    pixels = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        features = scorer.model.image.features(pixels[None])[0]
+        outputs = [
+            scorer(collate(examples, 6, 0, [picture, picture])).unit_logits
+            for picture in (pixels, features)
+        ]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)
+
+
+def test_broken_pictures_are_counted_and_left_out(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
+    posts = [
+        LabelledPost(words=("a",), tags=("O",), image_id=name) for name in ("good", "bad", "gone")
+    ]
+    pictures = Pictures(folder=ImageFolder(root=tmp_path), spec=ImageSpec(size=16))
+    pictures.register(posts)
+    found = [(ids, tuple(pixels.shape)) for ids, pixels in pictures.pixel_batches(2)]
+    assert found == [(["good"], (1, 3, 16, 16))]
+    assert pictures.get("bad") is None
+    assert pictures.get(None) is None
+    report = pictures.report()
+    assert (report["found"], report["missing"], report["unreadable_ids"]) == (1, 1, ["bad"])

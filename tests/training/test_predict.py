@@ -1,0 +1,123 @@
+"""From raw scores to entities: windows, decoders, tuning."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from amlr.runtime.manifest import DecoderSettings
+from amlr.training.conll import LabelledPost
+from amlr.training.evaluate import gold_spans, score_decoders, table, tune
+from amlr.training.predict import PostScores, decode_segments, legal_moves, predict
+from amlr.training.run import make_corpus
+from amlr.training.score import Span
+from amlr.training.scorer import Scorer
+from amlr.training.tune import tune_joint, tune_segmental, tune_temperature
+from corpora import first_posts
+from tiny import tiny_checkpoint
+
+CHECKPOINT = tiny_checkpoint()
+CONFIG = CHECKPOINT.config
+
+
+def _oracle(words: int, gold: Sequence[Span], noise: float, seed: int) -> PostScores:
+    """Scores that favour the gold entities over all units of up to three words."""
+    rng = np.random.default_rng(seed)
+    spans = [(s, e) for e in range(words) for s in range(max(0, e - 2), e + 1)]
+    logits = rng.normal(0, noise, (len(spans), 5)).astype(np.float32)
+    logits[:, 0] += 2
+    emissions = rng.normal(0, noise, (words, len(CONFIG.tags))).astype(np.float32)
+    emissions[:, 0] += 2
+    for start, stop, label in gold:
+        if (start, stop - 1) in spans:
+            logits[spans.index((start, stop - 1)), 1 + CONFIG.labels.index(label)] += 6
+        for word in range(start, stop):
+            tag = ("B-" if word == start else "I-") + label
+            emissions[word, CONFIG.tags.index(tag)] += 5
+    return PostScores(
+        start_u=np.array([s for s, _ in spans], np.int32),
+        end_u=np.array([e for _, e in spans], np.int32),
+        unit_logits_uc=logits,
+        emissions_ny=emissions,
+        argmax_units=(),
+    )
+
+
+def test_decoders_find_gold_and_long_entities_need_emissions() -> None:
+    gold: list[Span] = [(0, 2, "PER"), (3, 8, "ORG")]
+    scores = [_oracle(9, gold, 0.1, 0)]
+    segmental = decode_segments(scores, CONFIG, DecoderSettings(kind="segmental"))
+    assert segmental == [[(0, 2, "PER")]]
+    joint = decode_segments(scores, CONFIG, DecoderSettings(kind="joint", weight=1.0))
+    assert joint == [gold]
+
+
+def test_tuning_finds_settings_that_are_at_least_as_good() -> None:
+    gold: list[list[Span]] = [[(n % 3, n % 3 + 1 + n % 2, CONFIG.labels[n % 4])] for n in range(30)]
+    scores = [_oracle(7, spans, 2.0, n) for n, spans in enumerate(gold)]
+    joint, counts = tune_joint(scores, gold, CONFIG)
+    assert joint.kind == "joint"
+    for bias, weight in ((0.0, 1.0), (2.0, 0.5)):
+        fixed = DecoderSettings(kind="joint", bias=bias, weight=weight)
+        predicted = decode_segments(scores, CONFIG, fixed)
+        correct = sum(len(set(a) & set(b)) for a, b in zip(gold, predicted, strict=True))
+        assert counts.f1 >= 2 * correct / (30 + sum(map(len, predicted)))
+    assert tune_joint(scores, gold, CONFIG) == (joint, counts)
+    segmental, _ = tune_segmental(scores, gold, CONFIG)
+    assert segmental.weight == 0
+    assert tune_temperature(scores, gold, CONFIG, joint).temperature > 0
+    assert tune_temperature(scores[:1], [[]], CONFIG, DecoderSettings(bias=99.0)).temperature == 1
+
+
+def test_legal_moves_know_special_tags() -> None:
+    moves, first = legal_moves(("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "X"))
+    assert first.tolist() == [True, True, False, True, False, False]
+    assert moves[1].tolist() == [True, True, True, True, False, False]
+    assert not moves[:, 5].any()
+    assert not moves[5].any()
+
+
+def _predict(posts: list[LabelledPost], batch_size: int, every: bool) -> list[PostScores]:
+    corpus = make_corpus(posts, CHECKPOINT, None, "all" if every else "aligned")
+    scorer = Scorer(CHECKPOINT.build_model())
+    return predict(scorer, corpus.examples, corpus.image_ids, None, pad_id=0, batch_size=batch_size)
+
+
+def test_scores_do_not_depend_on_the_batch_or_on_other_units() -> None:
+    posts = first_posts(8)
+    for one, two in zip(_predict(posts, 1, False), _predict(posts, 8, True), strict=True):
+        assert one.start_u.tolist() == two.start_u.tolist()
+        np.testing.assert_allclose(one.unit_logits_uc, two.unit_logits_uc, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.emissions_ny, two.emissions_ny, rtol=0, atol=1e-5)
+        aligned = {span for span in two.argmax_units if span[0] >= 0}
+        assert set(one.argmax_units) == aligned
+
+
+def test_long_posts_are_windowed_and_lose_no_word() -> None:
+    words = tuple(f"word{n}" for n in range(60))
+    post = LabelledPost(words=words, tags=("O",) * 60)
+    (scores,) = _predict([post], 4, False)
+    assert len(scores.emissions_ny) == 60
+    assert set(scores.end_u.tolist()) == set(range(60))
+    keys = list(zip(scores.end_u.tolist(), scores.start_u.tolist(), strict=True))
+    assert keys == sorted(set(keys))
+    assert decode_segments([scores], CONFIG, DecoderSettings(weight=1.0, bias=50.0)) == [[]]
+
+
+def test_reports_name_every_decoder_and_lay_out_as_text() -> None:
+    posts = first_posts(4)
+    scores = _predict(posts, 4, True)
+    tuned = tune(scores, posts, CONFIG, {})
+    report = score_decoders(scores, posts, Scorer(CHECKPOINT.build_model()), tuned, {})
+    assert list(report) == ["joint", "segmental", "linear-chain", "argmax"]
+    assert report["joint"]["strict"]["gold"] == 4
+    assert report["joint"]["lenient"]["gold"] == 5
+    assert len(table(report).splitlines()) == 9
+    assert len(gold_spans(posts, {}, "lenient")[3]) == 1
+    assert math.isfinite(report["joint"]["bias"])
+
+
+@pytest.mark.parametrize("kind", ["joint", "segmental"])
+def test_no_posts_give_no_entities(kind: str) -> None:
+    assert decode_segments([], CONFIG, DecoderSettings(kind=kind)) == []

@@ -1,0 +1,64 @@
+"""The generated dataset: reproducible, held out, readable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amlr.training.conll import LabelledPost, read_conll
+from amlr.training.sample import make_posts, write_sample
+from amlr.training.sample_pictures import KINDS, STYLES, draw_picture
+
+
+def test_the_dataset_is_the_same_every_time_and_kept_when_intact(tmp_path: Path) -> None:
+    one = write_sample(tmp_path / "one", train=12, dev=6)
+    two = write_sample(tmp_path / "two", train=12, dev=6)
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+    stamp = (one / "train.txt").stat().st_mtime_ns
+    write_sample(one, train=12, dev=6)
+    assert (one / "train.txt").stat().st_mtime_ns == stamp
+    (one / "train.txt").write_text("a\tO\n")
+    write_sample(one, train=12, dev=6)
+    assert len(read_conll(one / "train.txt")) == 12
+
+
+def test_posts_and_pictures_belong_together(tmp_path: Path) -> None:
+    write_sample(tmp_path, train=40, dev=6)
+    posts = read_conll(tmp_path / "train.txt")
+    wanted = {post.image_id for post in posts} - {None}
+    assert {path.stem for path in (tmp_path / "images").iterdir()} >= wanted
+    assert any(post.image_id is None for post in posts)
+    with Image.open(tmp_path / "images" / f"{min(filter(None, wanted))}.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
+def test_names_are_held_out_and_every_name_has_every_kind() -> None:
+    rng = np.random.default_rng(0)
+    train, _ = make_posts("train", 480, rng)
+    dev, _ = make_posts("dev", 160, rng)
+
+    def names(posts: list[LabelledPost]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for post in posts:
+            for start, end, label in post.entities:
+                if end - start == 1:
+                    found.setdefault(post.words[start], set()).add(label)
+        return found
+
+    seen, held_out = names(train), names(dev)
+    assert not set(seen) & set(held_out)
+    assert {"Jordan", "Lincoln"} <= set(seen)
+    assert {"Paris", "Apple"} <= set(held_out)
+    assert np.mean([len(kinds) for kinds in seen.values()]) > 3
+    assert {label for kinds in held_out.values() for label in kinds} == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_style_draws_and_varies(kind: str) -> None:
+    assert len(STYLES[kind]) == 4
+    rng = np.random.default_rng(1)
+    pictures = [draw_picture(kind, rng, is_dev=number % 2 == 1) for number in range(24)]
+    assert len({picture.tobytes() for picture in pictures}) == 24
+    assert len({picture.size for picture in pictures}) > 12
