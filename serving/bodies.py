@@ -73,7 +73,7 @@ async def read_tag_request(
         parsed = await (_inline if len(body) < _INLINE_BYTES else asyncio.to_thread)(
             parse_json, body
         )
-    elif kind == "multipart/form-data":
+    elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         parsed = await read_form(request, limits)
     else:
         raise ApiError(

@@ -1,5 +1,6 @@
 """A post on its way through the server, and what comes back."""
 
+import sys
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -70,5 +71,5 @@ def post_bytes(post: Post) -> int:
     """Memory that a waiting post holds, roughly."""
     picture = len(post.image) if isinstance(post.image, (bytes, bytearray, memoryview)) else 0
     words = 0 if post.words is None else 16 * len(post.words)
-    # 4 bytes a character is CPython's worst case; 1 kB covers the objects around.
-    return 1024 + 4 * len(post.text) + picture + words
+    # 1 kB covers the objects around.
+    return 1024 + sys.getsizeof(post.text) + picture + words

@@ -59,6 +59,8 @@ class UrlFetcher:
             address = self._resolve(parts)
             try:
                 target = self._get(parts, address, end)
+            except InputError:  # a ValueError as well
+                raise
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise InputError(
                     f"the picture's address did not answer ({type(error).__name__})",
@@ -105,26 +107,27 @@ class UrlFetcher:
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"Accept": "image/*", "Connection": "close"})
-            response = connection.getresponse()
-            location = response.headers.get("Location")
-            if response.status in _REDIRECTS and location:
-                return location
-            if response.status != 200:
-                raise InputError(
-                    f"the picture's address answered {response.status}", "image_missing"
-                )
-            content = bytearray()
-            while chunk := response.read(_CHUNK):
-                content += chunk
-                if len(content) > self._max_bytes:
-                    raise InputError(
-                        f"the picture has more than {self._max_bytes} bytes", "image_too_large"
-                    )
-                if time.monotonic() > end:
-                    raise TimeoutError
-            return bytes(content)
+            with connection.getresponse() as response:
+                return self._content(response, end)
         finally:
             connection.close()
+
+    def _content(self, response: http.client.HTTPResponse, end: float) -> bytes | str:
+        location = response.headers.get("Location")
+        if response.status in _REDIRECTS and location:
+            return location
+        if response.status != http.client.OK:
+            raise InputError(f"the picture's address answered {response.status}", "image_missing")
+        content = bytearray()
+        while chunk := response.read1(_CHUNK):
+            content += chunk
+            if len(content) > self._max_bytes:
+                raise InputError(
+                    f"the picture has more than {self._max_bytes} bytes", "image_too_large"
+                )
+            if time.monotonic() > end:
+                raise TimeoutError
+        return bytes(content)
 
 
 def is_public(address: str) -> bool:

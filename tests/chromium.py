@@ -75,8 +75,9 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go to an address and wait for its scripts."""
+        self.run("window.isOld = true")
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.isOld && document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
         """Value of a JavaScript expression; promises are awaited."""

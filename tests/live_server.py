@@ -22,10 +22,14 @@ class LiveServer:
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return "127.0.0.1", int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    @property
     def url(self) -> str:
         """Its address."""
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
+        return "http://{}:{}".format(*self.address)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_server import LiveServer
 
 from amlr.runtime import Engine
+from live_server import LiveServer
 
 
 @pytest.fixture(scope="session")

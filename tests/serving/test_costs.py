@@ -1,5 +1,4 @@
 import pytest
-from fake_engine import FakeEngine
 
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
@@ -9,6 +8,7 @@ from amlr.serving.jobs import RefusedError
 from amlr.serving.queue import JobQueue
 from amlr.serving.settings import BatchSettings, QueueSettings
 from amlr.serving.warmup import BUCKETS, measure, sample_text
+from fake_engine import FakeEngine
 
 TABLE = CostTable(
     rows=(

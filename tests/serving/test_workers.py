@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import pytest
-from fake_engine import FakeEngine, expected_entities
 
 from amlr.runtime.results import Post
 from amlr.serving.costs import CostModel
@@ -12,6 +11,7 @@ from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
 from amlr.serving.queue import JobQueue
 from amlr.serving.settings import BatchSettings, QueueSettings
 from amlr.serving.workers import BatchReport, WorkerPool
+from fake_engine import FakeEngine, expected_entities
 
 
 class Rig:

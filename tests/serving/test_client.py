@@ -1,0 +1,115 @@
+"""The client against a real server, and its retries against a scripted one."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from amlr.errors import OverloadedError
+from amlr.runtime import Post
+from amlr.serving.client import AsyncClient, Client, Retries, ServerError
+from amlr.serving.settings import ServerSettings
+from fake_engine import FakeEngine, expected_entities
+from live_server import LiveServer
+
+QUICK = Retries(attempts=4, base_s=0.001, max_s=0.01)
+
+
+def test_sync_and_async(tmp_path: Any) -> None:
+    picture = tmp_path / "p.bin"
+    picture.write_bytes(b"x")
+    settings = ServerSettings(warm_up=False, api_keys=("k",))
+    texts = [f"word{i} here" for i in range(70)]
+    with LiveServer(FakeEngine(), settings) as server:
+        with Client(server.url, api_key="k") as client:
+            assert client.ready()
+            assert client.tag("Paris", picture).image_used
+            assert client.tag("Paris", b"x", deadline_ms=5000).entities[0].text == "Paris"
+            assert client.tag_batch([]) == []
+            results = list(client.tag_many(map(Post, texts)))
+            assert [r.entities for r in results] == [expected_entities(t) for t in texts]
+            with pytest.raises(ServerError) as failed:
+                client.tag_batch([Post("")] * 257)
+            assert (failed.value.status, failed.value.code) == (413, "too_many_posts")
+            assert failed.value.request_id
+        with Client(server.url, api_key="wrong") as stranger, pytest.raises(ServerError):
+            stranger.tag("a")
+
+        async def use() -> None:
+            async with AsyncClient(server.url, api_key="k") as client:
+                assert await client.ready()
+                answers = await asyncio.gather(*(client.tag(text) for text in texts))
+                assert [a.entities for a in answers] == [expected_entities(t) for t in texts]
+                many = [r async for r in client.tag_many(map(Post, texts), size=9)]
+                assert [r.entities for r in many] == [expected_entities(t) for t in texts]
+                words = await client.tag_batch([Post("New York", None, [(0, 3), (4, 8)])])
+                assert words[0].error is None
+
+        asyncio.run(use())
+
+
+def scripted(*outcomes: int | Exception) -> tuple[Callable[[httpx.Request], Any], list[int]]:
+    calls: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        outcome = outcomes[min(len(calls), len(outcomes) - 1)]
+        calls.append(1)
+        if isinstance(outcome, Exception):
+            raise outcome
+        value: Any = {"error": {"code": "c", "message": "m"}}
+        if outcome == 200:
+            result = {"entities": [], "image_used": False, "provider": "", "precision": ""}
+            value = {"results": [{**result, "warnings": [], "error": None}]}
+        return httpx.Response(outcome, json=value, headers={"Retry-After": "0"})
+
+    return answer, calls
+
+
+def client_of(answer: Callable[[httpx.Request], Any]) -> Client:
+    client = Client("http://server", retries=QUICK)
+    client.close()
+    client._http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    return client
+
+
+@pytest.mark.parametrize("outcomes", [(200,), (429, 503, 200), (httpx.ConnectError("gone"), 200)])
+def test_tries_again_where_that_is_right(outcomes: Any) -> None:
+    answer, calls = scripted(*outcomes)
+    with client_of(answer) as client:
+        assert client.tag("a").error is None
+    assert len(calls) == len(outcomes)
+
+
+def test_gives_up_in_the_end() -> None:
+    answer, calls = scripted(429)
+    with client_of(answer) as client, pytest.raises(OverloadedError):
+        client.tag("a")
+    assert len(calls) == QUICK.attempts
+    answer, calls = scripted(httpx.ReadError("gone"))
+    with client_of(answer) as client, pytest.raises(httpx.ReadError):
+        client.tag("a")
+    assert len(calls) == QUICK.attempts
+
+
+@pytest.mark.parametrize("status", [400, 401, 413, 422, 500])
+def test_other_errors_are_final(status: int) -> None:
+    answer, calls = scripted(status)
+    with client_of(answer) as client, pytest.raises(ServerError):
+        client.tag("a")
+    assert len(calls) == 1
+
+
+def test_pauses_grow_are_random_and_respect_the_server() -> None:
+    state = random.Random(0)
+    retries = Retries(base_s=0.1, max_s=2.0)
+    for attempt in range(8):
+        pauses = [retries.pause_s(attempt, None, state) for _ in range(50)]
+        most = min(2.0, 0.1 * 2**attempt)
+        assert max(pauses) <= most
+        assert max(pauses) - min(pauses) > most / 2
+    assert all(1 <= retries.pause_s(0, "1", state) <= 1.1 for _ in range(20))
+    assert retries.pause_s(0, "60", state) == 2.0
+    assert retries.pause_s(0, "Wed, 21 Oct", state) <= 0.1
