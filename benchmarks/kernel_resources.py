@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels need, per architecture, and a gate on it; needs no GPU and no nvcc.
+"""What the compiled CUDA kernels need per architecture, and a gate on it; no GPU, no nvcc.
 
 python -m amlr.benchmarks.kernel_resources
 """

@@ -1,7 +1,7 @@
-"""What a cubin says about its kernels' resources, read from the ELF file itself: no CUDA tool needed.
+"""What a cubin says about its kernels' resources, read from the ELF file: no CUDA tool needed.
 
-`.nv.info` holds attributes of all functions, `.nv.info.<kernel>` of one; `.nv.shared.<kernel>` is static
-shared memory. A kernel that spills registers has a stack frame, so a frame of 0 bytes means 0 spills.
+`.nv.info` holds attributes of all functions; `.nv.shared.<kernel>` is static shared memory. A kernel
+that spills registers has a stack frame, so a frame of 0 bytes means 0 spills.
 """
 
 import struct
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from amlr.errors import ExportError
 
 _CUDA_MACHINE = 190
-# Attributes whose value is (symbol, number); see the formats of `.nv.info` in NVIDIA's binary tools.
+# Attributes whose value is (symbol, number).
 _FRAME_SIZE = 0x11
 _MIN_STACK_SIZE = 0x12
 _REGISTER_COUNT = 0x2F

@@ -1,7 +1,7 @@
 """What a test needs and this machine may lack: skip with the reason, or fail where it is required.
 
-`AMLR_REQUIRE` lists, separated by commas, what must be there (compiler, browser, gpu, ...): the project's
-gate sets it, so that nothing is skipped there unnoticed.
+`AMLR_REQUIRE` lists, separated by commas, what must be there (compiler, browser, gpu, ...): the
+project's gate sets it, so that nothing is skipped there unnoticed.
 """
 
 import os

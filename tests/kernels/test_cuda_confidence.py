@@ -9,7 +9,7 @@ from amlr.errors import ShapeError
 from amlr.kernels import tag_marginals
 from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.launch import KernelLibrary
-from shims.cases import ChainCase, Floats, chain_case
+from shims.cases import ChainCase, chain_case
 from shims.shim_device import set_schedule
 
 # Measured: 2e-6 on sequences of 128 steps.
@@ -18,32 +18,46 @@ ATOL = 1e-5
 
 def assert_close(decoders: HostDecoders, case: ChainCase, temperature: float = 1.0) -> None:
     tags, _ = decoders.viterbi_decode(*case.arguments())
-    emissions, lengths, *parts, allowed = case.arguments()
     found = decoders.path_confidence(
-        emissions, lengths, tags, *parts, allowed, temperature=temperature
+        case.emissions_bty,
+        case.lengths_b,
+        tags,
+        case.start_y,
+        case.transitions_yy,
+        case.end_y,
+        case.allowed_yy,
+        temperature=temperature,
     )
-    scaled = [np.float64(part) / temperature for part in (emissions, *parts)]
-    start, transitions, end = scaled[1:]
-    marginals = tag_marginals(
-        scaled[0], lengths, start_y=start, transitions_yy=transitions, end_y=end, allowed_yy=allowed
+    cooled = ChainCase(
+        emissions_bty=case.emissions_bty.astype(np.float64) / temperature,
+        lengths_b=case.lengths_b,
+        start_y=case.start_y.astype(np.float64) / temperature,
+        transitions_yy=case.transitions_yy.astype(np.float64) / temperature,
+        end_y=case.end_y.astype(np.float64) / temperature,
+        allowed_yy=case.allowed_yy,
     )
+    marginals = tag_marginals(cooled.emissions_bty, cooled.lengths_b, **cooled.parameters())
     valid = tags >= 0
     expected = np.take_along_axis(marginals, np.maximum(tags, 0)[:, :, None], 2)[:, :, 0] * valid
     np.testing.assert_allclose(found.confidence_bt, expected, rtol=0, atol=ATOL)
     assert np.all(found.confidence_bt[~valid] == 0)
-    moves = transitions if allowed is None else np.where(allowed, transitions, -np.inf)
-    for b, length in enumerate(lengths):
-        total = _log_total(scaled[0][b, :length], start, moves, end)
-        np.testing.assert_allclose(found.log_total_b[b], total, rtol=1e-5, atol=ATOL)
+    for b in range(len(case.lengths_b)):
+        np.testing.assert_allclose(
+            found.log_total_b[b], _log_total(cooled, b), rtol=1e-5, atol=ATOL
+        )
 
 
-def _log_total(em: Floats, start: Floats, moves: Floats, end: Floats) -> float:
+def _log_total(case: ChainCase, b: int) -> float:
+    em = case.emissions_bty[b, : case.lengths_b[b]]
     if not len(em):
         return 0.0
-    forward = start + em[0]
+    moves = case.transitions_yy
+    if case.allowed_yy is not None:
+        moves = np.where(case.allowed_yy, moves, -np.inf)
+    forward = case.start_y + em[0]
     for here in em[1:]:
         forward = np.logaddexp.reduce(forward[:, None] + moves, axis=0) + here
-    return float(np.logaddexp.reduce(forward + end))
+    return float(np.logaddexp.reduce(forward + case.end_y))
 
 
 @pytest.mark.parametrize("tags", [2, 9, 32])

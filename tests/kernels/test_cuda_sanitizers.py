@@ -1,4 +1,4 @@
-"""The real kernels under AddressSanitizer and ThreadSanitizer, and on a GPU under compute-sanitizer."""
+"""The real kernels under AddressSanitizer, ThreadSanitizer and, on a GPU, compute-sanitizer."""
 
 import shutil
 import subprocess

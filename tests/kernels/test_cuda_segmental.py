@@ -183,8 +183,14 @@ def test_joint_box_certificate(library: KernelLibrary) -> None:
         again = decode_table(case.expected, worst)[0].split()
         same = [a.tolist() == b.tolist() for a, b in zip(found.entities, again, strict=True)]
         assert found.certified_b.tolist() == same
-        radii = {"unit_logit_radius": 0.05, "token_radius": 0.03, "weight": case.weight}
-        assert same == box_redecode(case.expected, case.lengths_b, **radii).tolist()
+        certified = box_redecode(
+            case.expected,
+            case.lengths_b,
+            unit_logit_radius=0.05,
+            token_radius=0.03,
+            weight=case.weight,
+        )
+        assert certified.tolist() == same
         verdicts += same
     assert any(verdicts)
     assert not all(verdicts)
@@ -230,7 +236,7 @@ def joint_worst_case(
 
 
 def test_malformed_posts_get_nan_and_no_entity(library: KernelLibrary) -> None:
-    posts = {
+    posts: dict[str, tuple[list[tuple[int, int]], list[float], int]] = {
         "sound": ([(0, 0), (0, 1)], [1, 3], 2),
         "nan": ([(0, 0), (1, 1)], [1, np.nan], 2),
         "infinite": ([(0, 0), (1, 1)], [1, np.inf], 2),

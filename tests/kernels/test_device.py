@@ -1,5 +1,6 @@
-"""The device layer: its rule, its errors, and (marker `gpu`) its calls on a device or the double."""
+"""The device layer: its rule, its errors, and (marker `gpu`) its calls on a device or double."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_binding_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             opened.append(self.name)
             return self.name
 
-    monkeypatch.setattr(device.importlib, "import_module", Implementation)
+    monkeypatch.setattr(importlib, "import_module", Implementation)
     installed = {"cuda.bindings", "pycuda"}
     monkeypatch.setattr(device, "_is_installed", lambda package: package in installed)
     for binding in ("auto", "cuda-bindings", "pycuda"):

@@ -1,7 +1,7 @@
 """Recorded launches for the sanitizers and the mutants.
 
-Each was compared with the NumPy decoders when it was recorded, so what a replay must leave behind is not
-merely what the kernel happened to do.
+Each was compared with the NumPy decoders when it was recorded, so what a replay must leave behind
+is not merely what the kernel happened to do.
 """
 
 import itertools
@@ -59,6 +59,9 @@ def _record_all(device: ShimDevice, decoders: HostDecoders) -> None:
             _linear(decoders, chain_case(steps, 5, steps + 4, 17, **flags), 17)
     zeros = np.zeros((2, 20, 9), np.float32)
     decoders.viterbi_decode(zeros, [20, 3], zeros[0, 0], zeros[0, :9], zeros[0, 0])
+    unreachable = chain_case(6, 3, 12, 9)
+    unreachable.start_y[3] = unreachable.transitions_yy[:, 3] = -np.inf
+    _linear(decoders, unreachable, 9)
     spoilt = chain_case(3, 3, 12, 9)
     spoilt.emissions_bty[0, 7, 4] = np.inf
     try:
@@ -84,7 +87,8 @@ def _linear(decoders: HostDecoders, case: ChainCase, tags: int) -> None:
     np.testing.assert_array_equal(scores, expected[1])
     if tags == 9:
         emissions, lengths, *parts = case.arguments()
-        decoders.path_confidence(emissions, lengths, path, *parts)
+        temperature = 1.0 if case.allowed_yy is None else 1.7
+        decoders.path_confidence(emissions, lengths, path, *parts, temperature=temperature)
 
 
 def _segmental(decoders: HostDecoders, seed: int, words: int) -> None:

@@ -1,4 +1,4 @@
-"""Joint decoding on the device, from an engine's raw outputs to entities, as a provider would do it."""
+"""Joint decoding on the device: an engine's raw outputs to entities, as a provider does it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ class JointCase:
 def joint_case(seed: int, *, half: bool = False, weight: float = 0.7) -> JointCase:
     """A batch of posts; some runs of words have no unit and are scored by emissions alone."""
     rng = np.random.default_rng(seed)
-    dtype = np.float16 if half else np.float32
+    dtype: type[np.floating[Any]] = np.float16 if half else np.float32
     lengths = np.array([7, 1, 12, 4])
     spans, offsets = [], [0]
     for length in lengths:
@@ -174,9 +174,8 @@ def _run(
         "certified": np.zeros(posts, np.int32),
     }
     at = {name: work.room(array) for name, array in host.items()}
-    winner = Winner(
-        **{name: at[name] for name in ("counts", "chosen", "choice", "scores", "owner")}
-    )
+    outputs = ("counts", "chosen", "choice", "scores", "owner")
+    winner = Winner(**{name: at[name] for name in outputs})
     stream = work.stream
     kernels.joint_scores(stream, table, inputs, scores=at["scores_uc"])
     kernels.decode(stream, table, winner, scores=at["scores_uc"])

@@ -1,16 +1,17 @@
-"""A `Device` whose memory is host memory and whose launches run the real kernels through the shim."""
+"""A `Device` in host memory, whose launches run the real kernels through the shim."""
 
 import ctypes
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.device import Event, Graph, Stream
 from amlr.kernels.images import KernelSpec
 from amlr.kernels.launch import KernelLibrary
 from shims.host_build import HostBuilder
@@ -26,7 +27,7 @@ class ShimStream:
     def synchronize(self) -> None:
         pass
 
-    def wait(self, event: "ShimEvent") -> None:
+    def wait(self, event: Event) -> None:
         pass
 
     def close(self) -> None:
@@ -36,13 +37,13 @@ class ShimStream:
 class ShimEvent:
     """A mark without a time."""
 
-    def record(self, stream: ShimStream) -> None:
+    def record(self, stream: Stream) -> None:
         pass
 
     def synchronize(self) -> None:
         pass
 
-    def milliseconds_since(self, earlier: "ShimEvent") -> float:
+    def milliseconds_since(self, earlier: Event) -> float:
         return 0.0
 
     def close(self) -> None:
@@ -107,16 +108,16 @@ class ShimDevice:
     def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.empty(shape, dtype)
 
-    def upload(self, pointer: int, array: npt.NDArray[Any], stream: ShimStream) -> None:
+    def upload(self, pointer: int, array: npt.NDArray[Any], stream: Stream) -> None:
         ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
 
-    def download(self, array: npt.NDArray[Any], pointer: int, stream: ShimStream) -> None:
+    def download(self, array: npt.NDArray[Any], pointer: int, stream: Stream) -> None:
         ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
 
-    def copy(self, target: int, source: int, nbytes: int, stream: ShimStream) -> None:
+    def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         ctypes.memmove(target, source, nbytes)
 
-    def fill(self, pointer: int, value: int, nbytes: int, stream: ShimStream) -> None:
+    def fill(self, pointer: int, value: int, nbytes: int, stream: Stream) -> None:
         ctypes.memset(pointer, value, nbytes)
 
     def stream(self) -> ShimStream:
@@ -135,7 +136,7 @@ class ShimDevice:
         grid: int,
         block: int,
         shared_bytes: int,
-        stream: ShimStream,
+        stream: Stream,
         arguments: Sequence[np.generic],
     ) -> None:
         name, run = function
@@ -149,7 +150,7 @@ class ShimDevice:
             after = self._contents(arguments)
             self.recording.append(_pack(name, geometry, shared_bytes, arguments, before, after))
 
-    def capture(self, stream: ShimStream) -> Any:
+    def capture(self, stream: Stream) -> AbstractContextManager[Graph]:
         raise NotImplementedError("the shim runs at once; graphs are tested on the driver double")
 
     def close(self) -> None:

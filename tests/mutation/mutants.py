@@ -1,0 +1,180 @@
+"""Bugs to inject into the CUDA sources."""
+
+from dataclasses import dataclass
+
+from amlr.kernels.images import KernelSpec
+
+CHAIN = KernelSpec(source="linear_viterbi", tags=9)
+WIDE_CHAIN = KernelSpec(source="linear_viterbi", tags=17)
+CONFIDENCE = KernelSpec(source="linear_confidence", tags=9)
+UNITS = KernelSpec(source="segmental_viterbi", tags=13)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One bug.
+
+    Attributes:
+        name: What is wrong.
+        spec: The source and the variant it is tried in.
+        old: Text to replace.
+        new: What to put there.
+        by: The job that must catch it: "plain" (wrong result, or an error of the shim), "asan" or
+            "tsan".
+        every: Replace all occurrences, not just the first.
+    """
+
+    name: str
+    spec: KernelSpec
+    old: str
+    new: str
+    by: str = "plain"
+    every: bool = False
+
+
+MUTANTS = (
+    # Linear chain: meaning
+    Mutant(
+        "ties take the highest previous tag",
+        CHAIN,
+        "for (int i = TAGS - 1; i >= 0; --i) best",
+        "for (int i = 0; i < TAGS; ++i) best",
+    ),
+    Mutant("ties take the highest last tag", CHAIN, "other_tag < last_tag", "other_tag > last_tag"),
+    Mutant("transitions transposed", CHAIN, "yy[i * TAGS + j]", "yy[j * TAGS + i]"),
+    Mutant("start scores forgotten", CHAIN, "start_y[j] + first", "first"),
+    Mutant("end scores forgotten", CHAIN, "score + end_y[j]", "score"),
+    Mutant("emissions of later steps forgotten", CHAIN, "top + current[k]", "top"),
+    Mutant("lengths ignored", CHAIN, "given = lengths_b[b]", "given = max_steps"),
+    Mutant("row stride ignored", CHAIN, "b * row_stride;", "b * max_steps;"),
+    Mutant("row index ignored", CHAIN, "rows ? rows[t] : first_row + t", "first_row + t"),
+    Mutant("infinite emissions unnoticed", CHAIN, "bad |= !(current[k] < INFINITY_F);", ""),
+    Mutant("maximum skips the last tag", CHAIN, "i + stride < TAGS", "i + stride < TAGS - 1"),
+    # Linear chain: survivors and the way back
+    Mutant(
+        "last chunk taken for a full one",
+        CHAIN,
+        "chunk == chunks - 1 ? steps - 1 - chunk * STEPS : STEPS",
+        "STEPS",
+    ),
+    Mutant("expansion off by one", CHAIN, "(end - 1 - t)", "(end - t)"),
+    Mutant(
+        "padding not written", CHAIN, "int tag = pad_tag;\n", "if (t >= steps) break; int tag;\n"
+    ),
+    Mutant("survivors packed too narrow", WIDE_CHAIN, "#define TAG_BITS 5", "#define TAG_BITS 4"),
+    Mutant("survivor words too full", WIDE_CHAIN, "#define STEPS 6", "#define STEPS 7"),
+    # Linear chain: lanes and memory
+    Mutant(
+        "idle lanes leave early",
+        CHAIN,
+        "const bool live = lane < TAGS;",
+        "if (lane >= TAGS) return; const bool live = true;",
+    ),
+    Mutant(
+        "idle lanes skip the shuffles",
+        CHAIN,
+        "float candidate[TAGS];",
+        "float candidate[TAGS]; if (!live) continue;",
+    ),
+    Mutant(
+        "a lane missing from the mask",
+        CHAIN,
+        "__shfl_sync(ALL_LANES, score, i)",
+        "__shfl_sync(ALL_LANES >> 1, score, i)",
+    ),
+    Mutant("warps share one slice", CHAIN, "shared + warp * WORDS_PER_WARP(max_steps)", "shared"),
+    Mutant(
+        "survivor rows too wide",
+        CHAIN,
+        "survivors[chunk * TAGS + lane] = trail",
+        "survivors[chunk * 32 + lane] = trail",
+    ),
+    Mutant(
+        "no barrier before the way back",
+        CHAIN,
+        "__syncwarp(ALL_LANES);  // survivors were",
+        "//",
+        by="tsan",
+    ),
+    Mutant("no barrier before the expansion", CHAIN, "__syncwarp(ALL_LANES);  // chosen was", "//"),
+    Mutant(
+        "row index read past the end",
+        CHAIN,
+        "later < steps ? (rows ? rows[later] : first_row + later) : 0",
+        "(rows ? rows[later] : first_row + later)",
+        by="asan",
+        every=True,
+    ),
+    Mutant("first row read unaligned", CHAIN, "emissions + j;", "emissions + lane;", by="asan"),
+    # Confidence
+    Mutant("forbidden predecessors give NaN", CONFIDENCE, "if (peak == -INFINITY_F) return", "//"),
+    Mutant(
+        "transitions not turned round on the way back",
+        CONFIDENCE,
+        "transitions_yy[j * TAGS + i]",
+        "transitions_yy[i * TAGS + j]",
+    ),
+    Mutant("shift forgotten on the way back", CONFIDENCE, "+ now[k]) - shift;", "+ now[k]);"),
+    Mutant("temperature not applied to the end", CONFIDENCE, "forward + scale *", "forward +"),
+    Mutant("rest of the row not cleared", CONFIDENCE, "confidence_bt[base + t] = 0.0f;", ""),
+    Mutant(
+        "shift overwritten before all have read it",
+        CONFIDENCE,
+        "__syncwarp(ALL_LANES);  // every lane",
+        "//",
+    ),
+    Mutant(
+        "no barrier after the shifts",
+        CONFIDENCE,
+        "__syncwarp(ALL_LANES);  // the shifts",
+        "//",
+        by="tsan",
+    ),
+    # Segmental
+    Mutant("a tie takes the entity", UNITS, "candidate > walk.top ||", "candidate >= walk.top ||"),
+    Mutant("ties take the shorter unit", UNITS, "start < walk.top_start", "start > walk.top_start"),
+    Mutant("ties take the highest class", UNITS, "if (score > top) {", "if (score >= top) {"),
+    Mutant("words without units lose the best", UNITS, "w.best[open] = top;", "w.best[open] = 0;"),
+    Mutant("entities in reverse order", UNITS, "words - chosen + 1 + i", "words - i"),
+    Mutant("the list overwrites unread entries", UNITS, "[words - chosen++]", "[chosen++]"),
+    Mutant("units past the last word accepted", UNITS, "&& end < words;", ";"),
+    Mutant("falling ends unnoticed", UNITS, "if (end < walk.open)", "if (false)"),
+    Mutant("NaN scores unnoticed", UNITS, "!__ballot_sync(ALL_LANES, bad) && ", ""),
+    Mutant("tile read too early", UNITS, "__syncwarp(ALL_LANES);  // the tile is", "//"),
+    Mutant("tile filled too early", UNITS, "__syncwarp(ALL_LANES);  // the tile may", "//"),
+    Mutant("choice cleared too late", UNITS, "__syncwarp(ALL_LANES);  // the -1", "//"),
+    Mutant("lane 0's results read too early", UNITS, "__syncwarp(ALL_LANES);  // found,", "//"),
+    Mutant(
+        "a warp's workspace too small", UNITS, "(max_words + 33) *", "(max_words + 1) *", by="asan"
+    ),
+    # Box and joint scores
+    Mutant("the box moves the winner up", UNITS, "chosen ? -r : r", "r"),
+    Mutant(
+        "the certificate compares numbers of entities only",
+        UNITS,
+        "classes, top, bad) == choice_u[offset + u]",
+        "classes, top, bad) >= 0",
+    ),
+    Mutant(
+        "first words use the inside tag",
+        UNITS,
+        "? column.begin : column.inside",
+        "? column.inside : column.inside",
+    ),
+    Mutant(
+        "a fused multiply-add", UNITS, "__fadd_rn(score, emission)", "std::fma(weight, sum, score)"
+    ),
+    Mutant("runs without logits keep b", UNITS, "__fadd_rn(emission, -bias)", "emission"),
+    Mutant(
+        "O's error forgotten in the joint box",
+        UNITS,
+        "(column.outside == winner ? -tag_radius : tag_radius)",
+        "tag_radius",
+    ),
+    Mutant(
+        "the joint box lets 'none' help the winner",
+        UNITS,
+        "choice >= 0 ? unit_radius : -",
+        "choice < 0 ? unit_radius : -",
+    ),
+)
