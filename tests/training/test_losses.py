@@ -25,7 +25,7 @@ def test_crf_nll_equals_pytorch_crf() -> None:
             start_y=crf.start_transitions,
             transitions_yy=crf.transitions,
             end_y=crf.end_transitions,
-            reduction=reduction,  # type: ignore[arg-type]
+            reduction=reduction,
         )
         theirs = -crf(emissions, tags, mask=mask, reduction=reduction)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
