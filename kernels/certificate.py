@@ -250,12 +250,11 @@ def _certify_chain(chain: Chain, radius: Doubles, answer: object) -> Bools:
     own = np.take_along_axis(corner, path_tb.T[:, :, None], 2)
     own -= 2 * np.take_along_axis(np.broadcast_to(radius, corner.shape), path_tb.T[:, :, None], 2)
     np.put_along_axis(corner, path_tb.T[:, :, None], own, 2)
-    alphas = np.empty((steps, tags, batch))
+    alphas = np.ascontiguousarray(corner.transpose(1, 2, 0))
     advance(
-        np.ascontiguousarray(corner.transpose(1, 2, 0)),
+        alphas,
         start.astype(np.float64),
         transitions.astype(np.float64)[:, :, None],
-        alphas,
         np.empty((tags, tags, batch)),
     )
     rows = np.arange(batch)

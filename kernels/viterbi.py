@@ -29,6 +29,8 @@ from amlr.kernels.validation import (
 )
 
 _CACHE_LINE = 64
+# From this batch on, a trace whose time does not depend on the data wins on random scores.
+_WIDE_FROM = 192
 # Shorter than this, stepping through one sequence is as fast as advancing its chunks together.
 _CHUNKED_FROM = 48
 
@@ -126,22 +128,22 @@ def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
     """
     emissions, lengths, start, transitions, end = chain
     batch, steps, tags = emissions.shape
-    emissions_tyb = _buffers.take("emissions", steps, tags, batch)
-    np.copyto(emissions_tyb, emissions.transpose(1, 2, 0))
-    candidates_yyb = _buffers.take("candidates", tags, tags, batch)
     alphas_tyb = _buffers.take("alphas", steps, tags, batch)
+    np.copyto(alphas_tyb, emissions.transpose(1, 2, 0))
+    candidates_yyb = _buffers.take("candidates", tags, tags, batch)
     moves_yyb = transitions[:, :, None]
     if batch >= 8:
         wide = _buffers.take("moves", tags, tags, batch)
         np.copyto(wide, moves_yyb)
         moves_yyb = wide
-    advance(emissions_tyb, start, moves_yyb, alphas_tyb, candidates_yyb)
+    advance(alphas_tyb, start, moves_yyb, candidates_yyb)
     rows = np.arange(batch)
     final_by = alphas_tyb[lengths - 1, :, rows] + end
     last = final_by.argmax(1)
     scores = final_by[rows, last]
-    path_tb = _trace(alphas_tyb, lengths, transitions, last)
-    path_bt = path_tb.T.astype(np.int32)
+    is_wide = batch >= _WIDE_FROM and tags < 256
+    trace = _trace_wide if is_wide else _trace
+    path_bt = trace(alphas_tyb, lengths, transitions, last)
     if int(lengths.min()) < steps:
         path_bt[np.arange(steps) >= lengths[:, None]] = -1
         scores[lengths == 0] = 0
@@ -149,21 +151,16 @@ def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
 
 
 def advance(
-    emissions_tyb: AnyFloats,
-    start: AnyFloats,
-    moves_yyb: AnyFloats,
-    alphas_tyb: AnyFloats,
-    candidates_yyb: AnyFloats,
+    alphas_tyb: AnyFloats, start: AnyFloats, moves_yyb: AnyFloats, candidates_yyb: AnyFloats
 ) -> None:
-    """Fill alphas (T, Y, B) with the best scores of all prefixes, in the arrays' own dtype."""
+    """Turn emissions (T, Y, B) into the best scores of all prefixes, in place, in their dtype."""
     add, reduce_max = np.add, np.maximum.reduce
-    add(start[:, None], emissions_tyb[0], out=alphas_tyb[0])
-    for previous, alpha, emission in zip(
-        alphas_tyb[:, :, None, :], alphas_tyb[1:], emissions_tyb[1:], strict=False
-    ):
+    best = np.empty_like(alphas_tyb[0])
+    add(start[:, None], alphas_tyb[0], out=alphas_tyb[0])
+    for previous, alpha in zip(alphas_tyb[:, :, None, :], alphas_tyb[1:], strict=False):
         add(previous, moves_yyb, candidates_yyb)
-        reduce_max(candidates_yyb, 0, None, alpha)
-        add(alpha, emission, alpha)
+        reduce_max(candidates_yyb, 0, out=best)
+        add(best, alpha, alpha)
 
 
 def _trace(
@@ -171,10 +168,10 @@ def _trace(
     lengths: npt.NDArray[np.intp],
     transitions: Floats,
     last: npt.NDArray[np.intp],
-) -> npt.NDArray[np.intp]:
-    """Best tags (T, B), each sequence entering at its own last step; later steps are arbitrary."""
+) -> npt.NDArray[np.int32]:
+    """Best tags (B, T), each sequence entering at its own last step; later steps are arbitrary."""
     steps, tags, batch = alphas_tyb.shape
-    alphas_tby = _buffers.take("emissions", steps, batch, tags)  # the emissions are used up
+    alphas_tby = _buffers.take("transposed", steps, batch, tags)
     np.copyto(alphas_tby, alphas_tyb.transpose(0, 2, 1))
     into_yy = np.ascontiguousarray(transitions.T)
     candidates = _buffers.take("candidates", batch, tags)
@@ -191,7 +188,49 @@ def _trace(
         if enters[t]:
             np.copyto(current, last, where=ends_tb[t])
         previous = current
-    return path_tb
+    return path_tb.T.astype(np.int32)
+
+
+def _trace_wide(
+    alphas_tyb: Floats,
+    lengths: npt.NDArray[np.intp],
+    transitions: Floats,
+    last: npt.NDArray[np.intp],
+) -> npt.NDArray[np.int32]:
+    """As `_trace`, for many sequences, where mispredicted branches of `argmax` cost most.
+
+    The batch stays the last axis. A tag i is kept as Y - i, so the lowest of the tags that reach
+    the maximum is the largest mark.
+    """
+    steps, tags, batch = alphas_tyb.shape
+    marks_yb = np.empty((tags, batch), np.uint8)
+    marks_yb[:] = np.arange(tags, 0, -1, dtype=np.uint8)[:, None]
+    into = np.empty((tags, tags + 1), np.float32)  # column Y - j; column 0 is never read
+    into[:, 1:] = transitions[:, ::-1]
+    candidates = _buffers.take("candidates", tags, batch)
+    best: Floats = np.empty(batch, np.float32)
+    reaches = np.empty((tags, batch), np.bool_)
+    marked = reaches.view(np.uint8)
+    path_tb = np.empty((steps, batch), np.uint8)
+    entry = (tags - last).astype(np.uint8)
+    ends_tb = lengths - 1 == np.arange(steps)[:, None]
+    enters = ends_tb.any(1).tolist()
+    add, equal, multiply = np.add, np.equal, np.multiply
+    reduce_max, take = np.maximum.reduce, into.take
+    path_tb[-1] = previous = entry
+    for t in range(steps - 2, -1, -1):
+        current = path_tb[t]
+        take(previous, 1, candidates, "clip")
+        add(candidates, alphas_tyb[t], candidates)
+        reduce_max(candidates, 0, out=best)
+        equal(candidates, best, reaches)
+        multiply(marked, marks_yb, marked)
+        reduce_max(marked, 0, out=current)
+        if enters[t]:
+            np.copyto(current, entry, where=ends_tb[t])
+        previous = current
+    path: npt.NDArray[np.int32] = np.subtract(tags, path_tb.T, dtype=np.int32)
+    return path
 
 
 def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:

@@ -58,7 +58,9 @@ def test_ties_take_the_lowest_tag_from_the_end_backwards(backend: str) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize(("batch", "steps", "tags"), [(9, 60, 9), (40, 17, 13), (3, 130, 4)])
+@pytest.mark.parametrize(
+    ("batch", "steps", "tags"), [(9, 60, 9), (40, 17, 13), (3, 130, 4), (200, 12, 9)]
+)
 def test_batch_mates_and_padding_change_no_bit(
     backend: str, batch: int, steps: int, tags: int
 ) -> None:
@@ -72,6 +74,22 @@ def test_batch_mates_and_padding_change_no_bit(
         )
         assert together[b, :length].tolist() == alone[0, :length].tolist()
         assert scores[b] == score[0]
+
+
+def test_wide_batches_obey_the_tie_rule() -> None:
+    rng = np.random.default_rng(4)
+    case = random_chain(4, 400, 6, 4)
+    whole = {name: np.round(array) for name, array in case.parameters.items()}
+    whole["transitions_yy"][rng.random((4, 4)) < 0.2] = -np.inf
+    emissions = np.round(case.emissions_bty)
+    tags, scores = viterbi_decode(emissions, case.lengths_b, **whole)
+    rounded = ChainCase(emissions_bty=emissions, lengths_b=case.lengths_b, **whole)
+    for b, length in enumerate(case.lengths_b):
+        assert np.all(tags[b, length:] == -1)
+        if length:
+            totals, paths = all_paths(rounded, b)
+            assert scores[b] == totals.max()
+            assert tags[b, :length].tolist() == paths[totals.argmax()].tolist()
 
 
 def test_chunks_never_differ_from_steps() -> None:
