@@ -14,6 +14,7 @@ from amlr.serving.ports import TaggingEngine
 
 BUCKETS = (8, 32, 64, 128)
 _REPEATS = 3
+_LONG_S = 1.0
 _WORDS = ("the", "day", "in", "Paris", "was", "fine", "with", "John", "and", "Apple", "at", "home")
 
 
@@ -108,4 +109,6 @@ def _median(
         for call in calls:
             call.join()
         times.append(time.perf_counter() - begun)
+        if times[-1] > _LONG_S:  # a slow machine must not also be slow to get ready
+            break
     return statistics.median(times)

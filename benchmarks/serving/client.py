@@ -1,0 +1,200 @@
+"""A lean HTTP client for load: on a small machine the client shares the server's cores."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from amlr.runtime import Post
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        index: Which of the posts was asked.
+        status: HTTP status; 0 where the connection broke.
+        seconds: From the first byte sent to the last one read.
+        body: The answer's body.
+        at: When it was sent, seconds since the start.
+    """
+
+    index: int
+    status: int
+    seconds: float
+    body: bytes
+    at: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """Answers checked as they come, so that a long run keeps no bodies.
+
+    Attributes:
+        expected: For each post its entities as (start, end, label).
+        statuses: Number of answers by status.
+        seconds: Latencies of the 200s.
+        wrong: Answers that are not the expected ones.
+    """
+
+    expected: Sequence[list[tuple[int, int, str]]]
+    statuses: dict[int, int] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    wrong: int = 0
+
+    def add(self, reply: Reply) -> None:
+        """Count one answer."""
+        self.statuses[reply.status] = self.statuses.get(reply.status, 0) + 1
+        if reply.status != 200:
+            return
+        self.seconds.append(reply.seconds)
+        found = [(e["start"], e["end"], e["label"]) for e in json.loads(reply.body)["entities"]]
+        self.wrong += found != self.expected[reply.index]
+
+    def to_dict(self, duration_s: float) -> dict[str, Any]:
+        """Figures for a report."""
+        return {
+            "requests": sum(self.statuses.values()),
+            "statuses": {str(k): v for k, v in sorted(self.statuses.items())},
+            "wrong_answers": self.wrong,
+            "posts_per_s": round(len(self.seconds) / duration_s, 2),
+            **percentiles(self.seconds),
+        }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
+    """p50, p95, p99 in milliseconds."""
+    ordered = sorted(seconds)
+    return {
+        f"p{p}_ms": round(1000 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 2)
+        if ordered
+        else None
+        for p in (50, 95, 99)
+    }
+
+
+def request_bytes(post: Post, path: str = "/v1/tag", deadline_ms: int | None = None) -> bytes:
+    """A whole HTTP request for one post."""
+    value: dict[str, Any] = {"text": post.text}
+    if isinstance(post.image, bytes):
+        value["image"] = base64.b64encode(post.image).decode()
+    if deadline_ms is not None:
+        value["deadline_ms"] = deadline_ms
+    body = json.dumps(value).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Connection:
+    """One kept-alive connection, opened again whenever it breaks."""
+
+    def __init__(self, port: int) -> None:
+        """Connect later, to this port of the loopback interface."""
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body; status 0 where the connection broke, 1 where nothing listens."""
+        try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            await asyncio.sleep(0.05)  # nobody listens: asking faster helps nobody
+            return 1, b""
+        reader, writer = self._streams
+        try:
+            writer.write(request)
+            await writer.drain()
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            status = int(head.split(b" ", 2)[1])
+            length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            body = await reader.readexactly(length)
+            if b"connection: close" in head:
+                self.close()
+        except (OSError, asyncio.IncompleteReadError, IndexError, ValueError):
+            self.close()
+            return 0, b""
+        return status, body
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def closed_loop(
+    port: int,
+    requests: Sequence[bytes],
+    *,
+    clients: int,
+    seconds: float,
+    take: Callable[[Reply], None],
+) -> float:
+    """Clients that each ask again as soon as they are answered.
+
+    Returns:
+        Seconds from the start to the last answer.
+    """
+    begun = time.perf_counter()
+    turn = iter(range(10**12))
+
+    async def client() -> None:
+        connection = Connection(port)
+        while time.perf_counter() - begun < seconds:
+            index = next(turn) % len(requests)
+            take(await _timed(connection, index, requests[index], begun))
+        connection.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - begun
+
+
+async def open_loop(
+    port: int,
+    requests: Sequence[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    take: Callable[[Reply], None],
+    most_open: int = 2000,
+) -> tuple[float, int]:
+    """Requests at a fixed rate, whatever the answers do.
+
+    Returns:
+        Seconds from the start to the last answer, and requests sent.
+    """
+    begun = time.perf_counter()
+    idle: list[Connection] = []
+    tasks: set[asyncio.Task[None]] = set()
+    sent = 0
+
+    async def one(index: int) -> None:
+        connection = idle.pop() if idle else Connection(port)
+        take(await _timed(connection, index, requests[index], begun))
+        idle.append(connection)
+
+    while (now := time.perf_counter() - begun) < seconds:
+        while sent < now * rate and len(tasks) < most_open:
+            task = asyncio.create_task(one(sent % len(requests)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            sent += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
+    for connection in idle:
+        connection.close()
+    return time.perf_counter() - begun, sent
+
+
+async def _timed(connection: Connection, index: int, request: bytes, begun: float) -> Reply:
+    started = time.perf_counter()
+    status, body = await connection.ask(request)
+    return Reply(index, status, time.perf_counter() - started, body, started - begun)

@@ -1,0 +1,205 @@
+"""Faults while the server is under load: what happened to every request, as a table."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amlr.benchmarks.serving.client import Connection, Tally, closed_loop, request_bytes
+from amlr.benchmarks.serving.faulty_server import BREAK, HANG, KILL
+from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
+from amlr.runtime import Engine, Post
+
+_PATH = click.Path(path_type=Path)
+Fault = Callable[["Scene"], Awaitable[str]]
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a fault may touch."""
+
+    server: ServerProcess
+    bundle: Path
+    requests: list[bytes]
+
+
+async def _send(scene: Scene, text: str) -> str:
+    connection = Connection(scene.server.port)
+    status, _ = await connection.ask(request_bytes(Post(text)))
+    connection.close()
+    return f"its own request: {status}"
+
+
+async def kill_worker(scene: Scene) -> str:
+    """A worker's thread dies."""
+    return await _send(scene, KILL)
+
+
+async def hang_worker(scene: Scene) -> str:
+    """A worker hangs for 15 s; it is given up after 5 s."""
+    return await _send(scene, HANG)
+
+
+async def break_engine(scene: Scene) -> str:
+    """The engine raises on one post."""
+    return await _send(scene, BREAK)
+
+
+async def stall_client(scene: Scene) -> str:
+    """Twenty clients send half a request and wait."""
+    streams = [await asyncio.open_connection("127.0.0.1", scene.server.port) for _ in range(20)]
+    for _, writer in streams:
+        writer.write(scene.requests[0][: len(scene.requests[0]) // 2])
+    ends = []
+    for reader, writer in streams:
+        with contextlib.suppress(OSError, TimeoutError):
+            ends.append(await asyncio.wait_for(reader.read(12), 20))
+        writer.close()
+    return f"{sum(end.startswith(b'HTTP/1.1 408') for end in ends)} of 20 answered 408"
+
+
+async def disconnect(scene: Scene) -> str:
+    """A thousand clients send a request and leave at once."""
+    for number in range(1000):
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", scene.server.port)
+            writer.write(scene.requests[number % len(scene.requests)])
+            writer.close()
+        if number % 20 == 0:
+            await asyncio.sleep(0.01)
+    return "1000 left"
+
+
+async def poisoned_pictures(scene: Scene) -> str:
+    """Pictures of random bytes, cut files and a bomb, one beside every ten requests."""
+    state = random.Random(0)
+    connection = Connection(scene.server.port)
+    statuses: dict[str, int] = {}
+    for number in range(60):
+        picture = _poison(state, number)
+        status, body = await connection.ask(request_bytes(Post("Paris in May", picture)))
+        used = json.loads(body).get("image_used") if status == 200 else None
+        key = f"{status}, picture used: {used}"
+        statuses[key] = statuses.get(key, 0) + 1
+        await asyncio.sleep(0.02)
+    connection.close()
+    return "; ".join(f"{count} x {key}" for key, count in statuses.items())
+
+
+def _poison(state: random.Random, number: int) -> bytes:
+    if number % 3 == 0:
+        return state.randbytes(2000)
+    if number % 3 == 1:
+        return b"\xff\xd8\xff\xe0" + state.randbytes(500)
+    # A PNG head that announces 100,000 x 100,000 pixels.
+    size = (100_000).to_bytes(4, "big")
+    return base64.b64decode("iVBORw0KGgoAAAANSUhEUg==") + size * 2 + b"\x08\x02\0\0\0" + b"\0" * 50
+
+
+async def replace_bundle(scene: Scene) -> str:
+    """Every file of the bundle is replaced by rubbish, as an update by rename would."""
+    count = 0
+    for path in scene.bundle.rglob("*"):
+        if path.is_file():
+            new = path.with_suffix(".new")
+            new.write_bytes(b"rubbish")
+            new.replace(path)
+            count += 1
+    return f"{count} files replaced"
+
+
+async def terminate(scene: Scene) -> str:
+    """SIGTERM; what was accepted must be answered, and the exit code be 0."""
+    scene.server.process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + 40
+    while scene.server.process.poll() is None and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    return f"exit code {scene.server.process.returncode}"
+
+
+FAULTS: tuple[Fault, ...] = (
+    kill_worker,
+    hang_worker,
+    break_engine,
+    stall_client,
+    disconnect,
+    poisoned_pictures,
+    replace_bundle,
+    terminate,
+)
+
+
+async def _run(scene: Scene, expected: list[Any], seconds: float, clients: int) -> list[Any]:
+    rows = []
+    for fault in FAULTS:
+        tally = Tally(expected)
+        load = asyncio.create_task(
+            closed_loop(
+                scene.server.port,
+                scene.requests,
+                clients=clients,
+                seconds=max(seconds, 8.0 if fault is hang_worker else 0.0),
+                take=tally.add,
+            )
+        )
+        await asyncio.sleep(min(1.0, seconds / 3))
+        said = await fault(scene)
+        duration = await load
+        row = {"fault": fault.__name__, "said": said, **tally.to_dict(duration)}
+        rows.append(row)
+        click.echo(json.dumps(row))
+    return rows
+
+
+@click.command()
+@click.option("--engine", "bundle", type=_PATH, required=True)
+@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
+@click.option("--images", type=_PATH, required=True)
+@click.option("--count", default=128, show_default=True)
+@click.option("--clients", default=8, show_default=True)
+@click.option("--seconds", default=10.0, show_default=True, help="Load around each fault.")
+@click.option("--json", "out", type=_PATH)
+def main(
+    bundle: Path,
+    posts_file: Path,
+    images: Path,
+    count: int,
+    clients: int,
+    seconds: float,
+    out: Path | None,
+) -> None:
+    """Try all faults; exit 1 where an answer was wrong.
+
+    A status of 0 is a connection that broke without an answer, 1 a port where nothing listens any
+    more (after SIGTERM).
+    """
+    posts = read_posts(posts_file, images, count)
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(shutil.copytree(bundle, Path(folder) / "own.plan"))
+        with Engine.load(own, threads=1) as engine:
+            expected = triples(engine, posts)
+        requests = [request_bytes(post) for post in posts]
+        module = "amlr.benchmarks.serving.faulty_server"
+        with running(module, ["--engine", str(own)]) as server:
+            scene = Scene(server, own, requests)
+            rows = asyncio.run(_run(scene, expected, seconds, clients))
+            code = server.process.poll()
+    if out:
+        out.write_text(json.dumps(rows, indent=1))
+    if code != 0 or any(row["wrong_answers"] for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Posts to send, and servers as processes of their own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amlr.runtime import Engine, Post
+
+Triples = list[tuple[int, int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """A running server.
+
+    Attributes:
+        process: Its process.
+        port: Where it listens, on the loopback interface.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+    @property
+    def rss_mb(self) -> float:
+        """Its resident memory (Linux)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1000
+        return 0.0
+
+
+def read_posts(path: Path, images: Path, count: int) -> list[Post]:
+    """Posts of JSON lines {text, image}, their pictures as bytes."""
+    posts = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            value = json.loads(line)
+            picture = images / value["image"] if value.get("image") else None
+            content = picture.read_bytes() if picture and picture.is_file() else None
+            posts.append(Post(value["text"], content or None))
+            if len(posts) == count:
+                break
+    return posts
+
+
+def triples(engine: Engine, posts: list[Post]) -> list[Triples]:
+    """What the engine itself finds: the answers to expect."""
+    return [
+        [(e.start, e.end, e.label) for e in result.entities] for result in engine.tag_batch(posts)
+    ]
+
+
+@contextlib.contextmanager
+def running(module: str, arguments: list[str], *, wait_s: float = 300.0) -> Iterator[ServerProcess]:
+    """Start `python -m module ... --port N`, wait until it is ready, end it afterwards."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if "AMLR_SHOW" not in os.environ else None,
+        # A group of its own: some servers start further processes.
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        _wait_ready(process, port, wait_s)
+        yield ServerProcess(process, port)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(process: "subprocess.Popen[bytes]", port: int, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode} while starting")
+        for path in ("/v2/health/ready", "/health"):
+            url = f"http://127.0.0.1:{port}{path}"
+            # An answer such as 404 or 503 is an OSError as well.
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"the server was not ready within {wait_s:.0f} s")

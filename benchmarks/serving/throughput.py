@@ -1,0 +1,119 @@
+"""The server beside the engine called directly, a plain FastAPI server and LitServe, in one run."""
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amlr.benchmarks.serving.client import Tally, closed_loop, request_bytes
+from amlr.benchmarks.serving.processes import Triples, read_posts, running, triples
+from amlr.runtime import Engine, Post
+from amlr.runtime.cpu import usable_cores
+
+_PATH = click.Path(path_type=Path)
+_BATCH = 16
+
+
+def direct(engine: Engine, posts: list[Post], workers: int, seconds: float) -> float:
+    """Posts per second of full batches, `workers` calls at a time."""
+    count, turn, lock = 0, 0, threading.Lock()
+    begun = time.perf_counter()
+
+    def work() -> None:
+        nonlocal count, turn
+        while time.perf_counter() - begun < seconds:
+            with lock:
+                start = turn * _BATCH % len(posts)
+                turn += 1
+            batch = [posts[(start + i) % len(posts)] for i in range(_BATCH)]
+            engine.tag_batch(batch)
+            with lock:
+                count += len(batch)
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return count / (time.perf_counter() - begun)
+
+
+def measured(
+    module: str,
+    arguments: list[str],
+    posts: list[Post],
+    expected: list[Triples],
+    clients: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Throughput and latency of one server."""
+    requests = [request_bytes(post) for post in posts]
+    with running(module, arguments) as server:
+        warm = Tally(expected)
+        asyncio.run(closed_loop(server.port, requests, clients=clients, seconds=3.0, take=warm.add))
+        tally = Tally(expected)
+        duration = asyncio.run(
+            closed_loop(server.port, requests, clients=clients, seconds=seconds, take=tally.add)
+        )
+        return tally.to_dict(duration) | {"rss_mb": round(server.rss_mb)}
+
+
+@click.command()
+@click.option("--engine", "bundle", type=_PATH, required=True)
+@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
+@click.option("--images", type=_PATH, required=True)
+@click.option("--count", default=512, show_default=True, help="Different posts.")
+@click.option("--clients", default=32, show_default=True)
+@click.option("--seconds", default=30.0, show_default=True, help="For each server.")
+@click.option("--rounds", default=2, show_default=True, help="Servers take turns; the best counts.")
+@click.option("--workers", type=int, help="Of amlr-serve and of the direct calls; default: cores.")
+@click.option("--json", "out", type=_PATH)
+def main(
+    bundle: Path,
+    posts_file: Path,
+    images: Path,
+    count: int,
+    clients: int,
+    seconds: float,
+    rounds: int,
+    workers: int | None,
+    out: Path | None,
+) -> None:
+    """Measure all, print a table."""
+    cores = usable_cores()
+    workers = workers or cores
+    posts = read_posts(posts_file, images, count)
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(rounds):
+        with Engine.load(bundle, threads=max(1, cores // workers)) as engine:
+            expected = triples(engine, posts)  # also fills the picture cache
+            rate = direct(engine, posts, workers, seconds)
+            _keep(rows, "direct", {"posts_per_s": round(rate, 2)})
+        peers = "amlr.benchmarks.serving.peers"
+        common = ["--engine", str(bundle)]
+        own = [*common, "--workers", str(workers), "--threads", str(max(1, cores // workers))]
+        for name, module, arguments in (
+            ("amlr-serve", "amlr.serving", own),
+            ("plain FastAPI", peers, ["plain", *common, "--threads", "1"]),
+            ("LitServe", peers, ["litserve", *common, "--threads", str(cores)]),
+        ):
+            _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
+    reference = rows["direct"]["posts_per_s"]
+    for name, row in rows.items():
+        row["of_direct"] = round(row["posts_per_s"] / reference, 3)
+        click.echo(f"{name:14} {json.dumps(row)}")
+    if out:
+        out.write_text(json.dumps({"cores": cores, "workers": workers, "rows": rows}, indent=1))
+
+
+def _keep(rows: dict[str, dict[str, Any]], name: str, row: dict[str, Any]) -> None:
+    if name not in rows or row["posts_per_s"] > rows[name]["posts_per_s"]:
+        rows[name] = row
+
+
+if __name__ == "__main__":
+    main()
