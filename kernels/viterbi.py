@@ -33,6 +33,8 @@ _CACHE_LINE = 64
 _WIDE_FROM = 192
 # Shorter than this, stepping through one sequence is as fast as advancing its chunks together.
 _CHUNKED_FROM = 48
+# Chunks do Y times the arithmetic; with more tags than this it costs more than it saves.
+_CHUNKED_MOST_TAGS = 13
 
 
 def viterbi_decode(
@@ -242,9 +244,9 @@ def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
     if not length:
         return path, np.zeros(1, np.float32)
     emissions_ty = emissions[0, :length]
-    found = (
-        decode_chunks(emissions_ty, start, transitions, end) if length >= _CHUNKED_FROM else None
-    )
+    found = None
+    if length >= _CHUNKED_FROM and 2 <= len(start) <= _CHUNKED_MOST_TAGS:
+        found = decode_chunks(emissions_ty, start, transitions, end)
     tags, score = found or _decode_steps(emissions_ty, start, transitions, end)
     path[0, :length] = tags
     scores = np.empty(1, np.float32)

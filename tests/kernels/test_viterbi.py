@@ -59,7 +59,16 @@ def test_ties_take_the_lowest_tag_from_the_end_backwards(backend: str) -> None:
 
 @BACKENDS
 @pytest.mark.parametrize(
-    ("batch", "steps", "tags"), [(9, 60, 9), (40, 17, 13), (3, 130, 4), (200, 12, 9)]
+    ("batch", "steps", "tags"),
+    [
+        (9, 60, 9),
+        (40, 17, 13),
+        (3, 130, 4),
+        (200, 12, 9),
+        (2, 60, 1),
+        (200, 3, 1),
+        (2, 70, 40),
+    ],
 )
 def test_batch_mates_and_padding_change_no_bit(
     backend: str, batch: int, steps: int, tags: int
@@ -74,6 +83,23 @@ def test_batch_mates_and_padding_change_no_bit(
         )
         assert together[b, :length].tolist() == alone[0, :length].tolist()
         assert scores[b] == score[0]
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(1, 60), (200, 3)])
+def test_more_tags_than_a_byte_counts(batch: int, steps: int) -> None:
+    case = random_chain(6, batch, steps, 300)
+    tags, scores = decode(case)
+    alone, score = decode(
+        ChainCase(
+            emissions_bty=case.emissions_bty[:1].repeat(2, axis=0),
+            lengths_b=case.lengths_b[:1].repeat(2),
+            **case.parameters,
+        )
+    )
+    assert tags[0].tolist() == alone[0].tolist()
+    assert scores[0] == score[0]
+    with pytest.raises(ShapeError, match="at most 256 tags, got 300"):
+        decode(case, backend="numba")
 
 
 def test_wide_batches_obey_the_tie_rule() -> None:
