@@ -34,6 +34,7 @@ class TargetOptions:
         targets: `tensorrt`, `tensorrt-rtx`.
         precisions: Variants to build engines of; missing fp16 is converted first.
         profiles: Traffic, from the planner.
+        buckets: Shapes to capture, from the planner.
         build: Architectures and compatibility.
         posts: Calibration posts for the half variant; None takes invented ones.
     """
@@ -41,6 +42,7 @@ class TargetOptions:
     targets: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp16",)
     profiles: tuple[Profile, ...] = (Profile(),)
+    buckets: tuple[tuple[int, int], ...] = ()
     build: BuildOptions = field(default_factory=BuildOptions)
     posts: Sequence[Post] | None = None
 
@@ -79,7 +81,9 @@ def extend_bundle(
                     Bundle.open(folder),
                     library,
                     variant=precision,
-                    options=EngineOptions(profiles=options.profiles, build=options.build),
+                    options=EngineOptions(
+                        profiles=options.profiles, build=options.build, buckets=options.buckets
+                    ),
                     reuse=old,
                     say=lambda line: say(f"  {line}"),
                 )

@@ -40,7 +40,7 @@ def plan_report(
         memory_mb: Memory cap of each plan.
 
     Returns:
-        Lines to print, and the same as a dict whose "profile" `read_profile` takes.
+        Lines to print, and the same as a dict that `read_plan` reads back.
 
     Raises:
         InputError: The file cannot be read, or the limits cannot be met.
@@ -65,19 +65,27 @@ def plan_report(
     return lines, values
 
 
-def read_profile(path: Path) -> Profile:
-    """Profile of a report that `plan_report` wrote as JSON.
+def read_plan(path: Path) -> tuple[Profile, tuple[tuple[int, int], ...]]:
+    """Profile and buckets of a report that `plan_report` wrote as JSON.
+
+    Returns:
+        The profile, and steps and units of the buckets of the largest plan.
 
     Raises:
-        InputError: The file holds none.
+        InputError: The file holds no plan.
     """
     try:
-        return Profile.from_dict(json.loads(path.read_text(encoding="utf-8"))["profile"])
+        values = json.loads(path.read_text(encoding="utf-8"))
+        buckets = values["plans"][-1]["buckets"]
+        return (
+            Profile.from_dict(values["profile"]),
+            tuple((int(b["tokens"]), int(b["units"])) for b in buckets),
+        )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"{path} holds no profile ({error!r}); make one with: "
+            f"{path} holds no plan ({error!r}); make one with: "
             "amlr-export --from BUNDLE --plan-buckets POSTS.jsonl"
         ) from error
 
@@ -90,7 +98,7 @@ def _read(path: Path) -> Iterator[Post]:
                     continue
                 parsed = parse_line(number, line, None)
                 if parsed.post is None:
-                    reason = parsed.error.message if parsed.error else "no post"
+                    reason = parsed.error["message"] if parsed.error else "no post"
                     raise InputError(f"{path}: {reason}")
                 # Pictures do not change how long a text is.
                 yield Post(parsed.post.text, None, parsed.post.words)

@@ -128,7 +128,7 @@ class PlanLimits:
         least_tokens: K, the shortest text the graphs take.
         batches: Batch sizes to capture.
         memory_mb: Most memory for captured graphs.
-        token_step: Bucket lengths are multiples of it; 8 fills tensor cores.
+        token_step: Bucket lengths are multiples of it.
         unit_step: The same for units.
     """
 
@@ -136,7 +136,7 @@ class PlanLimits:
     least_tokens: int = 6
     batches: tuple[int, ...] = (1,)
     memory_mb: float = 2048.0
-    token_step: int = 8
+    token_step: int = 4
     unit_step: int = 8
 
 

@@ -55,6 +55,7 @@ class EngineRecord:
         platform: From `host_platform`.
         options: Compatibility options of the build.
         graphs: By graph name.
+        buckets: Steps and units of the shapes to capture, ascending; from the planner.
     """
 
     library: str
@@ -65,6 +66,7 @@ class EngineRecord:
     platform: str
     options: dict[str, Any]
     graphs: dict[str, GraphEngine]
+    buckets: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for the manifest."""
@@ -88,6 +90,7 @@ class EngineRecord:
                 platform=str(values["platform"]),
                 options=dict(values["options"]),
                 graphs=graphs,
+                buckets=tuple((int(t), int(u)) for t, u in values.get("buckets", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(

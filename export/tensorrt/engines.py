@@ -28,9 +28,11 @@ class EngineOptions:
     Attributes:
         profiles: Traffic to serve, from the planner; one optimization profile each.
         build: Architectures and compatibility.
+        buckets: Steps and units of the shapes the runtime captures; from the planner.
     """
 
     profiles: tuple[Profile, ...] = (Profile(),)
+    buckets: tuple[tuple[int, int], ...] = ()
     build: BuildOptions = field(default_factory=BuildOptions)
 
 
@@ -112,6 +114,7 @@ def build_engines(
         platform=host_platform(),
         options=options.build.to_dict(),
         graphs=engines,
+        buckets=options.buckets,
     )
 
 

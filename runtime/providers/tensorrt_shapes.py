@@ -31,6 +31,7 @@ class Limits:
         units: Units of one window.
         pool: Pictures on the device.
         pictures: Pictures encoded at once.
+        planned: Steps and units of planned buckets, ascending.
     """
 
     posts: int
@@ -39,6 +40,7 @@ class Limits:
     units: int
     pool: int
     pictures: int
+    planned: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, record: EngineRecord) -> "Limits":
@@ -52,12 +54,17 @@ class Limits:
             units=max(p["unit_index_bs"][2][1] for p in fusion),
             pool=max(p["pool_npd"][2][0] for p in fusion),
             pictures=max(p["pixel_values"][2][0] for p in image),
+            planned=record.buckets,
         )
 
     def bucket(self, posts: int, tokens: int, units: int) -> Bucket:
-        """The smallest grid point that holds a batch."""
+        """The smallest planned bucket that holds a batch, else the smallest grid point."""
+        rows = min(1 << max(0, posts - 1).bit_length(), self.posts)
+        for steps, most in self.planned:
+            if tokens <= steps <= self.tokens and units <= most <= self.units:
+                return Bucket(posts=rows, tokens=max(steps, self.least_tokens), units=most)
         return Bucket(
-            posts=min(1 << max(0, posts - 1).bit_length(), self.posts),
+            posts=rows,
             tokens=min(_up(max(tokens, self.least_tokens), TOKEN_STEP), self.tokens),
             units=min(_up(max(units, 1), UNIT_STEP), self.units),
         )

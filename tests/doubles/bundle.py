@@ -36,6 +36,7 @@ def double_bundle(
     version: str = "10.13.0.35",
     sm: int = 89,
     profiles: tuple[Profile, ...] = (PROFILE,),
+    buckets: tuple[tuple[int, int], ...] = (),
 ) -> Bundle:
     """Copy a bundle and put plans of the double beside its fp32 graphs."""
     shutil.copytree(source, out)
@@ -66,6 +67,7 @@ def double_bundle(
         platform=host_platform(),
         options={},
         graphs=engines,
+        buckets=buckets,
     )
     save_manifest(out, replace(bundle.manifest, engines=(record.to_dict(),)))
     return Bundle.open(out)

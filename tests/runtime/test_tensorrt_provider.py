@@ -17,6 +17,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.tensorrt import TensorRtProvider, open_family
 from amlr.runtime.providers.tensorrt_pool import HostImage, ImagePool
+from amlr.runtime.providers.tensorrt_shapes import Bucket
 from amlr.runtime.tensorrt_library import Family
 from doubles.bundle import PROFILE, double_bundle, double_tools
 from doubles.device import DoubleDevice
@@ -140,6 +141,21 @@ def test_two_profiles_are_chosen_by_shape(
     bundle = double_bundle(tiny_plan, tmp_path / "two.plan", profiles=(short, PROFILE))
     with Engine(bundle, _open(bundle, tools)) as engine:
         assert _entities(engine.tag_batch(POSTS[:80])) == _entities(expected[0][:80])
+
+
+def test_planned_buckets_are_the_captured_shapes(
+    tiny_plan: Path, tmp_path: Path, machine: Any, expected: tuple[Any, Any]
+) -> None:
+    _, tools, _ = machine
+    planned = ((12, 40), (36, 150))
+    bundle = double_bundle(tiny_plan, tmp_path / "planned.plan", buckets=planned)
+    provider = _open(bundle, tools)
+    limits = provider.limits
+    assert limits.bucket(3, 9, 30) == Bucket(4, 12, 40)
+    assert limits.bucket(1, 9, 41) == Bucket(1, 36, 150)
+    assert limits.bucket(1, 40, 100) == Bucket(1, 40, 128)  # the grid, for what was not planned
+    with Engine(bundle, provider) as engine:
+        assert _entities(engine.tag_batch(POSTS[:40])) == _entities(expected[0][:40])
 
 
 def test_full_pool_spills_to_the_host(
