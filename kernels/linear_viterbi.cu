@@ -107,15 +107,20 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     unsigned trail = 0;
 
     // Emissions are loaded one chunk ahead and their row numbers two, so that no step waits for memory.
+    // One branch per chunk tells the two layouts apart: without an index, addresses are constants apart.
+    const emit_t* direct = column + (long long)first_row * TAGS;
     float next[STEPS];
     int next_row[STEPS];
+    if (rows) {
 #pragma unroll
-    for (int k = 0; k < STEPS; ++k) {
-        const int t = 1 + k;
-        const long long row = t < steps ? (rows ? rows[t] : first_row + t) : 0;
-        next[k] = t < steps ? TO_FLOAT(column[row * TAGS]) : 0.0f;
-        const int later = t + STEPS;
-        next_row[k] = later < steps ? (rows ? rows[later] : first_row + later) : 0;
+        for (int k = 0; k < STEPS; ++k) {
+            next[k] = 1 + k < steps ? TO_FLOAT(column[(long long)rows[1 + k] * TAGS]) : 0.0f;
+            next_row[k] = 1 + STEPS + k < steps ? rows[1 + STEPS + k] : 0;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k)
+            next[k] = 1 + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f;
     }
 
     const int chunks = CHUNKS(steps - 1);
@@ -123,11 +128,19 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
         const int base = chunk * STEPS + 1;
         float current[STEPS];
 #pragma unroll
-        for (int k = 0; k < STEPS; ++k) {
-            current[k] = next[k];
-            next[k] = base + STEPS + k < steps ? TO_FLOAT(column[(long long)next_row[k] * TAGS]) : 0.0f;
-            const int later = base + 2 * STEPS + k;
-            next_row[k] = later < steps ? (rows ? rows[later] : first_row + later) : 0;
+        for (int k = 0; k < STEPS; ++k) current[k] = next[k];
+        if (rows) {
+#pragma unroll
+            for (int k = 0; k < STEPS; ++k) {
+                const int later = base + 2 * STEPS + k;
+                next[k] = base + STEPS + k < steps ? TO_FLOAT(column[(long long)next_row[k] * TAGS]) : 0.0f;
+                next_row[k] = later < steps ? rows[later] : 0;
+            }
+        } else {
+            direct += STEPS * TAGS;
+#pragma unroll
+            for (int k = 0; k < STEPS; ++k)
+                next[k] = base + STEPS + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {

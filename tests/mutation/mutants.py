@@ -21,7 +21,6 @@ class Mutant:
         new: What to put there.
         by: The job that must catch it: "plain" (wrong result, or an error of the shim), "asan" or
             "tsan".
-        every: Replace all occurrences, not just the first.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Mutant:
     old: str
     new: str
     by: str = "plain"
-    every: bool = False
 
 
 MUTANTS = (
@@ -47,7 +45,7 @@ MUTANTS = (
     Mutant("emissions of later steps forgotten", CHAIN, "top + current[k]", "top"),
     Mutant("lengths ignored", CHAIN, "given = lengths_b[b]", "given = max_steps"),
     Mutant("row stride ignored", CHAIN, "b * row_stride;", "b * max_steps;"),
-    Mutant("row index ignored", CHAIN, "rows ? rows[t] : first_row + t", "first_row + t"),
+    Mutant("row index ignored", CHAIN, "rows ? rows[0] : first_row", "first_row"),
     Mutant("infinite emissions unnoticed", CHAIN, "bad |= !(current[k] < INFINITY_F);", ""),
     Mutant("maximum skips the last tag", CHAIN, "i + stride < TAGS", "i + stride < TAGS - 1"),
     # Linear chain: survivors and the way back
@@ -100,10 +98,16 @@ MUTANTS = (
     Mutant(
         "row index read past the end",
         CHAIN,
-        "later < steps ? (rows ? rows[later] : first_row + later) : 0",
-        "(rows ? rows[later] : first_row + later)",
+        "later < steps ? rows[later] : 0",
+        "rows[later]",
         by="asan",
-        every=True,
+    ),
+    Mutant(
+        "emissions read past the last row",
+        CHAIN,
+        "base + STEPS + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f",
+        "TO_FLOAT(direct[(1 + k) * TAGS])",
+        by="asan",
     ),
     Mutant("first row read unaligned", CHAIN, "emissions + j;", "emissions + lane;", by="asan"),
     # Confidence
