@@ -147,7 +147,13 @@ MUTANTS = (
     Mutant("tile read too early", UNITS, "__syncwarp(ALL_LANES);  // the tile is", "//"),
     Mutant("tile filled too early", UNITS, "__syncwarp(ALL_LANES);  // the tile may", "//"),
     Mutant("choice cleared too late", UNITS, "__syncwarp(ALL_LANES);  // the -1", "//"),
-    Mutant("lane 0's results read too early", UNITS, "__syncwarp(ALL_LANES);  // found,", "//"),
+    Mutant(
+        "lane 0's results read too early",
+        UNITS,
+        "__syncwarp(ALL_LANES);  // found,",
+        "//",
+        by="tsan",
+    ),
     Mutant(
         "a warp's workspace too small", UNITS, "(max_words + 33) *", "(max_words + 1) *", by="asan"
     ),
