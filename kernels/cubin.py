@@ -1,7 +1,7 @@
-"""What a cubin says about its kernels' resources, read from the ELF file: no CUDA tool needed.
+"""What a cubin says of its kernels' resources, read from the ELF file: no CUDA tool needed.
 
-`.nv.info` holds attributes of all functions; `.nv.shared.<kernel>` is static shared memory. A kernel
-that spills registers has a stack frame, so a frame of 0 bytes means 0 spills.
+`.nv.info` holds attributes of all functions; `.nv.shared.<kernel>` is static shared memory. A
+kernel that spills registers has a stack frame, so a frame of 0 bytes means 0 spills.
 """
 
 import struct
