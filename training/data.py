@@ -16,12 +16,13 @@ from torch import Tensor
 
 from amlr.errors import InputError
 from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
-from amlr.runtime.text import TextEncoder
+from amlr.runtime.text import EncodedText, TextEncoder, TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, scale_major_index, unit_count
 from amlr.training.conll import ImageFolder, LabelledPost
 from amlr.training.score import write_tags
 
 Ints = npt.NDArray[np.int64]
+Ints32 = npt.NDArray[np.int32]
 Scope = Literal["all", "aligned"]
 
 # Batches are cut from runs of this many batches sorted by length: little padding, much disorder.
@@ -34,10 +35,8 @@ class Example:
 
     Attributes:
         post: Index of the post in the data set.
-        word_start: Index in the post of the window's first word.
-        input_ids_t: (T,) with special tokens.
-        shape_ids_t: (T,) word-shape classes.
-        first_n: Step of each word's first subword.
+        encoded: The whole post, tokenized.
+        window: The part of it that is read at once.
         tags_n: Gold tag ids, a stray `I-` read as `B-`.
         start_step_s: First step of each scored unit.
         scale_s: Steps of each scored unit.
@@ -48,10 +47,8 @@ class Example:
     """
 
     post: int
-    word_start: int
-    input_ids_t: Ints
-    shape_ids_t: Ints
-    first_n: Ints
+    encoded: EncodedText
+    window: TextWindow
     tags_n: Ints
     start_step_s: Ints
     scale_s: Ints
@@ -61,7 +58,7 @@ class Example:
     aligned_s: Ints
 
     def __len__(self) -> int:
-        return len(self.input_ids_t)
+        return len(self.window.input_ids_t)
 
 
 def make_examples(
@@ -122,10 +119,8 @@ def make_examples(
             examples.append(
                 Example(
                     post=number,
-                    word_start=window.word_start,
-                    input_ids_t=window.input_ids_t,
-                    shape_ids_t=window.shape_ids_t,
-                    first_n=window.first_n.astype(np.int64),
+                    encoded=text,
+                    window=window,
                     tags_n=tags_n[words],
                     target_s=target_s,
                     units=units,
@@ -226,22 +221,22 @@ def collate(
         index_b[b] = distinct[id(picture)]
     lengths = [len(e) for e in examples]
     return Batch(
-        input_ids_bt=_padded([e.input_ids_t for e in examples], pad_id),
+        input_ids_bt=_padded([e.window.input_ids_t for e in examples], pad_id),
         attention_mask_bt=_mask(lengths).to(torch.int64),
-        shape_ids_bt=_padded([e.shape_ids_t for e in examples], 0),
+        shape_ids_bt=_padded([e.window.shape_ids_t for e in examples], 0),
         unit_row_bs=_padded(rows, 0),
         unit_mask_bs=_mask([len(row) for row in rows]),
         target_bs=_padded([e.target_s for e in examples], 0),
         cell_bs=_padded([e.cell_s for e in examples], -1),
-        first_bn=_padded([e.first_n for e in examples], 0),
-        word_mask_bn=_mask([len(e.first_n) for e in examples]),
+        first_bn=_padded([e.window.first_n for e in examples], 0),
+        word_mask_bn=_mask([len(e.window.first_n) for e in examples]),
         tags_bn=_padded([e.tags_n for e in examples], 0),
         image_index_b=index_b,
         images=torch.stack(images) if images else None,
     )
 
 
-def _padded(rows: Sequence[Ints], value: int) -> Tensor:
+def _padded(rows: Sequence[Ints | Ints32], value: int) -> Tensor:
     padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row

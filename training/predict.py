@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from amlr.kernels import Units, joint_scores, segmental_decode, viterbi_decode
+from amlr.runtime.batching import Scores
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.windows import merge_windows
 from amlr.training.config import AmlrConfig
-from amlr.training.data import Batch, Example, Pictures, collate, length_batches
-from amlr.training.model import AmlrOutput
+from amlr.training.data import Example, Pictures, collate, length_batches
 from amlr.training.score import Span, read_spans
 from amlr.training.scorer import Scorer
 
@@ -70,55 +71,30 @@ def predict(
     was_training = scorer.training
     scorer.eval()
     config = scorer.model.config
-    parts: list[list[_WindowScores]] = [[] for _ in image_ids]
+    parts: list[list[_Part]] = [[] for _ in image_ids]
     for indices in length_batches([len(e) for e in examples], batch_size):
         chosen = [examples[i] for i in indices]
         images = [pictures.get(image_ids[e.post]) if pictures else None for e in chosen]
         batch = collate(chosen, config.scales, pad_id, images).to(device)
         output = scorer(batch)
         for row, example in enumerate(chosen):
-            parts[example.post].append(_WindowScores.take(output, row, batch, example, config))
+            part = _Part(
+                example=example,
+                logits_sc=_numpy(output.unit_logits[row, : len(example.target_s)]),
+                emissions_ny=_numpy(output.emissions[row, : len(example.tags_n)]),
+            )
+            parts[example.post].append(part)
     scorer.train(was_training)
-    return [_merge(windows, config) for windows in parts]
+    return [_join(windows, config) for windows in parts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _WindowScores:
-    word_start: int
-    words: int
-    scores: PostScores
+class _Part:
+    """Scores of one window."""
 
-    @classmethod
-    def take(
-        cls, output: AmlrOutput, row: int, batch: Batch, example: Example, config: AmlrConfig
-    ) -> "_WindowScores":
-        logits_sc = _numpy(output.unit_logits[row, : len(example.target_s)])
-        best_s = logits_sc.argmax(1)
-        is_aligned = np.zeros(len(best_s), np.bool_)
-        is_aligned[example.aligned_s] = True
-        units = example.units
-        found = [
-            (int(start), int(end) + 1, config.classes[best])
-            for start, end, best in zip(
-                units.start_word_u, units.end_word_u, best_s[example.aligned_s], strict=True
-            )
-            if best
-        ]
-        for place in np.flatnonzero((best_s > 0) & ~is_aligned).tolist():
-            step, scale = int(example.start_step_s[place]), int(example.scale_s[place])
-            found.append((-1 - step, -1 - scale, config.classes[best_s[place]]))
-        words = len(example.first_n)
-        return cls(
-            word_start=example.word_start,
-            words=words,
-            scores=PostScores(
-                start_u=units.start_word_u,
-                end_u=units.end_word_u,
-                unit_logits_uc=logits_sc[example.aligned_s],
-                emissions_ny=_numpy(output.emissions[row, :words]),
-                argmax_units=tuple(found),
-            ),
-        )
+    example: Example
+    logits_sc: Floats
+    emissions_ny: Floats
 
 
 def _numpy(tensor: Tensor) -> Floats:
@@ -126,52 +102,62 @@ def _numpy(tensor: Tensor) -> Floats:
     return array
 
 
-def _merge(windows: Sequence[_WindowScores], config: AmlrConfig) -> PostScores:
-    """Join a post's windows: each word and unit from the window that shows most around it."""
-    if len(windows) == 1:
-        return windows[0].scores
-    words = max((w.word_start + w.words for w in windows), default=0)
-    emissions = np.zeros((words, len(config.tags)), np.float32)
-    context_n = np.full(words, -1)
-    units: dict[tuple[int, int], tuple[int, Floats]] = {}
-    for window in windows:
-        begin, end = window.word_start, window.word_start + window.words
-        for word in range(begin, end):
-            # The text's own ends hide nothing.
-            context = _context(word, word, begin, end, words)
-            if context > context_n[word]:
-                context_n[word] = context
-                emissions[word] = window.scores.emissions_ny[word - begin]
-        for start, stop, logits in zip(
-            window.scores.start_u + begin,
-            window.scores.end_u + begin,
-            window.scores.unit_logits_uc,
-            strict=True,
-        ):
-            context = _context(start, stop, begin, end, words)
-            if context > units.get((stop, start), (-1,))[0]:
-                units[stop, start] = (context, logits)
-    order = sorted(units)
-    logits_uc = np.array([units[key][1] for key in order], np.float32)
-    logits_uc = logits_uc.reshape(len(order), len(config.classes))
-    best_u = logits_uc.argmax(1)
+def _join(parts: Sequence[_Part], config: AmlrConfig) -> PostScores:
+    """Scores of a post out of its windows, merged as the runtime merges them."""
+    parts = sorted(parts, key=lambda part: part.example.window.word_start)
+    merged = merge_windows(
+        parts[0].example.encoded,
+        [part.example.units for part in parts],
+        [
+            Scores(
+                unit_logits_mc=part.logits_sc[part.example.aligned_s],
+                emissions_ny=_at_steps(part),
+            )
+            for part in parts
+        ],
+        scales=config.scales,
+        every=False,
+    )
+    units, logits_uc = merged.units, merged.unit_logits_uc
+    found = [
+        (int(start), int(end) + 1, config.classes[best])
+        for start, end, best in zip(
+            units.start_word_u, units.end_word_u, logits_uc.argmax(1), strict=True
+        )
+        if best
+    ]
+    for part in parts:
+        found += _cut_words(part, config)
     return PostScores(
-        start_u=np.array([start for _, start in order], np.int32),
-        end_u=np.array([stop for stop, _ in order], np.int32),
+        start_u=units.start_word_u,
+        end_u=units.end_word_u,
         unit_logits_uc=logits_uc,
-        emissions_ny=emissions,
-        argmax_units=tuple(
-            (start, stop + 1, config.classes[best])
-            for (stop, start), best in zip(order, best_u, strict=True)
-            if best
-        ),
+        emissions_ny=merged.word_emissions_ny,
+        argmax_units=tuple(found),
     )
 
 
-def _context(first: int, last: int, begin: int, end: int, words: int) -> int:
-    left = words if begin == 0 else first - begin
-    right = words if end == words else end - 1 - last
-    return min(left, right)
+def _at_steps(part: _Part) -> Floats:
+    """Emissions of all steps; those no word begins at are never read."""
+    emissions = np.zeros((len(part.example), part.emissions_ny.shape[1]), np.float32)
+    emissions[part.example.window.first_n] = part.emissions_ny
+    return emissions
+
+
+def _cut_words(part: _Part, config: AmlrConfig) -> list[Span]:
+    """Entities among the units that cut words, at negative positions."""
+    example, best_s = part.example, part.logits_sc.argmax(1)
+    is_cut = np.ones(len(best_s), np.bool_)
+    is_cut[example.aligned_s] = False
+    offset = 1 + 1000 * example.window.word_start
+    return [
+        (
+            -offset - int(example.start_step_s[place]),
+            -int(example.scale_s[place]),
+            config.classes[best_s[place]],
+        )
+        for place in np.flatnonzero((best_s > 0) & is_cut).tolist()
+    ]
 
 
 def segment_units(

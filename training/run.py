@@ -261,12 +261,18 @@ def finish(
         tuned = tuned or tune(scores, dev_posts, checkpoint.config, corpus.rename)
         reports[name] = score_decoders(scores, dev_posts, scorer, tuned, corpus.rename)
     assert tuned is not None
+    gain = {}
+    if pictures is not None:
+        shown_f1, hidden_f1 = (
+            reports[name]["joint"]["strict"]["f1"] for name in ("dev", "dev_without_pictures")
+        )
+        gain["picture_gain"] = round(shown_f1 - hidden_f1, 6)
     summary = {
         decoder: {mode: modes[mode]["f1"] for mode in ("strict", "lenient")}
         for decoder, modes in reports["dev"].items()
     }
     save_checkpoint(out, with_decoder(checkpoint, tuned.joint, dev_f1=summary))
-    return {**reports, "decoder": asdict(tuned.joint)}
+    return {**reports, **gain, "decoder": asdict(tuned.joint)}
 
 
 def _provenance(

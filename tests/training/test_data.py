@@ -110,7 +110,7 @@ def test_a_batch_scores_the_same_units_as_each_post_alone() -> None:
         _, (alone, alone_emissions) = score([example])
         kept = len(example.scale_s)
         torch.testing.assert_close(logits[row, :kept], alone[0], rtol=0, atol=1e-5)
-        words = len(example.first_n)
+        words = len(example.tags_n)
         torch.testing.assert_close(emissions[row, :words], alone_emissions[0], rtol=0, atol=1e-5)
 
 

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from amlr.runtime import Engine, Post
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.conll import LabelledPost
+from amlr.training.eval_cli import to_words
 from amlr.training.evaluate import gold_spans, score_decoders, table, tune
 from amlr.training.predict import PostScores, decode_segments, legal_moves, predict
 from amlr.training.run import make_corpus
@@ -103,6 +106,25 @@ def test_long_posts_are_windowed_and_lose_no_word() -> None:
     keys = list(zip(scores.end_u.tolist(), scores.start_u.tolist(), strict=True))
     assert keys == sorted(set(keys))
     assert decode_segments([scores], CONFIG, DecoderSettings(weight=1.0, bias=50.0)) == [[]]
+
+
+def test_entities_equal_those_of_the_exported_engine(tiny_plan: Path) -> None:
+    rng = np.random.default_rng(8)
+    pool = np.array(["Jordan", "in", "new", "york", "!", "apple's", "st", "x1", "@user", "OK"])
+    posts = [
+        LabelledPost(words=tuple(rng.choice(pool, size).tolist()), tags=("O",) * size)
+        for size in (1, 4, 30, 90, 160)
+    ]
+    scores = _predict(posts, 3, False)
+    with Engine.load(tiny_plan, provider="onnxruntime", precision="fp32") as engine:
+        # A bias at which some units win and some do not, whatever the random weights.
+        odds = np.concatenate([s.unit_logits_uc[:, 1:] - s.unit_logits_uc[:, :1] for s in scores])
+        engine.decoder = DecoderSettings(bias=float(np.quantile(odds.max(1), 0.6)), weight=0.3)
+        requests = [Post(p.text, words=p.word_spans_n2) for p in posts]
+        answers = engine.tag_batch(requests)
+        expected = decode_segments(scores, CONFIG, engine.decoder)
+    assert [to_words(p, a.entities) for p, a in zip(posts, answers, strict=True)] == expected
+    assert sum(map(len, expected)) > 20
 
 
 def test_reports_name_every_decoder_and_lay_out_as_text() -> None:
