@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -15,7 +16,7 @@ from amlr.serving.explaining import ExplainQueue
 from amlr.serving.guard import Guard, is_v2
 from amlr.serving.ports import TaggingEngine
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
-from amlr.serving.schemas import component_schemas
+from amlr.serving.schemas import component_schemas, errors
 from amlr.serving.service import TaggingService
 from amlr.serving.settings import ServerSettings
 from amlr.serving.urls import UrlFetcher
@@ -77,7 +78,17 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
 
 
 def _add_metrics(app: FastAPI) -> None:
-    @app.get("/metrics", tags=["operation"], summary="Prometheus metrics")
+    described: dict[int | str, dict[str, object]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    }
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={**described, **errors(401)},
+    )
     async def metrics(request: Request) -> Response:
         """Text exposition format."""
         content = request.app.state.service.metrics.text()
@@ -115,6 +126,7 @@ def _describe(app: FastAPI, *, has_keys: bool) -> None:
             )
             components = schema.setdefault("components", {})
             components.setdefault("schemas", {}).update(component_schemas())
+            _name_model(schema, app.state.service.model_name)
             if has_keys:
                 components["securitySchemes"] = {
                     "bearer": {"type": "http", "scheme": "bearer"},
@@ -125,3 +137,13 @@ def _describe(app: FastAPI, *, has_keys: bool) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _name_model(schema: dict[str, Any], name: str) -> None:
+    """There is one model, so its name is no secret of the description."""
+    for path, operations in schema["paths"].items():
+        if "{name}" in path:
+            for operation in operations.values():
+                for parameter in operation.get("parameters", ()):
+                    if parameter["name"] == "name":
+                        parameter["schema"]["enum"] = [name]

@@ -36,5 +36,7 @@ def configure(level: str = "info") -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
+    # It warns of every broken form, which is the client's business.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # Ours says the same and more.
     logging.getLogger("uvicorn.access").disabled = True

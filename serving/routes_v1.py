@@ -29,16 +29,31 @@ DEADLINE_HEADER: dict[str, Any] = {
     "description": "Milliseconds in which the answer is of use.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
 }
+_DEADLINE_FIELD = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
 _FORM = {
-    "type": "object",
-    "description": "Either `text` and perhaps `image`, or `posts` (JSON) naming file parts.",
-    "properties": {
-        "text": {"type": "string"},
-        "image": {"type": "string", "format": "binary"},
-        "words": {"type": "string", "description": "JSON list of [start, end)."},
-        "posts": {"type": "string", "description": 'JSON list of {"text", "image": PART, ...}.'},
-        "deadline_ms": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
-    },
+    "oneOf": [
+        {
+            "type": "object",
+            "description": "One post.",
+            "required": ["text"],
+            "additionalProperties": False,
+            "properties": {
+                "text": {"type": "string"},
+                "image": {"type": "string", "format": "binary"},
+                "words": {"type": "string", "description": "JSON list of [start, end)."},
+                "deadline_ms": _DEADLINE_FIELD,
+            },
+        },
+        {
+            "type": "object",
+            "description": "Several posts; further parts are the files that they name.",
+            "required": ["posts"],
+            "properties": {
+                "posts": {"type": "string", "description": 'JSON list of {"text", "image": PART}.'},
+                "deadline_ms": _DEADLINE_FIELD,
+            },
+        },
+    ]
 }
 TAG_BODY: dict[str, Any] = {
     "parameters": [DEADLINE_HEADER],

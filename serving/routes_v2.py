@@ -19,7 +19,7 @@ from amlr.serving.answers import (
 )
 from amlr.serving.bodies import PreparedPost
 from amlr.serving.problems import ApiError, from_failure
-from amlr.serving.schemas import V2Infer, V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
+from amlr.serving.schemas import V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
 from amlr.serving.service import TaggingService
 from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
 
@@ -100,7 +100,7 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> R
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": V2Infer.model_json_schema()}},
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/V2Infer"}}},
         }
     },
 )

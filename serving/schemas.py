@@ -204,7 +204,7 @@ def component_schemas() -> dict[str, Any]:
     _, definitions = models_json_schema(
         [
             (model, "validation")
-            for model in (PostBody, SinglePostBody, PostsBody, ResultBody, ResultsBody)
+            for model in (PostBody, SinglePostBody, PostsBody, ResultBody, ResultsBody, V2Infer)
         ],
         ref_template="#/components/schemas/{model}",
     )

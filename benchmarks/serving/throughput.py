@@ -16,12 +16,13 @@ from amlr.runtime.cpu import usable_cores
 
 _PATH = click.Path(path_type=Path)
 _BATCH = 16
+_HERE = "amlr.benchmarks.serving"
 
 
-def direct(engine: Engine, posts: list[Post], workers: int, seconds: float) -> float:
-    """Posts per second of full batches, `workers` calls at a time."""
+def direct(engine: Engine, posts: list[Post], workers: int, seconds: float) -> dict[str, Any]:
+    """Full batches without a server, `workers` calls at a time."""
     count, turn, lock = 0, 0, threading.Lock()
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
 
     def work() -> None:
         nonlocal count, turn
@@ -39,7 +40,10 @@ def direct(engine: Engine, posts: list[Post], workers: int, seconds: float) -> f
         thread.start()
     for thread in threads:
         thread.join()
-    return count / (time.perf_counter() - begun)
+    return {
+        "posts_per_s": round(count / (time.perf_counter() - begun), 2),
+        "cpu_ms_per_post": round(1000 * (time.process_time() - cpu) / count, 2),
+    }
 
 
 def measured(
@@ -55,11 +59,15 @@ def measured(
     with running(module, arguments) as server:
         warm = Tally(expected)
         asyncio.run(closed_loop(server.port, requests, clients=clients, seconds=3.0, take=warm.add))
-        tally = Tally(expected)
+        tally, cpu = Tally(expected), server.cpu_s
         duration = asyncio.run(
             closed_loop(server.port, requests, clients=clients, seconds=seconds, take=tally.add)
         )
-        return tally.to_dict(duration) | {"rss_mb": round(server.rss_mb)}
+        cpu = server.cpu_s - cpu
+        return tally.to_dict(duration) | {
+            "cpu_ms_per_post": round(1000 * cpu / max(1, len(tally.seconds)), 2),
+            "rss_mb": round(server.rss_mb),
+        }
 
 
 @click.command()
@@ -83,7 +91,10 @@ def main(
     workers: int | None,
     out: Path | None,
 ) -> None:
-    """Measure all, print a table."""
+    """Measure all, print a table.
+
+    Posts per second need a quiet machine; CPU time per post also compares fairly on a busy one.
+    """
     cores = usable_cores()
     workers = workers or cores
     posts = read_posts(posts_file, images, count)
@@ -91,15 +102,14 @@ def main(
     for _ in range(rounds):
         with Engine.load(bundle, threads=max(1, cores // workers)) as engine:
             expected = triples(engine, posts)  # also fills the picture cache
-            rate = direct(engine, posts, workers, seconds)
-            _keep(rows, "direct", {"posts_per_s": round(rate, 2)})
-        peers = "amlr.benchmarks.serving.peers"
-        common = ["--engine", str(bundle)]
-        own = [*common, "--workers", str(workers), "--threads", str(max(1, cores // workers))]
+            direct(engine, posts, workers, 3.0)
+            _keep(rows, "direct", direct(engine, posts, workers, seconds))
+        common = ["--engine", str(bundle), "--threads", str(max(1, cores // workers))]
+        own = [*common, "--workers", str(workers)]
         for name, module, arguments in (
             ("amlr-serve", "amlr.serving", own),
-            ("plain FastAPI", peers, ["plain", *common, "--threads", "1"]),
-            ("LitServe", peers, ["litserve", *common, "--threads", str(cores)]),
+            ("plain FastAPI", f"{_HERE}.peers", common),
+            ("LitServe", f"{_HERE}.litserve_peer", own),
         ):
             _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
     reference = rows["direct"]["posts_per_s"]
@@ -111,6 +121,7 @@ def main(
 
 
 def _keep(rows: dict[str, dict[str, Any]], name: str, row: dict[str, Any]) -> None:
+    click.echo(f"{name:14} {json.dumps(row)}")
     if name not in rows or row["posts_per_s"] > rows[name]["posts_per_s"]:
         rows[name] = row
 
