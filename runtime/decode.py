@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels import (
+    Units,
     entity_marginals,
     joint_scores,
     segmental_decode,
@@ -65,12 +66,14 @@ def _groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _segmental(
+def build_units(
     posts: Sequence[PostScores],
     settings: DecoderSettings,
+    *,
     labels: Sequence[str],
     tags: Sequence[str],
-) -> list[_Found]:
+) -> tuple[Units, npt.NDArray[np.int64]]:
+    """What the segmental and the joint decoder read: scored units, and the words of each post."""
     lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
     weight = settings.weight if settings.kind == "joint" else 0.0
     units = joint_scores(
@@ -88,6 +91,16 @@ def _segmental(
         labels=labels,
         max_entity_words=settings.max_entity_words,
     )
+    return units, lengths
+
+
+def _segmental(
+    posts: Sequence[PostScores],
+    settings: DecoderSettings,
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> list[_Found]:
+    units, lengths = build_units(posts, settings, labels=labels, tags=tags)
     chosen, _ = segmental_decode(units, lengths)
     marginals = entity_marginals(units, lengths, temperature=settings.temperature)
     found: list[_Found] = []

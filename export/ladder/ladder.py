@@ -1,0 +1,221 @@
+"""Low-precision variants of a bundle that is being written: made, measured, admitted.
+
+A variant enters the manifest with what it changed on posts that were not used to make it. Only one
+that changed nothing is taken by `precision="auto"`; the others must be asked for by name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amlr.errors import BackendUnavailableError, ExportError
+from amlr.export.ladder.calibration import record_feeds
+from amlr.export.ladder.choices import LEVELS, PARTS, Mix, mixed_variant, search
+from amlr.export.ladder.int8 import write_int8
+from amlr.export.ladder.measure import Answers, Parity, ask, compare
+from amlr.export.ladder.posts import ProofPost, ProofPosts, read_posts
+from amlr.export.staging import list_files
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.golden import check_golden
+from amlr.runtime.manifest import MANIFEST, Manifest, Variant
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.registry import open_provider
+
+PRECISIONS = ("bf16", "int8")
+CALIBRATION_POSTS = 96
+SEARCH_POSTS = 64
+_CPUS = {"openvino": "openvino", None: "onnxruntime-cpu"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderOptions:
+    """What to build and on which posts.
+
+    Attributes:
+        precisions: Of `PRECISIONS`.
+        calib: JSON lines or CoNLL file; None invents posts.
+        images: Folder of its pictures.
+        most: Posts to read from it.
+        mix: Also search the fastest mix of precisions per graph that changes nothing.
+    """
+
+    precisions: Sequence[str] = PRECISIONS
+    calib: Path | None = None
+    images: Path | None = None
+    most: int = 1000
+    mix: bool = True
+
+
+def add_variants(folder: Path, options: LadderOptions, *, say: Say = lambda line: None) -> Manifest:
+    """Add CPU variants to a bundle folder, which must be staged: it is changed in place.
+
+    Args:
+        folder: A complete float32 bundle.
+        options: What to build.
+        say: Receives one line per step.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        ExportError: A precision is unknown.
+        InputError: The calibration posts cannot be used.
+    """
+    unknown = set(options.precisions) - set(PRECISIONS)
+    if unknown:
+        raise ExportError(f"unknown CPU precisions {sorted(unknown)}; expected {PRECISIONS}")
+    posts = read_posts(options.calib, options.images, most=options.most)
+    ladder = _Ladder(Bundle.open(folder), posts, say)
+    if "int8" in options.precisions:
+        ladder.write_int8(folder)
+    found = ladder.variants(options)
+    manifest = ladder.bundle.manifest
+    # Manifest order is the order in which `auto` tries: the fastest first.
+    ordered = dict(sorted(found.items(), key=lambda item: item[1].parity["ms_per_post"]))
+    manifest = replace(
+        manifest, variants={**ordered, **manifest.variants}, files=list_files(folder)
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+class _Ladder:
+    def __init__(self, bundle: Bundle, posts: ProofPosts, say: Say) -> None:
+        self.bundle, self._posts, self._say = bundle, posts, say
+        self._fp32 = bundle.manifest.variants["fp32"]
+        self._int8: dict[str, str] = {}
+        self._exact: dict[str, Answers] = {}
+
+    def write_int8(self, folder: Path) -> None:
+        """Quantize the graphs that CPUs run."""
+        tuning = self._posts.tuning[:CALIBRATION_POSTS]
+        self._say(f"calibrating int8 on {len(tuning)} posts of {self._posts.source}")
+        feeds = record_feeds(self.bundle, [proof.post for proof in tuning])
+        target = folder / "onnx" / "int8"
+        target.mkdir(parents=True, exist_ok=True)
+        sources = {
+            name: folder / self._fp32.graphs[name] for name in feeds if name in self._fp32.graphs
+        }
+        files = write_int8(sources, feeds, target)
+        self._int8 = {n: path.relative_to(folder).as_posix() for n, path in files.items()}
+
+    def variants(self, options: LadderOptions) -> dict[str, Variant]:
+        """Measured variants by name; one whose provider is absent here is left out, and said."""
+        wanted: dict[str, Variant] = {}
+        low = {"text": "int8", "image": "int8", "fusion": "int8"}
+        if "bf16" in options.precisions:
+            wanted["bf16"] = self._variant(dict.fromkeys(PARTS, "bf16"), "bf16", "openvino")
+        if "int8" in options.precisions:
+            wanted["int8-openvino"] = self._variant(low, "int8", "openvino")
+            wanted["int8"] = self._variant(low, "int8", None)
+        if options.mix:
+            for provider in ("openvino", None):
+                mixed = self._search(options.precisions, provider)
+                if mixed is not None:
+                    wanted["mixed" if provider is None else f"mixed-{provider}"] = mixed
+        measured = {}
+        for name, variant in wanted.items():
+            try:
+                measured[name] = self._measured(name, variant)
+            except BackendUnavailableError as error:
+                self._say(f"  {name} left out: {error}")
+        return measured
+
+    def _variant(self, mix: Mix, precision: str, provider: str | None) -> Variant:
+        return mixed_variant(
+            mix, self._fp32.graphs, self._int8, precision=precision, provider=provider
+        )
+
+    def _search(self, precisions: Sequence[str], provider: str | None) -> Variant | None:
+        able = [p for p in LEVELS if p in precisions or p == "fp32"]
+        if provider is None:
+            able = [p for p in able if p != "bf16"]
+        if len(able) < 2:
+            return None
+        posts = self._posts.tuning[:SEARCH_POSTS]
+
+        def measure(mix: Mix) -> tuple[Parity, float]:
+            variant = self._variant(mix, "mixed", provider)
+            other = self._ask(variant, posts)
+            exact = self._exact_answers("search", posts, provider)
+            return compare(exact, other, posts), other.ms_per_post
+
+        try:
+            mix, _ = search({part: tuple(able) for part in PARTS}, measure)
+        except BackendUnavailableError as error:
+            self._say(f"  no search for {provider}: {error}")
+            return None
+        self._say(f"  mix for {provider or 'onnxruntime'}: {mix}")
+        if len(set(mix.values())) == 1:
+            return None  # fp32 itself, or a variant that is there already
+        return self._variant(mix, "mixed", provider)
+
+    def _measured(self, name: str, variant: Variant) -> Variant:
+        posts = self._posts
+        proof = self._ask(variant, posts.proof)
+        exact = self._exact_answers("proof", posts.proof, None)
+        parity = compare(exact, proof, posts.proof)
+        radii = self._radii(variant)
+        golden = self._golden_error(variant)
+        self._say(
+            f"  {name}: {parity.changed_entities} of {parity.entities} entities changed over "
+            f"{parity.posts} posts, {proof.ms_per_post:.2f} ms a post"
+        )
+        record: dict[str, Any] = {
+            **parity.to_dict(),
+            "source": posts.source,
+            "radii": radii,
+            "ms_per_post": round(proof.ms_per_post, 3),
+            "fp32_ms_per_post": round(exact.ms_per_post, 3),
+        }
+        return replace(variant, parity=record, tolerance=golden)
+
+    def _radii(self, variant: Variant) -> dict[str, dict[str, float | int]]:
+        """Largest errors on the tuning half: of the variant, and of its picture alone."""
+        posts = self._posts.tuning
+        exact = self._exact_answers("tuning", posts, None)
+        alone = replace(
+            variant,
+            graphs={**self._fp32.graphs, "image": variant.graphs["image"]},
+            compute={n: kind for n, kind in variant.compute.items() if n == "image"},
+        )
+        found = {}
+        for stage, own in (("all", variant), ("picture", alone)):
+            errors = compare(exact, self._ask(own, posts), posts).errors_p2
+            units, tokens = errors.max(axis=0)
+            found[stage] = {"units": float(units), "tokens": float(tokens), "posts": len(posts)}
+        return found
+
+    def _golden_error(self, variant: Variant) -> float:
+        """Tolerance at load: what the golden posts need here, with room for another CPU."""
+        tolerance = 0.01
+        with self._engine(variant) as engine:
+            while tolerance < 1e3:
+                try:
+                    check_golden(engine.pipeline, tolerance, entities=False)
+                    return 2 * tolerance
+                except Exception:
+                    tolerance *= 1.5
+        raise ExportError(f"the {variant.precision} variant is off by more than any tolerance")
+
+    def _exact_answers(
+        self, name: str, posts: Sequence[ProofPost], provider: str | None
+    ) -> Answers:
+        key = f"{name}:{provider}"
+        if key not in self._exact:
+            self._exact[key] = self._ask(replace(self._fp32, provider=provider), posts)
+        return self._exact[key]
+
+    def _ask(self, variant: Variant, posts: Sequence[ProofPost]) -> Answers:
+        with self._engine(variant) as engine:
+            return ask(engine, posts)
+
+    def _engine(self, variant: Variant) -> Engine:
+        options = ProviderOptions(threads=1)
+        provider = open_provider(_CPUS[variant.provider], self.bundle, variant, options)
+        # No variant for the engine: files of a bundle in the making have no hashes yet, and one
+        # engine's pictures must not be taken for another's.
+        return Engine(self.bundle, provider, image_cache_mb=2000)

@@ -1,0 +1,133 @@
+"""What a variant changes: entities, F1, errors and radii, against float32 on the same posts."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.export.ladder.posts import Key, ProofPost
+from amlr.runtime.engine import Engine
+from amlr.runtime.results import Raw, Result
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """All an engine says about some posts.
+
+    Attributes:
+        raws: Raw numbers of each post.
+        entities: (start, end, label) of each post.
+        ms_per_post: CPU time of this process from text and picture to entities.
+    """
+
+    raws: list[Raw]
+    entities: list[frozenset[Key]]
+    ms_per_post: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Parity:
+    """Float32 against a variant.
+
+    Attributes:
+        posts: Posts compared.
+        entities: Entities of float32.
+        changed_entities: A changed label or boundary counts once.
+        changed_posts: Posts with a change.
+        max_abs_error: Largest difference of each raw output, and of z_class - z_none.
+        f1: Strict F1 of float32 and of the variant, where true entities are known.
+        errors_p2: Per post the largest error of z_class - z_none and of the emissions.
+    """
+
+    posts: int
+    entities: int
+    changed_entities: int
+    changed_posts: int
+    max_abs_error: dict[str, float]
+    f1: tuple[float, float] | None
+    errors_p2: Doubles = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers for the manifest; no texts."""
+        values: dict[str, Any] = {
+            "posts": self.posts,
+            "entities": self.entities,
+            "changed_entities": self.changed_entities,
+            "changed_posts": self.changed_posts,
+            # Three in n: what no change in n posts still allows, at 95 %.
+            "change_bound": min(1.0, 3 / max(1, self.posts)) if not self.changed_posts else None,
+            "max_abs_error": dict(self.max_abs_error),
+        }
+        if self.f1 is not None:
+            values["f1"] = {"fp32": self.f1[0], "variant": self.f1[1]}
+        return values
+
+
+def ask(engine: Engine, posts: Sequence[ProofPost]) -> Answers:
+    """Run an engine over posts."""
+    own = [proof.post for proof in posts]
+    raws = engine.raw(own)
+    # Pictures are in the cache now: what is timed is text, fusion and decoding.
+    start = time.process_time()
+    results = engine.tag_batch(own)
+    spent = time.process_time() - start
+    return Answers(
+        raws=raws,
+        entities=[_keys(result) for result in results],
+        ms_per_post=spent / max(1, len(own)) * 1e3,
+    )
+
+
+def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parity:
+    """Compare a variant's answers with float32's."""
+    errors = {"unit_logits": 0.0, "emissions": 0.0}
+    per_post = np.zeros((len(posts), 2))
+    for row, (a, b) in enumerate(zip(exact.raws, other.raws, strict=True)):
+        for name in errors:
+            moved = float(np.abs(getattr(a, name) - getattr(b, name)).max(initial=0.0))
+            errors[name] = max(errors[name], moved)
+        per_post[row] = (
+            np.abs(_gains(a) - _gains(b)).max(initial=0.0),
+            np.abs(a.emissions - b.emissions).max(initial=0.0),
+        )
+    changed = [
+        max(len(a - b), len(b - a)) for a, b in zip(exact.entities, other.entities, strict=True)
+    ]
+    errors["unit_gains"] = float(per_post[:, 0].max(initial=0.0))
+    return Parity(
+        posts=len(posts),
+        entities=sum(map(len, exact.entities)),
+        changed_entities=sum(changed),
+        changed_posts=sum(count > 0 for count in changed),
+        max_abs_error=errors,
+        f1=_f1s(exact, other, posts),
+        errors_p2=per_post,
+    )
+
+
+def _gains(raw: Raw) -> npt.NDArray[np.float32]:
+    gains: npt.NDArray[np.float32] = raw.unit_logits[:, 1:] - raw.unit_logits[:, :1]
+    return gains
+
+
+def _keys(result: Result) -> frozenset[Key]:
+    return frozenset((e.start, e.end, e.label) for e in result.entities)
+
+
+def _f1s(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> tuple[float, float] | None:
+    gold = [proof.gold for proof in posts]
+    known = [found for found in gold if found is not None]
+    if len(known) < len(gold):
+        return None
+    return _f1(known, exact.entities), _f1(known, other.entities)
+
+
+def _f1(gold: Sequence[frozenset[Key]], found: Sequence[frozenset[Key]]) -> float:
+    right = sum(len(a & b) for a, b in zip(gold, found, strict=True))
+    total = sum(map(len, gold)) + sum(map(len, found))
+    return 2 * right / total if total else 1.0

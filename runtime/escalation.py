@@ -1,0 +1,188 @@
+"""Low precision first, float32 where an answer is not certain: the same entities for less work.
+
+Three stages. The low tier answers; what its certificate clears is returned. The rest get float32
+text and fusion on the picture the low tier already encoded; what a second certificate, with the
+radii of that picture alone, clears is returned. What is left is computed in float32 altogether.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.escalation_certificate import Radii, certified, radii_of
+from amlr.runtime.image import ImageSource
+from amlr.runtime.manifest import Variant
+from amlr.runtime.pipeline import Pipeline, ScoredPost
+from amlr.runtime.providers.base import ImageFeatures, Provider
+from amlr.runtime.results import Post, Result
+from amlr.runtime.text import Spans
+
+STAGES = ("low", "picture", "exact")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EscalationStats:
+    """Posts answered by each stage since the engine was made.
+
+    Attributes:
+        low: Cleared in low precision.
+        picture: Cleared in float32 on the low-precision picture.
+        exact: Computed in float32 altogether.
+    """
+
+    low: int = 0
+    picture: int = 0
+    exact: int = 0
+
+
+class EscalatingEngine(Engine):
+    """An `Engine` whose answers are float32's, most of them computed in low precision.
+
+    `raw` and everything but `tag` and `tag_batch` are the float32 engine's own.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        low: Provider,
+        exact: Provider,
+        *,
+        variant: Variant,
+        threads: int = 1,
+        image_cache_mb: float = 256,
+    ) -> None:
+        """Join two tiers.
+
+        Args:
+            bundle: The bundle.
+            low: Runs `variant`.
+            exact: Runs the float32 variant.
+            variant: Low-precision variant with measured radii.
+            threads: Pictures decoded at a time.
+            image_cache_mb: Budget for encoded pictures, of each tier.
+        """
+        fp32 = bundle.manifest.variants["fp32"]
+        super().__init__(
+            bundle, exact, variant=fp32, threads=threads, image_cache_mb=image_cache_mb
+        )
+        self._low_provider = low
+        self._radii = {stage: radii_of(variant.parity, stage) for stage in ("all", "picture")}
+        budget = int(image_cache_mb * 1e6)
+        self._low = Pipeline(
+            bundle, low, variant=variant, threads=threads, image_cache_bytes=budget
+        )
+        # The picture of the middle stage is the low tier's, so the two share one cache of them.
+        self._middle = Pipeline(bundle, _Mixed(low, exact), variant=variant, threads=1)
+        self._middle.images = self._low.images
+        self._counts = dict.fromkeys(STAGES, 0)
+        self._count_lock = threading.Lock()
+
+    @property
+    def precision(self) -> str:
+        """Both tiers."""
+        return f"{self._low_provider.precision}+fp32"
+
+    @property
+    def stats(self) -> EscalationStats:
+        """How many posts each stage answered."""
+        with self._count_lock:
+            return EscalationStats(**self._counts)
+
+    def tag(
+        self, text: str, image: ImageSource | None = None, words: Spans | None = None
+    ) -> Result:
+        """Tag one post; as `Engine.tag`."""
+        self._check_usable()
+        ((scored, stage),) = next(self._stages([Post(text, image, words)]))
+        if scored.error is not None:
+            raise scored.error
+        return self._staged_results([(scored, stage)])[0]
+
+    def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
+        """Tag any number of posts; as `Engine.tag_batch`."""
+        self._check_usable()
+        results: list[Result] = []
+        for chunk in self._stages(list(posts)):
+            results.extend(self._staged_results(chunk))
+        return results
+
+    def close(self) -> None:
+        """Release both tiers."""
+        if not self._closed:
+            self._low.close()
+            self._low_provider.close()
+        super().close()
+
+    def _stages(self, posts: Sequence[Post]) -> Iterator[list[tuple[ScoredPost, str]]]:
+        start = 0
+        for scored in self._low.score_chunks(posts):
+            own = posts[start : start + len(scored)]
+            start += len(scored)
+            answers = [(post, "low") for post in scored]
+            open_posts = self._uncleared(scored, self._radii["all"])
+            for stage, pipeline in (("picture", self._middle), ("exact", self._pipeline)):
+                if not len(open_posts):
+                    break
+                again = list(pipeline.score([own[i] for i in open_posts]))
+                for index, post in zip(open_posts, again, strict=True):
+                    # Without a picture the middle stage is float32 already.
+                    is_exact = stage == "exact" or not post.image_used
+                    answers[index] = (post, "exact" if is_exact else stage)
+                if stage == "picture":
+                    unsure = self._uncleared(again, self._radii["picture"])
+                    seen = np.array([again[i].image_used for i in unsure], np.bool_)
+                    open_posts = open_posts[unsure[seen]]
+            self._count(answers)
+            yield answers
+
+    def _uncleared(self, scored: Sequence[ScoredPost], radii: Radii) -> npt.NDArray[np.intp]:
+        """Positions of posts whose answer the certificate does not clear."""
+        having = [i for i, post in enumerate(scored) if post.scores is not None]
+        cleared = certified(
+            [post.scores for post in scored if post.scores is not None],
+            radii,
+            self.decoder,
+            self._bundle.decoder,
+            labels=self.manifest.labels,
+            tags=self.manifest.tags,
+        )
+        return np.array(having, np.intp)[~cleared]
+
+    def _count(self, answers: Sequence[tuple[ScoredPost, str]]) -> None:
+        with self._count_lock:
+            for _, stage in answers:
+                self._counts[stage] += 1
+
+    def _staged_results(self, answers: Sequence[tuple[ScoredPost, str]]) -> list[Result]:
+        results = self._results([post for post, _ in answers])
+        names = {"low": self._low_provider.precision, "exact": self._provider.precision}
+        return [
+            replace(result, precision=names.get(stage, self.precision))
+            for result, (_, stage) in zip(results, answers, strict=True)
+        ]
+
+
+class _Mixed:
+    """Pictures of one provider, text and fusion of another."""
+
+    def __init__(self, pictures: Provider, scores: Provider) -> None:
+        self._pictures, self._scores = pictures, scores
+        # The picture cache's key, so that both pipelines find the same pictures.
+        self.name, self.precision = pictures.name, pictures.precision
+
+    def encode_images(self, pixels_bchw: npt.NDArray[np.float32]) -> list[ImageFeatures]:
+        """Pictures in low precision."""
+        return self._pictures.encode_images(pixels_bchw)
+
+    def score(self, batch: Batch, images: Sequence[ImageFeatures | None]) -> Scores:
+        """Scores in float32."""
+        return self._scores.score(batch, images)
+
+    def close(self) -> None:
+        """Both are closed by their owners."""
