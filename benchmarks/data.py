@@ -1,18 +1,23 @@
 """Posts to prove and measure on: CoNLL files, JSON lines, or generated ones."""
 
+import io
 import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from amlr.errors import InputError
-from amlr.export.samples import sample_image, sample_posts
+from amlr.export.samples import sample_posts
 from amlr.runtime.results import Post
 from amlr.training.conll import ImageFolder, read_conll
 from amlr.training.sample import write_sample
+from amlr.training.sample_pictures import KINDS, draw_picture
 
 Gold = tuple[tuple[int, int, str], ...]
 SAMPLE = "sample"
+_PHOTO_SIZE = (1024, 768)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,15 @@ def _read_conll(path: Path, images: Path | None, limit: int | None) -> BenchData
     return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)
 
 
+def _photo(number: int) -> bytes:
+    """A drawn picture as a JPEG of a photo's usual size; the same number gives the same bytes."""
+    rng = np.random.default_rng(number)
+    drawn = draw_picture(KINDS[number % len(KINDS)], rng, is_dev=True)
+    file = io.BytesIO()
+    drawn.resize(_PHOTO_SIZE).save(file, format="JPEG", quality=90)
+    return file.getvalue()
+
+
 def with_pictures(posts: list[BenchPost]) -> tuple[list[BenchPost], int]:
     """Give every post its own picture, as timing a cold picture needs.
 
@@ -145,7 +159,7 @@ def with_pictures(posts: list[BenchPost]) -> tuple[list[BenchPost], int]:
     filled = []
     for number, item in enumerate(posts):
         if item.post.image is None:
-            picture = sample_image(1000 + number, (1024, 768))
+            picture = _photo(number)
             filled.append(replace(item, post=Post(item.post.text, picture, item.post.words)))
             generated += 1
         else:

@@ -4,7 +4,6 @@ The posts are of the sample dataset's held-out part, each with its drawn picture
 the picture stands beside, because there the picture decides.
 """
 
-import sys
 from pathlib import Path
 
 import click
@@ -64,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

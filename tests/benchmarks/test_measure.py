@@ -1,0 +1,129 @@
+"""Timing loop, percentiles and rows, on doubles with known durations."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amlr.benchmarks.jobs import Job, Timing
+from amlr.benchmarks.measure import Budget, Samples, measure, percentiles
+from amlr.benchmarks.peers.base import PeerSpec
+from amlr.benchmarks.rows import make_rows
+from amlr.benchmarks.workloads import Workload
+
+MS = 1_000_000
+
+
+class Runner:
+    """Answers every call with one duration; fails from a given call on."""
+
+    def __init__(self, ms: float, log: list[str], name: str, fails_at: int | None = None) -> None:
+        self.ms, self.log, self.name, self.fails_at = ms, log, name, fails_at
+        self.calls = 0
+
+    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+        self.log.append(self.name)
+        self.calls += 1
+        if self.fails_at is not None and self.calls >= self.fails_at:
+            raise RuntimeError("out of order")
+        taken = [int(self.ms * MS)] * repeats
+        return Timing(wall_ns=taken, cpu_ns=taken)
+
+
+def run_two(**options: Any) -> tuple[dict[str, Samples], list[str], list[str]]:
+    log: list[str] = []
+    failed: list[str] = []
+    runners = {"a": Runner(40, log, "a"), "b": Runner(10, log, "b", options.get("fails_at"))}
+    budget = Budget(seconds=0, min_rounds=3)
+    samples = measure(
+        runners, "job", options.get("batches", 1), budget, on_failure=lambda n, e: failed.append(n)
+    )
+    return samples, log, failed
+
+
+def test_rounds_are_interleaved_and_begin_with_another_peer_each_time() -> None:
+    samples, log, _ = run_two(batches=2)
+    assert log == ["a", "a", "b", "b", "b", "b", "a", "a", "a", "a", "b", "b"]
+    assert {name: len(s.wall_ns) for name, s in samples.items()} == {"a": 6, "b": 6}
+
+
+def test_faster_peers_give_more_samples_of_a_single_batch() -> None:
+    samples, _, _ = run_two()
+    assert len(samples["a"].wall_ns) == 3
+    assert len(samples["b"].wall_ns) == 1 + 2 * 4
+
+
+def test_a_failing_peer_is_left_out_and_the_others_go_on() -> None:
+    samples, _, failed = run_two(fails_at=2)
+    assert failed == ["b"]
+    assert list(samples) == ["a"]
+    assert len(samples["a"].wall_ns) == 3
+
+
+def test_rounds_go_on_until_the_budget_is_spent() -> None:
+    clock = iter(range(100))
+    log: list[str] = []
+    measure(
+        {"a": Runner(1, log, "a")},
+        "job",
+        1,
+        Budget(seconds=5, min_rounds=1, max_rounds=50),
+        on_failure=lambda n, e: None,
+        now=lambda: float(next(clock)),
+    )
+    assert len(log) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "p95", "p99"), [(19, False, False), (20, True, False), (100, True, True)]
+)
+def test_percentiles_without_enough_samples_are_unknown(count: int, p95: bool, p99: bool) -> None:
+    samples = Samples(wall_ns=[MS * (i + 1) for i in range(count)], cpu_ns=[MS] * count)
+    found = percentiles(samples, "wall")
+    assert found.p50_ms == pytest.approx((count + 1) / 2)
+    assert (found.p95_ms is not None, found.p99_ms is not None) == (p95, p99)
+    assert percentiles(samples, "cpu").p50_ms == 1.0
+
+
+def spec(name: str, precision: str = "fp32") -> PeerSpec:
+    return PeerSpec(name=name, kind="any", precision=precision)
+
+
+def test_rows_give_the_engine_one_ratio_per_peer_in_its_own_precision() -> None:
+    specs = {
+        s.label: s
+        for s in (
+            spec("amlr-x"), spec("amlr-x", "bf16"), spec("research"), spec("openvino"),
+            spec("openvino", "bf16"),
+        )
+    }  # fmt: skip
+    ms = {"amlr-x/fp32": 10, "amlr-x/bf16": 5, "research/fp32": 60, "openvino/fp32": 20,
+          "openvino/bf16": 12}  # fmt: skip
+    samples = {n: Samples(wall_ns=[v * MS], cpu_ns=[v * MS]) for n, v in ms.items()}
+    workload = Workload(
+        name="cold", group="cold", job=Job(key="k", picture="cold"), batch=16,
+        budget=Budget(seconds=0, min_rounds=1),
+    )  # fmt: skip
+    rows = make_rows(workload, samples, specs, 1, "wall")
+    found = {(r.backend, r.precision, r.baseline): r.ratio for r in rows}
+    assert found == {
+        ("amlr-x", "fp32", "research"): 6.0,
+        ("amlr-x", "fp32", "openvino"): 2.0,
+        ("amlr-x", "bf16", "research"): 12.0,
+        ("amlr-x", "bf16", "openvino"): 12 / 5,
+        ("research", "fp32", "research"): 1.0,
+        ("openvino", "fp32", "research"): 3.0,
+        ("openvino", "bf16", "research"): 5.0,
+    }
+    assert rows[0].posts_per_s == pytest.approx(1600)
+
+
+def test_a_row_without_its_baseline_has_no_ratio() -> None:
+    samples = {"amlr-x/fp32": Samples(wall_ns=[MS], cpu_ns=[MS])}
+    workload = Workload(
+        name="hit", group="hit", job=Job(key="k", picture="hit"), batch=1,
+        budget=Budget(seconds=0, min_rounds=1),
+    )  # fmt: skip
+    (row,) = make_rows(workload, samples, {"amlr-x/fp32": spec("amlr-x")}, 1, "wall")
+    assert (row.baseline, row.ratio) == (None, None)
+    assert np.isfinite(row.to_dict()["p50_ms"])

@@ -1,0 +1,178 @@
+"""Pages, tables and comparisons from a report written by hand."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amlr.benchmarks.calibration import _reliability
+from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart, reliability_chart
+from amlr.benchmarks.compare import compare_reports
+from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, Change, Parity
+from amlr.benchmarks.report_html import render_html
+from amlr.benchmarks.report_markdown import number, ratio_text, render_markdown
+from amlr.benchmarks.schema import read_report, validate, write_report
+from amlr.errors import InputError
+
+NASTY = 'Jordan <script>alert("x")</script> & http://example.com/a'
+
+
+def row(workload: str, backend: str, ms: float, ratio: float, batch: int = 16) -> dict[str, Any]:
+    return {
+        "workload": workload, "backend": backend, "precision": "fp32", "threads": 1,
+        "batch": batch, "p50_ms": ms, "p95_ms": ms * 1.2, "p99_ms": None,
+        "posts_per_s": 1000 * batch / ms, "baseline": "research", "ratio": ratio,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    parity = Parity(backend="amlr-x", precision="fp32", tolerance=1e-4)
+    parity.posts, parity.entities, parity.changed_entities = 10, 30, 1
+    parity.max_abs_error = {"emissions": 1e-6, "unit_logits": float("inf")}
+    parity.changes.append(
+        Change(
+            id="7", text=NASTY, missing=((0, 6, "PER"),), added=((0, 6, "LOC"), (3, 6, "ORG")),
+            margin=0.2, undecidable=False, first_diverging="decoder", errors={"emissions": 0.0},
+        )
+    )  # fmt: skip
+    rows = [row("cold", "amlr-x", 100, 6.5), row("cold", "research", 650, 1)]
+    for kind, places in (("length", (8, 16)), ("batch", (1, 2)), ("images", (0, 50))):
+        rows += [row(f"{kind}-{p}", "amlr-x", 10 + p, 2, batch=8) for p in places]
+    reliable = {"ece": 0.1, "entities": 4, "bins": [[4, 0.9, 0.8], [0, None, None]]}
+    peer = {"backend": "amlr-x", "precision": "fp32", "about": "engine", "status": "measured",
+            "reason": "", "max_abs_error": 1e-6, "load_cpu_s": 0.2, "load_s": 0.3,
+            "first_post_ms": 5.0, "peak_memory_mb": 120.0, "waiting": 1.0}  # fmt: skip
+    return {
+        "schema": 1,
+        "created": "2026-01-01T00:00:00+00:00",
+        "amlr": "0.1.0",
+        "engine": {"name": "demo", "manifest_sha256": "00"},
+        "settings": {"threads": 1, "clock": "wall", "quick": True, "data": "sample", "posts": 10,
+                     "pictures": 5},
+        "machine": {"cpu": "Test CPU", "vendor": None, "features": ["avx2"], "cores": 2,
+                    "memory_gb": 4.0, "system": "Linux", "python": "3.11",
+                    "packages": {"numpy": "2"}},
+        "parity": {**parity.to_dict(), "tiers": [parity.to_dict()]},
+        "rows": rows,
+        "peers": [peer, {**peer, "backend": "openvino", "status": "failed", "reason": "broke"}],
+        "resources": {"bundle_mb": 12.0, "variants_mb": {"fp32": 11.0}, "padding": {}},
+        "roofline": {"threads": 1, "gflops": {"numpy-fp32": 100.0}, "peak_fp32_gflops": 100.0,
+                     "mflop_per_post": {"cold": 500.0, "hit": 100.0, "research": 900.0},
+                     "bound_ms_per_post": {"cold": 5.0, "hit": 1.0, "research": 9.0}},
+        "calibration": {"summary": "ECE 0.1", "before": reliable, "after": reliable},
+        "notes": ["a <b>note</b>"],
+    }  # fmt: skip
+
+
+def test_page_shows_all_and_escapes_posts(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    assert "Not the same" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "a &lt;b&gt;note&lt;/b&gt;" in page
+    assert "<mark>Jordan</mark>" in page
+    for word in ("How cost grows", "Distance to the machine", "Reliability", "broke"):
+        assert word in page
+    assert page.count("<svg") == page.count("</svg>") >= 6
+
+
+def test_page_of_parity_alone(report: dict[str, Any]) -> None:
+    report |= {"rows": [], "peers": [], "roofline": None, "calibration": None, "notes": []}
+    page = render_html(report)
+    assert "Parity with the eager PyTorch model" in page
+    assert "Speed beside" not in page
+
+
+def test_markdown_has_verdict_ratio_and_absent_peers(report: dict[str, Any]) -> None:
+    text = render_markdown(report)
+    assert "FAIL: 1 of 30 entities changed over 10 posts" in text
+    assert "unit_logits not finite" in text
+    assert "| cold | **amlr-x** | fp32 | 16 | 100 | 120 | – | 160 | 6.5x | – | – |" in text
+    assert "length-8" not in text
+    assert "- openvino fp32 (failed): broke" in text
+
+
+def test_comparison_names_what_changed(report: dict[str, Any]) -> None:
+    after = copy.deepcopy(report)
+    after["rows"][0] |= {"p50_ms": 50.0, "ratio": 13.0}
+    after["machine"]["cpu"] = "Other CPU"
+    after["machine"]["packages"] = {"numpy": "3"}
+    after["rows"] = after["rows"][:-1]
+    text = compare_reports(report, after)
+    assert "| cold | amlr-x | fp32 | 16 | 100 | 50 | 2x | faster | 6.5x | 13x |" in text
+    assert "same" in text
+    assert "Different processors" in text
+    assert "numpy: 2 before, 3 after" in text
+    assert "only before: images-50 amlr-x b8" in text
+
+
+def test_report_round_trip_and_schema(report: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "bench.json"
+    write_report(path, report)
+    assert read_report(path)["rows"] == report["rows"]
+    assert read_report(path)["parity"]["max_abs_error"]["unit_logits"] is None
+    assert list(path.parent.iterdir()) == [path]
+    for broken, where in (
+        ({"schema": 2}, "schema"),
+        ({"rows": [{**report["rows"][0], "extra": 1}]}, "rows/0"),
+        ({"parity": {"verdict": "maybe"}}, "parity"),
+    ):
+        with pytest.raises(InputError, match=where):
+            validate(report | broken)
+    with pytest.raises(InputError, match="cannot read"):
+        read_report(tmp_path / "absent.json")
+    (tmp_path / "no.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        read_report(tmp_path / "no.json")
+
+
+def test_verdict_needs_posts_entities_and_numbers() -> None:
+    def verdict(**values: Any) -> tuple[str, str]:
+        parity = Parity(backend="x", precision="fp32", tolerance=values.pop("tolerance", 1e-4))
+        parity.posts = 1
+        for name, value in values.items():
+            setattr(parity, name, value)
+        return parity.verdict, parity.reason
+
+    assert verdict() == ("pass", "")
+    assert verdict(posts=0)[0] == "fail"
+    assert verdict(changed_entities=1)[0] == "fail"
+    assert verdict(failed_posts=1)[0] == "fail"
+    assert verdict(undecidable_changed=3)[0] == "pass"
+    off = {"emissions": 2e-4, "unit_logits": 0.0}
+    assert verdict(max_abs_error=off)[0] == "fail"
+    assert "0.000202 would pass" in verdict(max_abs_error=off)[1]
+    assert verdict(max_abs_error=off, tolerance=None) == ("pass", "")
+    assert 0 < UNDECIDABLE_MARGIN < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (1234.5, "1,234"), (12.345, "12.3"), (0.00001234, "0.000012")],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_ratios() -> None:
+    assert [ratio_text(v) for v in (None, 1.0, 6.54, 14.26)] == ["–", "1x", "6.5x", "14.3x"]
+
+
+def test_charts_survive_empty_and_missing_values() -> None:
+    assert bar_chart([], "ms", "none").endswith("</svg>")
+    assert bar_chart([Bar(label="<a>", value=0.0)], "ms", "zero").count("&lt;a&gt;") == 1
+    gaps = line_chart([Line(label="a", values=[1.0, None, 3.0])], ["1", "2", "3"], "x", "ms")
+    assert gaps.count("<circle") == 2
+    assert line_chart([Line(label="a", values=[None])], ["1"], "x", "ms").endswith("</svg>")
+    assert reliability_chart([], [[2, 0.5, 0.5]]).count("<circle") == 1
+
+
+def test_reliability_of_honest_and_boastful_scores() -> None:
+    honest = _reliability(np.array([1.0, 0.0]), np.array([True, False]))
+    boastful = _reliability(np.array([0.9, 0.9]), np.array([True, False]))
+    assert honest["ece"] == 0
+    assert boastful["ece"] == pytest.approx(0.4)
+    assert _reliability(np.zeros(0), np.zeros(0, bool))["entities"] == 0
