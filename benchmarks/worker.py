@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from amlr.benchmarks.jobs import Job, Ready, Timing, Verdict
@@ -24,9 +25,13 @@ Calls = list[Callable[[], Any]]
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kilobytes, macOS bytes.
-    return peak / _KB if sys.platform != "darwin" else peak / _KB / _KB
+    try:
+        status = Path("/proc/self/status").read_text()
+        kilobytes = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(kilobytes.split()[1]) / _KB
+    except (OSError, StopIteration):
+        # Only where there is no /proc: Linux lets a child inherit its parent's ru_maxrss.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KB / _KB
 
 
 class Worker:
