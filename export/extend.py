@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amlr.export.precision.variant import write_fp16
 from amlr.export.samples import sample_posts
@@ -20,7 +21,10 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import MANIFEST, Manifest
 from amlr.runtime.results import Post
-from amlr.runtime.tensorrt_library import family_of, load_tensorrt
+from amlr.runtime.tensorrt_library import TensorRT, family_of, load_tensorrt
+
+if TYPE_CHECKING:  # extending a bundle needs no torch
+    from amlr.training.model import AmlrModel
 
 CALIBRATION_POSTS = 256
 Say = Callable[[str], None]
@@ -74,23 +78,49 @@ def extend_bundle(
         if "fp16" in options.precisions and "fp16" not in manifest.variants:
             manifest = add_fp16(folder, manifest, options.posts, say=say)
         for library in libraries:
-            for precision in options.precisions:
-                say(f"building {library.name}, {precision}")
-                record = build_engines(
-                    folder,
-                    Bundle.open(folder),
-                    library,
-                    variant=precision,
-                    options=EngineOptions(
-                        profiles=options.profiles, build=options.build, buckets=options.buckets
-                    ),
-                    reuse=old,
-                    say=lambda line: say(f"  {line}"),
-                )
-                for line in audit_table(record):
-                    say(f"  {line}")
-                engines = merge_records(manifest.engines, record)
-                manifest = save_manifest(folder, replace(manifest, engines=engines))
+            manifest = add_engines(folder, manifest, library, options, reuse=old, say=say)
+    return manifest
+
+
+def add_engines(
+    folder: Path,
+    manifest: Manifest,
+    library: TensorRT,
+    options: TargetOptions,
+    *,
+    reuse: Bundle | None = None,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Build engines of a staged bundle for one library; gives the manifest that lists them.
+
+    Args:
+        folder: The staged bundle with its manifest written.
+        manifest: The same manifest.
+        library: From `load_tensorrt(family_of(target))`.
+        options: Precisions, profiles, build options.
+        reuse: An older bundle whose engines are copied where nothing changed.
+        say: Receives a line per graph and the audit table.
+
+    Raises:
+        ExportError: A graph was not accepted or could not be built.
+    """
+    for precision in options.precisions:
+        say(f"building {library.name}, {precision}")
+        record = build_engines(
+            folder,
+            Bundle.open(folder),
+            library,
+            variant=precision,
+            options=EngineOptions(
+                profiles=options.profiles, build=options.build, buckets=options.buckets
+            ),
+            reuse=reuse,
+            say=lambda line: say(f"  {line}"),
+        )
+        for line in audit_table(record):
+            say(f"  {line}")
+        engines = merge_records(manifest.engines, record)
+        manifest = save_manifest(folder, replace(manifest, engines=engines))
     return manifest
 
 
@@ -99,12 +129,41 @@ def add_fp16(
     manifest: Manifest,
     posts: Sequence[Post] | None = None,
     *,
+    model: "AmlrModel | None" = None,
+    fold: bool | None = None,
+    max_changed: float = 0.0,
     say: Say = lambda line: None,
 ) -> Manifest:
-    """Convert a staged bundle's fp32 graphs to fp16, judged against the fp32 variant."""
+    """Add the fp16 variant to a staged bundle; gives the manifest that lists it.
+
+    Args:
+        folder: The staged bundle with its fp32 variant, golden posts and manifest written.
+        manifest: The same manifest.
+        posts: Calibration posts; None invents some.
+        model: The eager model: entities are compared with it, and regions are centred before they
+            are rounded. None converts the fp32 graphs and compares with them; needs no torch.
+        fold: As for `build_graphs`.
+        max_changed: Share of entities that may change.
+        say: Receives progress lines.
+
+    Raises:
+        ParityError: More entities change, even with every block float32.
+    """
     posts = sample_posts(CALIBRATION_POSTS) if posts is None else posts
-    with Engine.load(folder, provider="onnxruntime", precision="exact", check="off") as exact:
-        variant, _ = write_fp16(folder, Bundle.open(folder), exact, posts, say=say)
+    bundle = Bundle.open(folder)
+    specs = None
+    if model is None:
+        judge = Engine.load(folder, provider="onnxruntime", precision="exact", check="off")
+    else:
+        from amlr.export.eager import EagerProvider
+        from amlr.export.graphs import build_graphs
+
+        specs = build_graphs(model, image_size=manifest.image.size, fold=fold, centre=True)
+        judge = Engine(bundle, EagerProvider(model))
+    with judge:
+        variant, _ = write_fp16(
+            folder, bundle, judge, posts, specs=specs, max_changed=max_changed, say=say
+        )
     return save_manifest(folder, replace(manifest, variants={**manifest.variants, "fp16": variant}))
 
 

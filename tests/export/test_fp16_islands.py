@@ -1,5 +1,6 @@
 """The island search on a whole bundle, and the variant it writes."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 
 from amlr.errors import ParityError
+from amlr.export.extend import add_fp16
 from amlr.export.graphs import GraphSpec, build_graphs
 from amlr.export.precision.emulate import emulate, open_session
 from amlr.export.precision.half import HalfGraph
@@ -191,3 +193,18 @@ def test_emulated_fusion_does_not_depend_on_padding(
     alone = {"input_ids": ids[:1, :4], "attention_mask": mask[:1, :4], "shape_ids": shapes[:1, :4]}
     (single,) = session.run(None, alone)
     np.testing.assert_allclose(both[0, :4], single[0], atol=2**-8)
+
+
+def test_variant_from_the_eager_model_is_listed_and_not_served_on_a_cpu(
+    tiny_plan: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "half.plan"
+    shutil.copytree(tiny_plan, folder)
+    bundle = Bundle.open(folder)
+    model = load_reference(bundle)
+    manifest = add_fp16(folder, bundle.manifest, sample_posts(10), model=model)
+    assert manifest.variants["fp16"].provider == "tensorrt"
+    assert manifest.variants["fp16"].parity["judged_by"] == "emulated float16"
+    assert "onnx/fp16/weights.bin" in Bundle.open(folder).manifest.files
+    with Engine.load(folder, provider="onnxruntime") as engine:
+        assert engine.precision == "fp32"
