@@ -14,7 +14,7 @@ from amlr.training.score import Counts, Span, count_spans
 
 _BIASES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0)
-_TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+_TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 
 def tune_joint(
