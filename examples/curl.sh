@@ -19,7 +19,7 @@ curl -fsS "$url/v1/tag" -H 'Content-Type: application/json' -d '{
 
 echo "== a stream of JSON lines"
 printf '{"id": 1, "text": "Paris in May"}\n{"id": 2, "text": "Rome"}\n' |
-    curl -fsS "$url/v1/tag/stream" -H 'Content-Type: application/x-ndjson' -T -
+    curl -fsS -X POST "$url/v1/tag/stream" -H 'Content-Type: application/x-ndjson' -T -
 
 echo "== the Open Inference Protocol (the model is named after the bundle)"
 curl -fsS "$url/v2/models/$model/infer" -H 'Content-Type: application/json' -d '{

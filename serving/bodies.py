@@ -23,8 +23,9 @@ from amlr.serving.schemas import PostBody
 from amlr.serving.settings import RequestLimits
 from amlr.serving.urls import UrlFetcher
 
-# Larger bodies are parsed in a thread: the event loop serves everybody.
-_INLINE_BYTES = 100_000
+# Larger bodies are parsed in a thread, for the event loop serves everybody; for smaller ones the
+# way there and back costs more than the parsing.
+_INLINE_BYTES = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,10 @@ class ServerError(AmlrError):
         self.status, self.code, self.request_id = status, code, request_id
 
 
+class UnreachableError(AmlrError, ConnectionError):
+    """No answer came from the server, also at the last try."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
     """When to try again.
@@ -114,6 +118,7 @@ class Client(_Base):
         Raises:
             ServerError: The server answered with an error.
             OverloadedError: It still refuses after the last try.
+            UnreachableError: No answer came.
         """
         return self.tag_batch([Post(text, image)], deadline_ms=deadline_ms)[0]
 
@@ -264,7 +269,10 @@ def _chunks(posts: Iterable[Post], size: int) -> Iterator[Sequence[Post]]:
 
 def _checked(outcome: "httpx.Response | httpx.TransportError") -> httpx.Response:
     if isinstance(outcome, httpx.TransportError):
-        raise outcome
+        raise UnreachableError(
+            f"no answer from the server ({type(outcome).__name__}); is it running, and is the "
+            "address right?"
+        ) from outcome
     if outcome.is_success:
         return outcome
     try:

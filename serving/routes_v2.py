@@ -26,7 +26,7 @@ from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 _VERSION = "1"
 _HEADER_LENGTH = "inference-header-content-length"
-_INLINE_BYTES = 100_000
+_INLINE_BYTES = 500_000
 
 
 @router.get("", summary="About the server", response_model=V2Server)

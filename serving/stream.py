@@ -112,7 +112,7 @@ async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator
 async def _begin(line: bytes, service: TaggingService) -> _Pending:
     prepared = (
         await asyncio.to_thread(_parse, line, service)
-        if len(line) > 100_000
+        if len(line) > 500_000
         else _parse(line, service)
     )
     if prepared.post is None:

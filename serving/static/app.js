@@ -67,7 +67,7 @@ async function ask() {
   } catch (error) {
     if (error.name === "AbortError") return;
     $("result").hidden = true;
-    showError(error instanceof TypeError ? "The server cannot be reached. Is it running?" : error.message);
+    showError(error instanceof TypeError ? "The server cannot be reached, or the picture can no longer be read." : error.message);
     $("status").textContent = "";
   } finally {
     if (running === mine) submit.removeAttribute("aria-disabled");
@@ -197,7 +197,7 @@ function fillTimes(ms, totalMs, answer) {
     [answer.picture_cached ? "Picture (from the cache)" : "Picture", ms.picture, "t4"],
     ["Text, fusion, decoding", ms.tag, "t5"],
     ["Attention, only for this page", ms.attention, "t6"],
-  ].filter(([, value]) => value > 0);
+  ].filter(([, value]) => value >= 0.05);
   $("bar").replaceChildren(...parts.map(([, value, name]) => {
     const piece = element("i", undefined, name);
     piece.style.flexGrow = value;
