@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import AmlrError, BackendUnavailableError, BundleError, InputError
+from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.decode import decode_posts
@@ -65,6 +66,7 @@ class Engine:
             threads=threads,
             image_cache_bytes=int(image_cache_mb * 1e6),
         )
+        self._answers: AnswerCache | None = None
         self._pid = os.getpid()
         self._closed = False
 
@@ -81,14 +83,16 @@ class Engine:
         *,
         max_changed: float = 0.0,
         check: str = "full",
+        answer_cache: int = 0,
     ) -> Self:
         """Open a bundle and take the best tier that proves itself on this host.
 
         Args:
             path: The bundle's folder.
             provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-            precision: `auto` (variants whose entities were proved unchanged), `exact` (fp32), or
-                one by name.
+            precision: `auto` (variants whose entities were proved unchanged), `exact` (fp32),
+                `escalate` (low precision first, float32 where an answer is not certain), or one
+                by name.
             threads: CPU threads of one call; None takes the physical cores.
             image_cache_mb: Budget for encoded pictures; 0 keeps none.
             cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
@@ -96,6 +100,7 @@ class Engine:
             max_changed: Share of changed entities that `precision="auto"` accepts.
             check: `full` re-runs all golden posts; `text` only those without a picture, so that
                 the image graph is not loaded before the first picture; `off` none.
+            answer_cache: Answers to keep for posts that come again; 0 keeps none.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -112,6 +117,13 @@ class Engine:
         options = ProviderOptions(
             threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
         )
+        if precision == "escalate":
+            # Built on this class, so it cannot be imported before it.
+            from amlr.runtime.escalation import open_escalating
+
+            climbing = open_escalating(bundle, names, options, image_cache_mb, check)
+            climbing._keep_answers(answer_cache)
+            return cast("Self", climbing)
         tiers = [
             (name, variant)
             for name in names
@@ -134,6 +146,7 @@ class Engine:
                 )
                 continue
             engine.skipped = tuple(skipped)
+            engine._keep_answers(answer_cache)
             return engine
         reasons = "; ".join(f"{s.provider} {s.precision}: {s.reason}" for s in skipped)
         raise BackendUnavailableError(f"no provider can serve this bundle here: {reasons}")
@@ -217,18 +230,45 @@ class Engine:
             InputError: The text or the words cannot be used.
         """
         self._check_usable()
-        (scored,) = self._pipeline.score([Post(text, image, words)])
-        if scored.error is not None:
-            raise scored.error
-        return self._results([scored])[0]
+        post = Post(text, image, words)
+        if self._answers is not None:
+            (result,) = self._answers.tag_batch([post], self._answer_key(), self._tag_batch)
+            if result.error is None:
+                return result
+        return self._tag(post)
 
     def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
         """Tag any number of posts; order is kept, and a bad post fails alone in its `error`."""
         self._check_usable()
+        posts = list(posts)
+        if self._answers is not None:
+            return self._answers.tag_batch(posts, self._answer_key(), self._tag_batch)
+        return self._tag_batch(posts)
+
+    @property
+    def answer_cache(self) -> AnswerStats | None:
+        """Counters of the answer cache; None where there is none."""
+        return None if self._answers is None else self._answers.stats()
+
+    def _tag(self, post: Post) -> Result:
+        (scored,) = self._pipeline.score([post])
+        if scored.error is not None:
+            raise scored.error
+        return self._results([scored])[0]
+
+    def _tag_batch(self, posts: list[Post]) -> list[Result]:
         results: list[Result] = []
-        for chunk in self._pipeline.score_chunks(list(posts)):
+        for chunk in self._pipeline.score_chunks(posts):
             results.extend(self._results(chunk))
         return results
+
+    def _keep_answers(self, entries: int) -> None:
+        if entries > 0:
+            self._answers = AnswerCache(entries, self.manifest.limits)
+
+    def _answer_key(self) -> str:
+        """All an answer depends on besides the post; the decoder may be replaced at any time."""
+        return repr((self._bundle.manifest_sha256, self.provider, self.precision, self.decoder))
 
     def raw(self, posts: Iterable[Post], all_units: bool = False) -> list[Raw]:
         """Raw model outputs of each post.

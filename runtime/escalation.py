@@ -6,23 +6,27 @@ radii of that picture alone, clears is returned. What is left is computed in flo
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from amlr.errors import BackendUnavailableError, BundleError
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import usable_cores
 from amlr.runtime.engine import Engine
 from amlr.runtime.escalation_certificate import Radii, certified, radii_of
-from amlr.runtime.image import ImageSource
+from amlr.runtime.golden import check_golden
 from amlr.runtime.manifest import Variant
 from amlr.runtime.pipeline import Pipeline, ScoredPost
-from amlr.runtime.providers.base import ImageFeatures, Provider
+from amlr.runtime.providers.base import ImageFeatures, Provider, ProviderOptions
+from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Post, Result
-from amlr.runtime.text import Spans
 
+# Escalation pays on CPUs; devices have their own ways.
+_CPUS = ("openvino", "onnxruntime-cpu")
 STAGES = ("low", "picture", "exact")
 
 
@@ -44,7 +48,7 @@ class EscalationStats:
 class EscalatingEngine(Engine):
     """An `Engine` whose answers are float32's, most of them computed in low precision.
 
-    `raw` and everything but `tag` and `tag_batch` are the float32 engine's own.
+    `raw` gives float32's numbers.
     """
 
     def __init__(
@@ -94,23 +98,29 @@ class EscalatingEngine(Engine):
         with self._count_lock:
             return EscalationStats(**self._counts)
 
-    def tag(
-        self, text: str, image: ImageSource | None = None, words: Spans | None = None
-    ) -> Result:
-        """Tag one post; as `Engine.tag`."""
-        self._check_usable()
-        ((scored, stage),) = next(self._stages([Post(text, image, words)]))
+    def _tag(self, post: Post) -> Result:
+        ((scored, stage),) = next(self._stages([post]))
         if scored.error is not None:
             raise scored.error
         return self._staged_results([(scored, stage)])[0]
 
-    def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
-        """Tag any number of posts; as `Engine.tag_batch`."""
-        self._check_usable()
+    def _tag_batch(self, posts: list[Post]) -> list[Result]:
         results: list[Result] = []
-        for chunk in self._stages(list(posts)):
+        for chunk in self._stages(posts):
             results.extend(self._staged_results(chunk))
         return results
+
+    def check(self, variant: Variant, *, images: bool) -> None:
+        """Run the golden posts on both tiers; the low one's entities may differ.
+
+        Raises:
+            ParityError: A tier is not what the bundle says it is.
+        """
+        fp32 = self._bundle.manifest.variants["fp32"]
+        check_golden(self._pipeline, fp32.tolerance, images=images)
+        check_golden(self._low, variant.tolerance, images=images, entities=False)
+        for pipeline in (self._pipeline, self._low):
+            pipeline.images.reset()
 
     def close(self) -> None:
         """Release both tiers."""
@@ -166,6 +176,63 @@ class EscalatingEngine(Engine):
             replace(result, precision=names.get(stage, self.precision))
             for result, (_, stage) in zip(results, answers, strict=True)
         ]
+
+
+def open_escalating(
+    bundle: Bundle,
+    names: Sequence[str],
+    options: ProviderOptions,
+    image_cache_mb: float,
+    check: str,
+) -> EscalatingEngine:
+    """Open the fastest measured low tier that can run here, and float32 beside it.
+
+    Args:
+        bundle: The bundle.
+        names: Providers to try, in order.
+        options: Settings of the host.
+        image_cache_mb: Budget for encoded pictures, of each tier.
+        check: As in `Engine.load`.
+
+    Raises:
+        BundleError: No variant has measured radii.
+        BackendUnavailableError: None that has can run here.
+        ParityError: Float32 fails the golden check here.
+    """
+    fp32 = bundle.manifest.variants["fp32"]
+    tiers = [
+        (name, variant)
+        for name in names
+        for variant in bundle.manifest.variants.values()
+        if "radii" in variant.parity and variant.provider in (None, name) and name in _CPUS
+    ]
+    if not tiers:
+        raise BundleError(
+            "no variant of this bundle has measured radii, which escalation needs; "
+            "export it with: amlr-export --precision fp32,int8"
+        )
+    bundle.verify(fp32)
+    reasons: list[str] = []
+    for name, variant in tiers:
+        bundle.verify(variant)
+        try:
+            low = open_provider(name, bundle, variant, options)
+            exact = open_provider(name, bundle, fp32, options)
+        except BackendUnavailableError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        engine = EscalatingEngine(
+            bundle,
+            low,
+            exact,
+            variant=variant,
+            threads=options.threads or usable_cores(),
+            image_cache_mb=image_cache_mb,
+        )
+        if check != "off":
+            engine.check(variant, images=check == "full")
+        return engine
+    raise BackendUnavailableError(f"no low-precision tier can run here: {'; '.join(reasons)}")
 
 
 class _Mixed:

@@ -16,3 +16,11 @@ def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import tiny_bundle
 
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.plan")
+
+
+@pytest.fixture(scope="session")
+def ladder_plan(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with its CPU variants; read-only, shared by the whole session."""
+    from tiny_ladder import tiny_ladder
+
+    return tiny_ladder(tiny_plan, tmp_path_factory.mktemp("ladder") / "ladder.plan")

@@ -1,0 +1,212 @@
+"""Int8 graphs compute what their scales say; variants enter a bundle with what they change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from amlr.errors import ExportError, InputError
+from amlr.export.ladder.choices import search
+from amlr.export.ladder.fit import fit_scales
+from amlr.export.ladder.ladder import LadderOptions, add_variants
+from amlr.export.ladder.measure import Parity
+from amlr.export.ladder.observe import observe
+from amlr.export.ladder.posts import read_posts
+from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
+from amlr.export.ladder.scales import Scale, fit_values, round_weight
+from amlr.export.precision.graph_tools import prepare
+from amlr.export.samples import sample_posts
+from amlr.runtime import Engine
+
+FLOAT = TensorProto.FLOAT
+
+
+def run(model: onnx.ModelProto, feed: dict[str, Any]) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, feed)
+    return np.asarray(found)
+
+
+def rows_model(width: int = 16, seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Two layers on rows, some channels much larger than others."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((width, width)).astype(np.float32)
+    bias = rng.standard_normal(width).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="first", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "rows",
+        [helper.make_tensor_value_info("x", FLOAT, ["N", width])],
+        [helper.make_tensor_value_info("y", FLOAT, ["N", width])],
+        [
+            numpy_helper.from_array(weight, "w"),
+            numpy_helper.from_array(bias, "b"),
+            numpy_helper.from_array(rng.standard_normal((width, width)).astype(np.float32), "v"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = rng.standard_normal((200, width)).astype(np.float32)
+    x[:, 3] *= 40
+    return prepare(model), {"x": x}
+
+
+def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(((found - exact) ** 2).mean()) / exact.std())
+
+
+def test_int8_rows_are_close_and_smoothing_helps() -> None:
+    model, feed = rows_model()
+    products = find_products(model)
+    assert [p.node for p in products] == ["first", "second"]
+    scales = fit_scales(model, products, [feed])
+    smooth = run(insert_qdq(model, scales, {"first", "second"}), feed)
+    plain = {name: fit_values(sample) for name, sample in observe(model, scales, [feed]).items()}
+    rough = run(insert_qdq(model, plain, {"first", "second"}), feed)
+    exact = run(model, feed)
+    assert relative_error(smooth, exact) < 0.02
+    assert relative_error(smooth, exact) < 0.8 * relative_error(rough, exact)
+
+
+def test_int8_rows_do_not_depend_on_mates() -> None:
+    model, feed = rows_model()
+    quantized = insert_qdq(
+        model, fit_scales(model, find_products(model), [feed]), {"first", "second"}
+    )
+    together = run(quantized, feed)
+    for row in (0, 57, 199):
+        alone = run(quantized, {"x": feed["x"][row : row + 1]})
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_products_not_chosen_stay_float32() -> None:
+    model, feed = rows_model()
+    scales = fit_scales(model, find_products(model), [feed])
+    only = insert_qdq(model, {"x": scales["x"]}, {"first"})
+    assert {i.name for i in only.graph.initializer if i.data_type == FLOAT} >= {"v"}
+    kinds = [n.op_type for n in only.graph.node]
+    assert kinds.count("QuantizeLinear") == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-3.0, 0.0), (-0.2, 12.0), (0.0, 0.0)])
+def test_zero_is_exact_and_range_is_kept(low: float, high: float) -> None:
+    scale = Scale(low=low, high=high)
+    values = np.array([0.0, low, high], np.float32)
+    rounded = scale.round(values)
+    assert rounded[0] == 0
+    np.testing.assert_allclose(rounded, values, atol=float(scale.step))
+
+
+def test_weights_keep_their_largest_value() -> None:
+    weight = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    rounded, scale = round_weight(weight, axis=1)
+    assert rounded.dtype == np.int8
+    assert np.abs(rounded).max(axis=0).tolist() == [127] * 4
+    np.testing.assert_allclose(rounded * scale, weight, atol=float(scale.max()) / 2 + 1e-6)
+
+
+def test_sums_of_convolutions_are_found() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="a"),
+        helper.make_node("Conv", ["a", "w"], ["b"], name="b"),
+        helper.make_node("Add", ["a", "b"], ["c"], name="c"),
+        helper.make_node("Add", ["c", "x"], ["d"], name="d"),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert residuals(model) == {"a", "b"}
+
+
+def parity(changed: int, error: float) -> Parity:
+    return Parity(
+        posts=4,
+        entities=9,
+        changed_entities=changed,
+        changed_posts=changed,
+        max_abs_error={},
+        f1=None,
+        errors_p2=np.full((4, 2), error),
+    )
+
+
+def test_search_raises_the_part_that_pays_most() -> None:
+    error = {"text": 0.5, "image": 0.1, "fusion": 0.05}
+    saved = {"text": 2.0, "image": 2.0, "fusion": 1.0}
+
+    def measure(mix: dict[str, str]) -> tuple[Parity, float]:
+        low = [part for part, level in mix.items() if level == "int8"]
+        ms = 10.0 - sum(saved[part] for part in low)
+        return parity(int("text" in low), max((error[p] for p in low), default=0.0)), ms
+
+    levels = dict.fromkeys(error, ("int8", "fp32"))
+    mix, steps = search(levels, measure)
+    assert mix == {"text": "fp32", "image": "int8", "fusion": "int8"}
+    assert steps["text:int8"].error == pytest.approx(0.5)
+
+
+def test_variants_carry_what_they_change(ladder_plan: Path) -> None:
+    manifest = json.loads((ladder_plan / "manifest.json").read_text())
+    variants = manifest["variants"]
+    assert {"int8", "fp32"} <= set(variants)
+    assert list(variants)[-1] == "fp32"
+    for name, variant in variants.items():
+        if name == "fp32":
+            continue
+        record = variant["parity"]
+        assert record["posts"] > 50
+        assert record["entities"] > 0
+        assert record["radii"]["all"]["units"] >= record["radii"]["picture"]["units"] > -1
+        assert record["radii"]["all"]["posts"] > 50
+
+
+@pytest.mark.parametrize("provider", ["onnxruntime", "openvino"])
+def test_int8_is_served_by_both_engines(ladder_plan: Path, provider: str) -> None:
+    pytest.importorskip(provider)
+    posts = sample_posts(12, seed=4)
+    with (
+        Engine.load(ladder_plan, provider=provider, precision="int8", threads=1) as low,
+        Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as exact,
+    ):
+        assert low.precision == "int8"
+        for a, b in zip(low.raw(posts), exact.raw(posts), strict=True):
+            np.testing.assert_allclose(a.unit_logits, b.unit_logits, atol=0.2)
+        # Static scales: no answer depends on who else is in the batch.
+        (alone,) = low.raw(posts[3:4])
+        np.testing.assert_allclose(alone.unit_logits, low.raw(posts)[3].unit_logits, atol=2e-3)
+
+
+def test_halves_share_no_post_and_gold_is_read(tmp_path: Path) -> None:
+    lines = []
+    for number in range(40):
+        lines += [f"IMGID:{number}", f"Maria{number % 30}\tB-PER", "in\tO", "Rome\tB-MISC", ""]
+    path = tmp_path / "valid.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    posts = read_posts(path)
+    tuning = {proof.post.text for proof in posts.tuning}
+    assert tuning.isdisjoint(proof.post.text for proof in posts.proof)
+    assert len(posts.tuning) + len(posts.proof) == 40
+    gold = posts.proof[0].gold
+    assert gold is not None
+    assert {label for _, _, label in gold} == {"PER", "OTHER"}
+
+
+def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
+    path = tmp_path / "posts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"post {i}"}) for i in range(40)))
+    assert read_posts(path).source == "posts.jsonl"
+    assert len(read_posts(None).proof) > 50
+    path.write_text('{"text": "one"}')
+    with pytest.raises(InputError, match="at least"):
+        read_posts(path)
+
+
+def test_unknown_precision_is_refused(tiny_plan: Path) -> None:
+    with pytest.raises(ExportError, match="unknown"):
+        add_variants(tiny_plan, LadderOptions(precisions=("int3",)))

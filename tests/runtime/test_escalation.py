@@ -1,0 +1,110 @@
+"""Escalation gives float32's entities, and says which stage gave them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amlr.errors import BundleError, InputError
+from amlr.export.samples import sample_posts
+from amlr.runtime import Engine, Post, Result
+from amlr.runtime.escalation import EscalatingEngine
+from amlr.runtime.escalation_certificate import Radii, certified
+
+
+def spans(results: Sequence[Result]) -> list[list[tuple[int, int, str]]]:
+    return [[(e.start, e.end, e.label) for e in result.entities] for result in results]
+
+
+@pytest.fixture(scope="module")
+def climbing(ladder_plan: Path) -> EscalatingEngine:
+    engine = Engine.load(ladder_plan, provider="onnxruntime", precision="escalate", threads=1)
+    assert isinstance(engine, EscalatingEngine)
+    return engine
+
+
+@pytest.mark.parametrize("kind", ["joint", "segmental", "linear-chain"])
+def test_entities_are_those_of_float32(
+    ladder_plan: Path, climbing: EscalatingEngine, kind: str
+) -> None:
+    posts = sample_posts(40, seed=11)
+    with Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as exact:
+        settings = replace(exact.decoder, kind=kind)
+        exact.decoder = climbing.decoder = settings
+        assert spans(climbing.tag_batch(posts)) == spans(exact.tag_batch(posts))
+
+
+def test_every_post_is_counted_once_and_names_its_stage(climbing: EscalatingEngine) -> None:
+    before = sum(getattr(climbing.stats, stage) for stage in ("low", "picture", "exact"))
+    results = climbing.tag_batch(sample_posts(20, seed=12))
+    after = sum(getattr(climbing.stats, stage) for stage in ("low", "picture", "exact"))
+    assert after - before == 20
+    assert {result.precision for result in results} <= {"int8", "int8+fp32", "fp32", "mixed"} | {
+        "mixed+fp32"
+    }
+
+
+def test_impossible_radii_send_everything_up(climbing: EscalatingEngine) -> None:
+    posts = [Post("Jordan in Paris")]
+    huge = Radii(units=1e6, tokens=1e6, posts=1)
+    before = climbing._radii
+    try:
+        climbing._radii = {"all": huge, "picture": huge}
+        (result,) = climbing.tag_batch(posts)
+        assert result.precision == "fp32"
+        climbing._radii = dict.fromkeys(before, Radii(units=0.0, tokens=0.0, posts=1))
+        (result,) = climbing.tag_batch(posts)
+        assert result.precision == climbing._low_provider.precision
+    finally:
+        climbing._radii = before
+
+
+def test_bad_posts_fail_alone(climbing: EscalatingEngine) -> None:
+    results = climbing.tag_batch([Post("Paris"), Post(7), Post("")])  # type: ignore[arg-type]
+    assert [result.error is not None for result in results] == [False, True, False]
+    with pytest.raises(InputError):
+        climbing.tag(7)  # type: ignore[arg-type]
+
+
+def test_bundle_without_radii_is_refused(tiny_plan: Path) -> None:
+    with pytest.raises(BundleError, match="export it with"):
+        Engine.load(tiny_plan, provider="onnxruntime", precision="escalate")
+
+
+def test_no_change_within_the_radii_escapes_the_certificate(ladder_plan: Path) -> None:
+    radii = Radii(units=0.02, tokens=0.02, posts=1)
+    with Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as engine:
+        manifest, decoder = engine.manifest, engine.bundle.decoder
+        scored = [
+            post.scores for post in engine.pipeline.score(sample_posts(24, seed=5)) if post.scores
+        ]
+        names = {"labels": manifest.labels, "tags": manifest.tags}
+        cleared = certified(scored, radii, engine.decoder, decoder, **names)
+        expected = engine._results(
+            [_as_scored(post) for post in scored]  # type: ignore[arg-type]
+        )
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            moved = [
+                replace(
+                    post,
+                    # Half on either side: their difference moves by at most the radius.
+                    unit_logits_uc=post.unit_logits_uc
+                    + rng.choice([-0.01, 0.01], post.unit_logits_uc.shape).astype(np.float32),
+                    emissions_ty=post.emissions_ty
+                    + rng.choice([-0.02, 0.02], post.emissions_ty.shape).astype(np.float32),
+                )
+                for post in scored
+            ]
+            found = engine._results([_as_scored(post) for post in moved])  # type: ignore[arg-type]
+            same = [a == b for a, b in zip(spans(expected), spans(found), strict=True)]
+            assert all(np.array(same)[cleared])
+    assert cleared.sum() > 0
+
+
+def _as_scored(scores: object) -> object:
+    from amlr.runtime.pipeline import ScoredPost
+
+    return ScoredPost(scores=scores)  # type: ignore[arg-type]
