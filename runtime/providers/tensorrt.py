@@ -37,6 +37,7 @@ Ints32 = npt.NDArray[np.int32]
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
 GRAPHS_KEPT = 16
+WAIT_S = 0.2
 
 
 def open_tensorrt(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "TensorRtProvider":
@@ -167,7 +168,7 @@ class TensorRtProvider:
             with self._lock:
                 if self._free.empty() and len(self._sessions) < self._allowed:
                     self._add_session()
-            session = self._free.get()
+            session = self._wait()
             try:
                 yield session
             except BaseException:
@@ -177,6 +178,17 @@ class TensorRtProvider:
                 raise
             finally:
                 self._free.put(session)
+
+    def _wait(self) -> Session:
+        """The next free session; a provider that is closed meanwhile has none."""
+        while True:
+            try:
+                return self._free.get(timeout=WAIT_S)
+            except queue.Empty:
+                if self._closed:
+                    raise AmlrError(
+                        "this provider was closed while the call waited; load the bundle again"
+                    ) from None
 
     def encode_images(self, pixels_bchw: Floats) -> list[DeviceImage | HostImage]:
         """Encode pictures into the pool."""

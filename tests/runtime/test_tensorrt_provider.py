@@ -340,3 +340,39 @@ def test_closed_provider_refuses(bundle: Bundle, machine: Any) -> None:
     provider.close()
     with pytest.raises(AmlrError, match="closed"):
         provider.encode_images(np.zeros((1, 3, 64, 64), np.float32))
+
+
+def test_closing_waits_for_calls_and_refuses_those_in_the_queue(
+    bundle: Bundle, machine: Any
+) -> None:
+    _, tools, _ = machine
+    provider = _open(bundle, tools)
+    provider._allowed = 1
+    inside, leave = threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    def hold() -> None:
+        with provider._session():
+            inside.set()
+            leave.wait(10)
+
+    def wait() -> None:
+        try:
+            provider.encode_images(np.zeros((1, 3, 64, 64), np.float32))
+        except AmlrError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for work in (hold, wait)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    closing = threading.Thread(target=provider.close)
+    closing.start()
+    while not provider._closed:
+        threading.Event().wait(0.01)
+    # The queued call may still get the session that the holder gives back, or be refused.
+    leave.set()
+    for thread in (*threads, closing):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert all("closed" in message for message in refused)
