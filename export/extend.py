@@ -71,10 +71,7 @@ def extend_bundle(
     old = Bundle.open(source)
     libraries = [load_tensorrt(family_of(target)) for target in options.targets]
     with staged(out) as folder:
-        for name, entry in old.manifest.files.items():
-            _place(source / name, folder / name)
-            assert entry.bytes == (folder / name).stat().st_size
-        manifest = save_manifest(folder, old.manifest)
+        manifest = copy_bundle(old, folder)
         if "fp16" in options.precisions and "fp16" not in manifest.variants:
             manifest = add_fp16(folder, manifest, options.posts, say=say)
         for library in libraries:
@@ -172,6 +169,14 @@ def save_manifest(folder: Path, manifest: Manifest) -> Manifest:
     manifest = replace(manifest, files=list_files(folder))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def copy_bundle(source: Bundle, folder: Path) -> Manifest:
+    """Copy every listed file of a bundle into a staged folder, and write the manifest there."""
+    for name, entry in source.manifest.files.items():
+        _place(source.path / name, folder / name)
+        assert entry.bytes == (folder / name).stat().st_size
+    return save_manifest(folder, source.manifest)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -12,13 +12,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from amlr import __version__
+from amlr.export.additions import Additions, apply_additions
 from amlr.export.eager import EagerProvider
+from amlr.export.extend import save_manifest
 from amlr.export.golden import save_golden, write_golden
 from amlr.export.graphs import build_graphs, regions_of
 from amlr.export.parity import FP32_TOLERANCE, ParityReport, compare, require
 from amlr.export.reference import write_reference
 from amlr.export.samples import sample_posts
-from amlr.export.staging import file_entry, list_files, staged
+from amlr.export.staging import file_entry, staged
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -26,7 +28,6 @@ from amlr.runtime.image import ImageLimits
 from amlr.runtime.manifest import (
     DECODER,
     GOLDEN,
-    MANIFEST,
     REFERENCE,
     TOKENIZER,
     Manifest,
@@ -52,6 +53,7 @@ class ExportOptions:
         fold: Fold the attention per head; None decides by cost.
         tolerance: Largest allowed difference of raw logits, absolute.
         release: What a bare state_dict of the published release lacks.
+        additions: Precisions, engines and kernels beside float32.
     """
 
     name: str | None = None
@@ -59,6 +61,7 @@ class ExportOptions:
     fold: bool | None = None
     tolerance: float = FP32_TOLERANCE
     release: ReleaseOptions = field(default_factory=ReleaseOptions)
+    additions: Additions = field(default_factory=Additions)
 
 
 def export_checkpoint(
@@ -82,6 +85,7 @@ def export_checkpoint(
         ParityError: The graphs do not give the eager model's numbers; nothing is left behind.
     """
     options = options or ExportOptions()
+    options.additions.check_libraries()
     checkpoint = load_checkpoint(ckpt, options.release)
     model = checkpoint.build_model()
     with staged(out) as folder:
@@ -94,7 +98,7 @@ def export_checkpoint(
         manifest = _manifest(ckpt, checkpoint, model, variant, options.name or out.stem)
         # A bundle always has golden samples; they come from the engine that needs a bundle.
         save_golden(folder / GOLDEN, [], {})
-        _save(folder, manifest)
+        save_manifest(folder, manifest)
 
         say(f"proving {PARITY_POSTS} posts against the eager model")
         bundle = Bundle.open(folder)
@@ -108,7 +112,10 @@ def export_checkpoint(
             write_golden(folder / GOLDEN, eager, sample_posts(GOLDEN_POSTS))
         say(f"  {report.entities} entities, 0 changed; {_errors(report.max_abs_error)}")
         variant = replace(variant, parity=report.to_dict())
-        manifest = _save(folder, replace(manifest, variants={"fp32": variant}))
+        manifest = save_manifest(folder, replace(manifest, variants={"fp32": variant}))
+        manifest = apply_additions(
+            folder, manifest, options.additions, model=model, fold=options.fold, say=say
+        )
         # The last look is the user's first: load it as they will, golden check included.
         Engine.load(folder, provider="onnxruntime").close()
     return manifest
@@ -184,9 +191,3 @@ def _provenance(ckpt: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "versions": {"amlr": __version__, "python": platform.python_version(), **versions},
         "training": dict(checkpoint.provenance),
     }
-
-
-def _save(folder: Path, manifest: Manifest) -> Manifest:
-    manifest = replace(manifest, files=list_files(folder))
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
