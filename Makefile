@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
+# Test processes; two suit the smallest machine this must run on.
+JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
 
@@ -46,7 +48,7 @@ demo: $(DEMO)/bench.json ## Train, export, bench and tag on generated posts; res
 	@$(BIN)/python -m amlr.benchmarks.demo $(DEMO)
 
 test: $(VENV)/.dev ## The whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 check: $(VENV)/.dev ## Lint, format, types, layers
 	$(BIN)/ruff check .
@@ -65,8 +67,11 @@ wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 mutants: $(VENV)/.dev ## Inject bugs into the CUDA sources; every one must be caught
 	$(BIN)/python -m pytest tests/mutation
 
-gpu: ## On a machine with an NVIDIA GPU: kernel tests on the device (onnxruntime-gpu must replace onnxruntime)
-	$(PYTHON) -m pytest tests -m gpu
+# On a GPU machine without a package index the environment may be the system's own.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu: ## On a machine with an NVIDIA GPU: build, prove, time, kernel tests; report in build/gpu
+	PYTHONPATH=src AMLR_REQUIRE=gpu $(GPU_PYTHON) -m amlr.benchmarks.gpu --engine $(DEMO)/amlr.plan --out build/gpu
 
 clean: ## Remove build products, keep the environment
 	rm -rf build dist src/*.egg-info
