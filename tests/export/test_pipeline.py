@@ -93,9 +93,9 @@ def test_command_exports_without_reference(tiny_pt: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --ckpt"),
+        ([], "give either --ckpt"),
         (["--ckpt", "missing.pt"], "no checkpoint at"),
-        (["--ckpt", "x.pt", "--image-mean", "1,2"], "three numbers"),
+        (["--ckpt", "x.pt", "--image-mean", "1,2"], "needs numbers"),
     ],
 )
 def test_command_errors_are_one_line(arguments: list[str], message: str) -> None:
