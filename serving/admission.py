@@ -64,7 +64,8 @@ class Admission:
                     deadline=deadline,
                 )
             )
-        backlog = self.backlog_s()
+        # Deviations of many batches even out, but those of a slow machine do not: be cautious.
+        backlog = self._costs.cautious * (self._queue.cost_s + self._in_flight_s())
         images = sum(job.post.image is not None for job in jobs)
         own = self._costs.batch_s([job.tokens for job in jobs], images)
         # Under load the last post of a request ends one full batch after the work ahead of it.

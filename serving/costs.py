@@ -95,6 +95,7 @@ class CostModel:
         """Start without a correction."""
         self.table = table
         self._correction = 1.0
+        self._spread = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -102,13 +103,18 @@ class CostModel:
         """Measured over tabulated time, lately."""
         return self._correction
 
+    @property
+    def cautious(self) -> float:
+        """The correction on a bad day: its mean and twice its usual deviation, as TCP does."""
+        return self._correction + 2.0 * self._spread
+
     def post_s(self, tokens: int, *, has_image: bool) -> float:
         """Expected time that a post adds to the queue, before the correction."""
         return self.table.post_s(tokens, has_image=has_image)
 
     def batch_s(self, tokens: Sequence[int], images: int) -> float:
-        """Expected time of a batch, corrected."""
-        return self._correction * self.table.batch_s(tokens, images)
+        """Time of a batch that is rarely exceeded."""
+        return self.cautious * self.table.batch_s(tokens, images)
 
     def observe(self, tokens: Sequence[int], images: int, seconds: float) -> None:
         """Learn from a batch that was computed."""
@@ -118,6 +124,7 @@ class CostModel:
         low, high = _CORRECTION_RANGE
         ratio = min(high, max(low, seconds / expected))
         with self._lock:
+            self._spread += _MEMORY * (abs(ratio - self._correction) - self._spread)
             self._correction += _MEMORY * (ratio - self._correction)
 
 

@@ -34,10 +34,14 @@ def test_costs_lie_on_lines_between_the_measured_lengths() -> None:
 
 def test_correction_follows_what_is_measured() -> None:
     costs = CostModel(TABLE)
-    for _ in range(100):
+    for _ in range(200):
         costs.observe([10] * 8, 0, 0.160)
     assert costs.correction == pytest.approx(2.0, rel=1e-3)
     assert costs.batch_s([10] * 8, 0) == pytest.approx(0.160, rel=1e-3)
+    for i in range(200):
+        costs.observe([10] * 8, 0, 0.120 if i % 2 else 0.200)
+    assert costs.correction == pytest.approx(2.0, rel=0.05)
+    assert costs.batch_s([10] * 8, 0) > 0.200  # an unsteady machine is trusted less
     costs.observe([10], 0, 1e9)  # one outlier moves it a bounded way
     assert costs.correction < 5
 
