@@ -1,5 +1,6 @@
 """Every graph in both precisions through TensorRT-RTX's real parser and builder, without a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from transformers import BertConfig, ViTConfig
 
 from amlr.errors import ExportError
 from amlr.export.graphs import build_graphs
 from amlr.export.precision.half import to_half
+from amlr.export.precision.variant import write_half
 from amlr.export.tensorrt.builder import BuildOptions, Plan, build_plan
 from amlr.export.tensorrt.messages import explain
 from amlr.export.tensorrt.profiles import (
@@ -22,6 +25,8 @@ from amlr.export.tensorrt.profiles import (
 )
 from amlr.export.to_onnx import trace
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
+from amlr.training.config import AmlrConfig
+from amlr.training.model import AmlrModel
 from tiny_model import IMAGE_SIZE, tiny_config, tiny_model
 
 PROFILE = Profile(
@@ -72,6 +77,39 @@ def test_all_graphs_build_in_both_precisions(
         assert plan.audit.dtypes["HALF"] > 2 * len(islands)
         assert set(plan.audit.outputs.values()) == {"FLOAT"}
         assert len(plan.data) > 1000
+
+
+@pytest.mark.slow
+def test_paper_widths_build_in_half_for_three_architectures(
+    library: TensorRT, tmp_path: Path
+) -> None:
+    """The paper preset, one layer deep and with few words: its fusion graph is complete."""
+    config = AmlrConfig(
+        text_encoder=BertConfig(vocab_size=64, num_hidden_layers=1).to_dict(),
+        image_encoder=ViTConfig(num_hidden_layers=1).to_dict(),
+        width=768,
+        scales=6,
+        heads=8,
+        head_width=768,
+    )
+    model = AmlrModel(config).eval()
+    for spec in build_graphs(model, image_size=224, centre=True):
+        if spec.name not in GRAPHS:
+            continue
+        half = to_half(spec.name, trace(spec))
+        (path,) = write_half([half], tmp_path / spec.name).values()
+        dims = input_dims(half.model)
+        plan = build_plan(
+            library,
+            path,
+            graph=spec.name,
+            dims=dims,
+            shapes=[shapes_for(spec.name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
+            precision="fp16",
+            islands=[island.node for island in half.islands],
+            options=BuildOptions(sms=(80, 89, 120)),
+        )
+        assert len(plan.data) > 1_000_000
 
 
 def _save(folder: Path, nodes: list[onnx.NodeProto], out: int = TensorProto.FLOAT) -> Path:
