@@ -63,7 +63,13 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loads in later versions too.")
 @click.option("--strip-weights", is_flag=True, help="TensorRT: weights come from the ONNX at load.")
 @click.option("--timing-cache", type=FilePath, help="TensorRT: measurements kept between builds.")
-@click.option("--plan", type=FilePath, help="Profiles and buckets from --plan-buckets --json.")
+@click.option(
+    "--profile",
+    "--plan",
+    "plan",
+    type=FilePath,
+    help="Profiles and buckets from --plan-buckets --json.",
+)
 @click.option("--plan-buckets", type=FilePath, help="Plan buckets for the posts of this file only.")
 @click.option("--name", help="Name in the manifest; the folder's by default.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager model out of the bundle.")
