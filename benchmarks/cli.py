@@ -142,7 +142,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     finally:
         for tier in tiers:
             tier.engine.close()
-    report["notes"] += notes
+    report["engine"]["passed_over"] = notes
     return report
 
 

@@ -49,7 +49,7 @@ def render_html(report: dict[str, Any]) -> str:
         roofline_section(report, main),
         _calibration_section(report),
         parity_section(report["parity"]),
-        peers_section(report["peers"]),
+        peers_section(report["peers"], engine.get("passed_over", ())),
         _all_rows(rows),
         _method(report),
     ]

@@ -186,7 +186,7 @@ def _marked(text: str, spans: Sequence[Sequence[Any]]) -> str:
     return "".join([*parts, escape(text[end:])])
 
 
-def peers_section(peers: Sequence[dict[str, Any]]) -> str:
+def peers_section(peers: Sequence[dict[str, Any]], passed_over: Sequence[str]) -> str:
     """Who took part, who could not and why."""
     head = ["system", "precision", "what it is", "status", "largest error"]
     lines = [
@@ -197,6 +197,7 @@ def peers_section(peers: Sequence[dict[str, Any]]) -> str:
     ]  # fmt: skip
     lead = "Largest error: of any raw logit against eager PyTorch on the timed posts."
     content = html_table(head, lines, numeric=(4,)) if lines else ""
+    content += "".join(f'<p class="soft">{escape(note)}</p>' for note in passed_over)
     return section("Systems", lead, content)
 
 

@@ -158,6 +158,7 @@ class Session:
         """Give each system its first post, one with a picture, and note how long it took."""
         job = Job(key="first", picture="cold", batches=(tuple(batch),))
         for label in list(self._alive):
+            self._say(f"first post: {label}")
             try:
                 verdict = self._alive[label].prepare(job)
                 self._alive[label].drop(job.key)
@@ -174,11 +175,11 @@ class Session:
             reference: Gives the eager scores of a batch; None leaves the numbers unchecked.
         """
         labels = [label for label in self._alive if self._takes(label, workload)]
+        self._say(f"{workload.name}, {workload.batch} posts a call: {len(labels)} systems")
         for label in list(labels):
             if not self._prepare(label, workload.job, reference):
                 labels.remove(label)
         runners = {label: self._alive[label] for label in labels}
-        self._say(f"{workload.name}, {workload.batch} posts a call: {len(runners)} systems")
         samples = measure(
             runners,
             workload.job.key,
