@@ -29,9 +29,8 @@ def ladder_plan(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def tiny_pt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of `tiny_plan`; read-only, shared by the whole session."""
-    from tiny import tiny_checkpoint
-
     from amlr.training.checkpoint import save_checkpoint
+    from tiny import tiny_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
     save_checkpoint(path, tiny_checkpoint())

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from amlr.cli_support import CliError
+
 _COMMANDS = {
     "train": ("amlr.training.cli", "train_command"),
     "eval": ("amlr.training.eval_cli", "eval_command"),
@@ -47,9 +49,7 @@ def _missing(name: str, error: ModuleNotFoundError) -> click.Command:
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def report(arguments: tuple[str, ...]) -> None:
-        error = click.ClickException(message)
-        error.exit_code = 2
-        raise error
+        raise CliError(message)
 
     return report
 

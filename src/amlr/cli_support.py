@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import click
@@ -13,14 +13,21 @@ T = TypeVar("T")
 
 
 class CliError(click.ClickException):
-    """An expected error as one line on stderr.
+    """An expected error as one line on stderr: bad input or a missing requirement."""
 
-    Exit code 1 means a check failed (parity); 2 means bad input or a missing requirement.
-    """
+    exit_code = 2
 
-    def __init__(self, error: AmlrError) -> None:
-        super().__init__(str(error))
-        self.exit_code = 1 if isinstance(error, ParityError) else 2
+
+class FailedCheck(CliError):
+    """A check that failed, as opposed to a request that could not be carried out."""
+
+    exit_code = 1
+
+
+def cli_error(error: AmlrError) -> CliError:
+    """The command-line form of an error."""
+    kind = FailedCheck if isinstance(error, ParityError) else CliError
+    return kind(str(error))
 
 
 class AmlrCommand(click.Command):
@@ -31,7 +38,7 @@ class AmlrCommand(click.Command):
         try:
             return super().invoke(ctx)
         except AmlrError as error:
-            raise CliError(error) from error
+            raise cli_error(error) from error
 
 
 def progress(
@@ -42,7 +49,7 @@ def progress(
     On a terminal the bar is redrawn in place; elsewhere a plain line appears every ten seconds, so
     logs stay readable.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     start = last = time.monotonic()
     is_tty = sys.stderr.isatty()
