@@ -18,7 +18,7 @@ class CliError(click.ClickException):
     exit_code = 2
 
 
-class FailedCheck(CliError):
+class FailedCheckError(CliError):
     """A check that failed, as opposed to a request that could not be carried out."""
 
     exit_code = 1
@@ -26,7 +26,7 @@ class FailedCheck(CliError):
 
 def cli_error(error: AmlrError) -> CliError:
     """The command-line form of an error."""
-    kind = FailedCheck if isinstance(error, ParityError) else CliError
+    kind = FailedCheckError if isinstance(error, ParityError) else CliError
     return kind(str(error))
 
 
