@@ -1,7 +1,7 @@
 """`Engine`: the public door of a bundle."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.decode import decode_posts
+from amlr.runtime.escalation_picture import measured_margin, score_when_needed
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
@@ -25,6 +26,7 @@ from amlr.runtime.providers.registry import admitted_variants, open_provider, pr
 from amlr.runtime.results import Post, Raw, Result, problem
 from amlr.runtime.text import Spans
 
+IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
 
 
@@ -67,6 +69,7 @@ class Engine:
             image_cache_bytes=int(image_cache_mb * 1e6),
         )
         self._answers: AnswerCache | None = None
+        self._picture_margin: float | None = None
         self._pid = os.getpid()
         self._closed = False
 
@@ -84,6 +87,7 @@ class Engine:
         max_changed: float = 0.0,
         check: str = "full",
         answer_cache: int = 0,
+        image: str = "always",
     ) -> Self:
         """Open a bundle and take the best tier that proves itself on this host.
 
@@ -101,6 +105,8 @@ class Engine:
             check: `full` re-runs all golden posts; `text` only those without a picture, so that
                 the image graph is not loaded before the first picture; `off` none.
             answer_cache: Answers to keep for posts that come again; 0 keeps none.
+            image: `always` looks at every picture; `when-needed` leaves those out whose post the
+                text decides by the margin that the export measured, and says so in a warning.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -110,6 +116,8 @@ class Engine:
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
+        if image not in IMAGES:
+            raise InputError(f"image must be one of {IMAGES}, got {image!r}")
         if check not in CHECKS:
             raise InputError(f"check must be one of {CHECKS}, got {check!r}")
         names = provider_names(provider)
@@ -117,7 +125,10 @@ class Engine:
         options = ProviderOptions(
             threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
         )
+        margin = measured_margin(bundle.manifest) if image == "when-needed" else None
         if precision == "escalate":
+            if margin is not None:
+                raise InputError('image="when-needed" and precision="escalate" exclude each other')
             # Built on this class, so it cannot be imported before it.
             from amlr.runtime.escalation import open_escalating
 
@@ -147,6 +158,7 @@ class Engine:
                 continue
             engine.skipped = tuple(skipped)
             engine._keep_answers(answer_cache)
+            engine._picture_margin = margin
             return engine
         reasons = "; ".join(f"{s.provider} {s.precision}: {s.reason}" for s in skipped)
         raise BackendUnavailableError(f"no provider can serve this bundle here: {reasons}")
@@ -251,16 +263,21 @@ class Engine:
         return None if self._answers is None else self._answers.stats()
 
     def _tag(self, post: Post) -> Result:
-        (scored,) = self._pipeline.score([post])
+        ((scored,),) = self._score([post])
         if scored.error is not None:
             raise scored.error
         return self._results([scored])[0]
 
     def _tag_batch(self, posts: list[Post]) -> list[Result]:
         results: list[Result] = []
-        for chunk in self._pipeline.score_chunks(posts):
+        for chunk in self._score(posts):
             results.extend(self._results(chunk))
         return results
+
+    def _score(self, posts: Sequence[Post]) -> Iterator[list[ScoredPost]]:
+        if self._picture_margin is None:
+            return self._pipeline.score_chunks(posts)
+        return score_when_needed(self._pipeline, posts, self._picture_margin, self.decoder)
 
     def _keep_answers(self, entries: int) -> None:
         if entries > 0:

@@ -5,6 +5,7 @@ text and fusion on the picture the low tier already encoded; what a second certi
 radii of that picture alone, clears is returned. What is left is computed in float32 altogether.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,8 @@ def open_escalating(
             "no variant of this bundle has measured radii, which escalation needs; "
             "export it with: amlr-export --precision fp32,int8"
         )
+    # The cheapest tier is not the one that climbs least, nor the fastest one: it is measured.
+    tiers.sort(key=lambda tier: (names.index(tier[0]), _expected_ms(tier[1])))
     bundle.verify(fp32)
     reasons: list[str] = []
     for name, variant in tiers:
@@ -233,6 +236,12 @@ def open_escalating(
             engine.check(variant, images=check == "full")
         return engine
     raise BackendUnavailableError(f"no low-precision tier can run here: {'; '.join(reasons)}")
+
+
+def _expected_ms(variant: Variant) -> float:
+    """What a post costs on average with this low tier, as the export measured it."""
+    found = variant.parity.get("escalation", {}).get("ms_per_post")
+    return float(found) if isinstance(found, int | float) else math.inf
 
 
 class _Mixed:

@@ -9,15 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amlr.errors import BackendUnavailableError, ExportError
 from amlr.export.ladder.calibration import record_feeds
 from amlr.export.ladder.choices import LEVELS, PARTS, Mix, mixed_variant, search
 from amlr.export.ladder.int8 import write_int8
 from amlr.export.ladder.measure import Answers, Parity, ask, compare
+from amlr.export.ladder.pictures import fit_margin
 from amlr.export.ladder.posts import ProofPost, ProofPosts, read_posts
 from amlr.export.staging import list_files
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
+from amlr.runtime.escalation_certificate import Radii, certified
+from amlr.runtime.escalation_picture import answer_margins
 from amlr.runtime.golden import check_golden
 from amlr.runtime.manifest import MANIFEST, Manifest, Variant
 from amlr.runtime.providers.base import ProviderOptions
@@ -75,9 +80,10 @@ def add_variants(folder: Path, options: LadderOptions, *, say: Say = lambda line
     manifest = ladder.bundle.manifest
     # Manifest order is the order in which `auto` tries: the fastest first.
     ordered = dict(sorted(found.items(), key=lambda item: item[1].parity["ms_per_post"]))
-    manifest = replace(
-        manifest, variants={**ordered, **manifest.variants}, files=list_files(folder)
-    )
+    fp32 = manifest.variants["fp32"]
+    fp32 = replace(fp32, parity={**fp32.parity, "when_needed": ladder.picture_margin()})
+    variants = {**ordered, **manifest.variants, "fp32": fp32}
+    manifest = replace(manifest, variants=variants, files=list_files(folder))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -167,13 +173,32 @@ class _Ladder:
         record: dict[str, Any] = {
             **parity.to_dict(),
             "source": posts.source,
-            "radii": radii,
+            "radii": {stage: found.to_dict() for stage, found in radii.items()},
+            "escalation": self._clearance(exact, proof, radii["all"]),
             "ms_per_post": round(proof.ms_per_post, 3),
             "fp32_ms_per_post": round(exact.ms_per_post, 3),
         }
         return replace(variant, parity=record, tolerance=golden)
 
-    def _radii(self, variant: Variant) -> dict[str, dict[str, float | int]]:
+    def picture_margin(self) -> dict[str, Any]:
+        """How large a margin lets float32 do without the picture, and what that changes."""
+        halves = []
+        for name, posts in (("tuning", self._posts.tuning), ("proof", self._posts.proof)):
+            bare = [replace(p, post=replace(p.post, image=None)) for p in posts]
+            without = self._ask(self._fp32, bare)
+            shown = [
+                row
+                for row, proof in enumerate(posts)
+                if proof.post.image is not None and without.scores[row] is not None
+            ]
+            scores = [found for row in shown if (found := without.scores[row]) is not None]
+            margins = answer_margins(scores, self.bundle, self.bundle.manifest.decoder)
+            exact = self._exact_answers(name, posts, None)
+            changed = [exact.entities[row] != without.entities[row] for row in shown]
+            halves.append((margins, np.array(changed, np.bool_)))
+        return fit_margin(*halves[0], *halves[1])
+
+    def _radii(self, variant: Variant) -> dict[str, Radii]:
         """Largest errors on the tuning half: of the variant, and of its picture alone."""
         posts = self._posts.tuning
         exact = self._exact_answers("tuning", posts, None)
@@ -185,9 +210,31 @@ class _Ladder:
         found = {}
         for stage, own in (("all", variant), ("picture", alone)):
             errors = compare(exact, self._ask(own, posts), posts).errors_p2
-            units, tokens = errors.max(axis=0)
-            found[stage] = {"units": float(units), "tokens": float(tokens), "posts": len(posts)}
+            units, tokens = errors.max(axis=0).tolist()
+            found[stage] = Radii(units=units, tokens=tokens, posts=len(posts))
         return found
+
+    def _clearance(self, exact: Answers, other: Answers, radii: Radii) -> dict[str, Any]:
+        """On the proof half: share that the certificate clears, and what it cleared wrongly."""
+        manifest = self.bundle.manifest
+        having = [row for row, scores in enumerate(other.scores) if scores is not None]
+        cleared = certified(
+            [scores for scores in other.scores if scores is not None],
+            radii,
+            manifest.decoder,
+            self.bundle.decoder,
+            labels=manifest.labels,
+            tags=manifest.tags,
+        )
+        rows = [row for row, clear in zip(having, cleared, strict=True) if clear]
+        wrong = sum(exact.entities[row] != other.entities[row] for row in rows)
+        share = len(rows) / max(1, len(having))
+        return {
+            "cleared": round(share, 4),
+            "changed": wrong,
+            # What a post costs on average: all of them once, those not cleared once more.
+            "ms_per_post": round(other.ms_per_post + (1 - share) * exact.ms_per_post, 3),
+        }
 
     def _golden_error(self, variant: Variant) -> float:
         """Tolerance at load: what the golden posts need here, with room for another CPU."""

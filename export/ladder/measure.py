@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from amlr.export.ladder.posts import Key, ProofPost
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Raw, Result
+from amlr.runtime.results import Result
+from amlr.runtime.windows import PostScores
 
 Doubles = npt.NDArray[np.float64]
 
@@ -20,12 +21,12 @@ class Answers:
     """All an engine says about some posts.
 
     Attributes:
-        raws: Raw numbers of each post.
+        scores: Raw scores of each post; None for one without words.
         entities: (start, end, label) of each post.
         ms_per_post: CPU time of this process from text and picture to entities.
     """
 
-    raws: list[Raw]
+    scores: list[PostScores | None]
     entities: list[frozenset[Key]]
     ms_per_post: float
 
@@ -71,13 +72,13 @@ class Parity:
 def ask(engine: Engine, posts: Sequence[ProofPost]) -> Answers:
     """Run an engine over posts."""
     own = [proof.post for proof in posts]
-    raws = engine.raw(own)
+    scores = [scored.scores for scored in engine.pipeline.score(own)]
     # Pictures are in the cache now: what is timed is text, fusion and decoding.
     start = time.process_time()
     results = engine.tag_batch(own)
     spent = time.process_time() - start
     return Answers(
-        raws=raws,
+        scores=scores,
         entities=[_keys(result) for result in results],
         ms_per_post=spent / max(1, len(own)) * 1e3,
     )
@@ -87,14 +88,15 @@ def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parit
     """Compare a variant's answers with float32's."""
     errors = {"unit_logits": 0.0, "emissions": 0.0}
     per_post = np.zeros((len(posts), 2))
-    for row, (a, b) in enumerate(zip(exact.raws, other.raws, strict=True)):
-        for name in errors:
-            moved = float(np.abs(getattr(a, name) - getattr(b, name)).max(initial=0.0))
-            errors[name] = max(errors[name], moved)
-        per_post[row] = (
-            np.abs(_gains(a) - _gains(b)).max(initial=0.0),
-            np.abs(a.emissions - b.emissions).max(initial=0.0),
+    for row, (a, b) in enumerate(zip(exact.scores, other.scores, strict=True)):
+        if a is None or b is None:
+            continue
+        tokens = _largest(a.emissions_ty - b.emissions_ty)
+        errors["unit_logits"] = max(
+            errors["unit_logits"], _largest(a.unit_logits_uc - b.unit_logits_uc)
         )
+        errors["emissions"] = max(errors["emissions"], tokens)
+        per_post[row] = _largest(_gains(a) - _gains(b)), tokens
     changed = [
         max(len(a - b), len(b - a)) for a, b in zip(exact.entities, other.entities, strict=True)
     ]
@@ -110,9 +112,14 @@ def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parit
     )
 
 
-def _gains(raw: Raw) -> npt.NDArray[np.float32]:
-    gains: npt.NDArray[np.float32] = raw.unit_logits[:, 1:] - raw.unit_logits[:, :1]
+def _gains(scores: PostScores) -> npt.NDArray[np.float32]:
+    logits = scores.unit_logits_uc
+    gains: npt.NDArray[np.float32] = logits[:, 1:] - logits[:, :1]
     return gains
+
+
+def _largest(difference: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(difference).max(initial=0.0))
 
 
 def _keys(result: Result) -> frozenset[Key]:
