@@ -105,7 +105,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     from amlr.benchmarks.data import load_data
     from amlr.benchmarks.run import RunOptions, run_benchmark
     from amlr.benchmarks.tiers import open_tiers
-    from amlr.benchmarks.workloads import ALL, QUICK
+    from amlr.benchmarks.workloads import ALL, QUICK, check_groups
     from amlr.runtime.bundle import Bundle
 
     begin = time.monotonic()
@@ -115,6 +115,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
 
     quick = given["quick"]
     groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
+    check_groups(groups)
     options = RunOptions(
         engine=given["engine"],
         groups=() if given["parity_only"] else groups,

@@ -122,8 +122,8 @@ def _readable(posts: Sequence[BenchPost], bundle: Bundle) -> list[BenchPost]:
     return kept
 
 
-def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:
-    """All workloads of a run.
+def check_groups(groups: Sequence[str]) -> None:
+    """Check what `--workloads` names.
 
     Raises:
         InputError: A group has no such name.
@@ -131,6 +131,15 @@ def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> l
     unknown = [name for name in groups if name not in ALL]
     if unknown:
         raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(ALL)}")
+
+
+def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:
+    """All workloads of a run.
+
+    Raises:
+        InputError: A group has no such name.
+    """
+    check_groups(groups)
     workloads: list[Workload] = []
     for group in groups:
         if group in (*MAIN, *BLOCK):
