@@ -104,7 +104,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     from amlr.benchmarks.calibration import calibrate
     from amlr.benchmarks.data import load_data
     from amlr.benchmarks.run import RunOptions, run_benchmark
-    from amlr.benchmarks.tiers import open_tiers
+    from amlr.benchmarks.tiers import Tier, open_tiers
     from amlr.benchmarks.workloads import ALL, QUICK, check_groups
     from amlr.runtime.bundle import Bundle
 
@@ -126,18 +126,23 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         debug=given["debug"],
     )
     bundle = Bundle.open(options.engine)
-    data = load_data(given["data"], given["images"], given["limit"], 48 if quick else 512)
+    data = load_data(given["data"], given["images"], given["limit"], 36 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
         raise InputError(
             "--calibration needs labelled posts; give --data FILE in CoNLL form, or sample"
         )
-    tiers, notes = open_tiers(
-        options.engine, _split(given["provider"]), _split(given["precision"]), options.threads
-    )
-    if not tiers:
-        raise InputError(f"no tier of {options.engine} can run here: {'; '.join(notes)}")
+    tiers: list[Tier] = []
+    notes: list[str] = []
+
+    def load_tiers() -> list[Tier]:
+        providers, precisions = _split(given["provider"]), _split(given["precision"])
+        tiers.extend(open_tiers(options.engine, providers, precisions, options.threads, notes))
+        if not tiers:
+            raise InputError(f"no tier of {options.engine} can run here: {'; '.join(notes)}")
+        return tiers
+
     try:
-        report = run_benchmark(options, bundle, data, tiers, say)
+        report = run_benchmark(options, bundle, data, load_tiers, say)
         if given["calibration"]:
             report["calibration"] = calibrate(tiers[0], options.threads, data.posts, say)
     finally:

@@ -120,7 +120,7 @@ def measure(
             except Exception as error:
                 del alive[label], samples[label]
                 on_failure(label, error)
-        if number == 0 and batches == 1:
+        if number == 0 and batches == 1 and budget.seconds > 0:
             repeats |= _repeats(samples)
         on_round(number + 1)
         if number + 1 >= budget.min_rounds and now() - start >= budget.seconds:

@@ -53,7 +53,11 @@ class RunOptions:
 
 
 def run_benchmark(
-    options: RunOptions, bundle: Bundle, data: BenchData, tiers: Sequence[Tier], say: Say
+    options: RunOptions,
+    bundle: Bundle,
+    data: BenchData,
+    load_tiers: Callable[[], Sequence[Tier]],
+    say: Say,
 ) -> dict[str, Any]:
     """Prove and measure.
 
@@ -61,29 +65,31 @@ def run_benchmark(
         options: Choices.
         bundle: The opened bundle.
         data: Posts to prove on; speed is measured on a sample of them.
-        tiers: Tiers of the engine, loaded; closed by the caller.
+        load_tiers: Loads the tiers of the engine; the caller closes them.
         say: Receives progress lines.
 
     Returns:
         The report, ready for `write_report`.
     """
-    import torch
-
-    from amlr.export.eager import EagerProvider
-    from amlr.export.reference import load_reference
-
-    torch.set_num_threads(options.threads)
     machine = describe_machine()
-    specs = [tier.spec for tier in tiers] if options.groups else []
     with Session(
         str(options.engine),
-        specs,
         options.peers if options.groups else (),
         threads=options.threads,
         clock=options.clock,
         say=say,
         debug=options.debug,
     ) as session:
+        # Peers load in their own processes while this one imports the same libraries.
+        import torch
+
+        from amlr.export.eager import EagerProvider
+        from amlr.export.reference import load_reference
+
+        torch.set_num_threads(options.threads)
+        tiers = load_tiers()
+        if options.groups:
+            session.add_engines([tier.spec for tier in tiers])
         provider = EagerProvider(load_reference(bundle))
         records = prove(Pipeline(bundle, provider), tiers, data.posts, say)
         report = _header(options, bundle, data, machine, tiers, records)
@@ -98,7 +104,7 @@ def run_benchmark(
     from amlr.benchmarks.flops import flops_per_post
 
     flops = flops_per_post(provider.model, pool.inputs[:8], model_shape(bundle.manifest))
-    products = measure_roof(options.threads, 2.0 if options.quick else 8.0)
+    products = measure_roof(options.threads, 1.0 if options.quick else 8.0)
     report["roofline"] = summarize(products, flops, options.threads)
     report["notes"] += _notes(report, pool)
     return report

@@ -29,7 +29,6 @@ class Session:
     def __init__(
         self,
         bundle: str,
-        engines: Sequence[PeerSpec],
         peers: Sequence[str],
         *,
         threads: int,
@@ -41,7 +40,6 @@ class Session:
 
         Args:
             bundle: Path of the bundle.
-            engines: Tiers of the engine under test.
             peers: Names out of `PEERS`.
             threads: Threads of every process.
             clock: What percentiles are taken of.
@@ -57,8 +55,6 @@ class Session:
         self._alive: dict[str, RemotePeer] = {}
         self._export = None
         late = []
-        for spec in engines:
-            self._start(spec, "the engine under test")
         for name in peers:
             found, reason = resolve(name, self._folder)
             if found is None:
@@ -131,6 +127,16 @@ class Session:
         if peer is not None:
             peer.close()
 
+    def add_engines(self, specs: Sequence[PeerSpec]) -> None:
+        """Start the tiers of the engine under test; they come first in every list."""
+        others = dict(self.records), dict(self._alive)
+        self.records.clear()
+        self._alive.clear()
+        for spec in specs:
+            self._start(spec, "the engine under test")
+        self.records |= others[0]
+        self._alive |= others[1]
+
     def wait(self) -> None:
         """Wait until all peers have loaded, those that read the exports included."""
         if self._export is not None:
@@ -194,6 +200,8 @@ class Session:
 
     def _takes(self, label: str, workload: Workload) -> bool:
         name = self._specs[label].name
+        if name in workload.without:
+            return False
         return workload.peers is None or name in workload.peers or name.startswith(ENGINE_PREFIX)
 
     def _prepare(self, label: str, job: Job, reference: Reference | None) -> bool:

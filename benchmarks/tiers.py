@@ -31,8 +31,12 @@ class Tier:
 
 
 def open_tiers(
-    path: Path, providers: Sequence[str], precisions: Sequence[str], threads: int
-) -> tuple[list[Tier], list[str]]:
+    path: Path,
+    providers: Sequence[str],
+    precisions: Sequence[str],
+    threads: int,
+    notes: list[str],
+) -> list[Tier]:
     """Load every asked combination of provider and precision.
 
     Args:
@@ -40,17 +44,17 @@ def open_tiers(
         providers: `auto` or provider names.
         precisions: `auto`, `exact` or precision names.
         threads: CPU threads.
+        notes: Takes a line on each combination that cannot run here.
 
     Returns:
-        Tiers, the one users get first, and notes on combinations that cannot run here. When `auto`
-        picks a low precision, the exact tier of the same provider is added for comparison.
+        Tiers, the one users get first. When `auto` picks a low precision, the exact tier of the
+        same provider is added for comparison.
 
     Raises:
         AmlrError: Only one combination was asked for and it cannot be loaded.
     """
     wanted = [(provider, precision) for provider in providers for precision in precisions]
     tiers: list[Tier] = []
-    notes: list[str] = []
     seen: set[str] = set()
 
     def add(provider: str, precision: str, why: str) -> Tier | None:
@@ -79,7 +83,7 @@ def open_tiers(
             continue
         if tier is not None and precision == "auto" and tier.engine.precision != "fp32":
             add(tier.engine.provider, "exact", "the exact tier of the same provider")
-    return tiers, notes
+    return tiers
 
 
 def _spec(engine: Engine) -> PeerSpec:

@@ -20,8 +20,8 @@ from amlr.runtime.units import aligned_units
 T = TypeVar("T")
 BATCH = 16
 """Posts a call, as the published code batches them."""
-# With three rounds just enough calls for a p95.
-QUICK_SINGLES = 7
+# With four rounds just enough calls for a p95.
+QUICK_SINGLES = 5
 GROWTH_LENGTHS = (8, 16, 32, 64, 128)
 GROWTH_BATCHES = (1, 2, 4, 8, 16, 32)
 GROWTH_SHARES = (0, 25, 50, 75, 100)
@@ -41,6 +41,8 @@ ALL = (*MAIN, *END_TO_END, *BLOCK, *GROWTH)
 QUICK = (*MAIN, "end-to-end-cold")
 # Peers that growth curves show; the others would only make the run long.
 GROWTH_PEERS = ("research", "eager-exact", "openvino")
+# MKL's two ways are compared once in a quick run, on the largest workload.
+QUICK_WITHOUT = ("research-mkl",)
 BLOCK_PEERS = ("research", "research-mkl", "eager-exact", "onnxruntime-plain", "openvino")
 
 
@@ -55,6 +57,7 @@ class Workload:
         batch: Posts a call.
         budget: How long to measure.
         peers: Names of the peers to run, or None for all.
+        without: Names of peers to leave out.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Workload:
     batch: int
     budget: Budget
     peers: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def calls(self) -> int:
@@ -154,7 +158,7 @@ def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> l
 def _budgets(quick: bool) -> tuple[Budget, Budget]:
     """Budgets of whole batches and of single posts."""
     if quick:
-        return Budget(seconds=0, min_rounds=2), Budget(seconds=0, min_rounds=3)
+        return Budget(seconds=0, min_rounds=2), Budget(seconds=0, min_rounds=4)
     return Budget(seconds=40, min_rounds=10), Budget(seconds=25, min_rounds=7)
 
 
@@ -168,6 +172,7 @@ def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
     if quick and group != "cold":
         del sizes[0]
     peers = BLOCK_PEERS if group in BLOCK else None
+    without = QUICK_WITHOUT if quick and group != "cold" else ()
     return [
         Workload(
             name=group,
@@ -176,6 +181,7 @@ def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
             budget=budget,
             job=Job(key=f"{group}-{batch}", picture=picture, batches=calls),
             peers=peers,
+            without=without,
         )
         for batch, calls, budget in sizes
     ]
@@ -194,6 +200,7 @@ def _end_to_end(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
             batch=batch,
             budget=budget,
             job=Job(key=f"{group}-{batch}", picture=picture, posts=calls, end_to_end=True),
+            without=QUICK_WITHOUT if quick else (),
         )
         for batch, calls, budget in sizes
     ]

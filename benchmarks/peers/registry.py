@@ -43,7 +43,9 @@ PEERS = {
         kind="research",
         mkl=True,
     ),
-    "eager-exact": Entry(about="eager PyTorch, each post at its own length", kind="eager-exact"),
+    "eager-exact": Entry(
+        about="eager PyTorch, each post at its own length", kind="eager-exact", quick=False
+    ),
     "eager-bf16": Entry(
         about="eager PyTorch under bf16 autocast, padded to the batch's longest post",
         kind="eager-bf16",

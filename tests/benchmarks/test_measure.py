@@ -34,7 +34,7 @@ def run_two(**options: Any) -> tuple[dict[str, Samples], list[str], list[str]]:
     log: list[str] = []
     failed: list[str] = []
     runners = {"a": Runner(40, log, "a"), "b": Runner(10, log, "b", options.get("fails_at"))}
-    budget = Budget(seconds=0, min_rounds=3)
+    budget = Budget(seconds=options.get("seconds", 0), min_rounds=3, max_rounds=3)
     samples = measure(
         runners, "job", options.get("batches", 1), budget, on_failure=lambda n, e: failed.append(n)
     )
@@ -48,7 +48,7 @@ def test_rounds_are_interleaved_and_begin_with_another_peer_each_time() -> None:
 
 
 def test_faster_peers_give_more_samples_of_a_single_batch() -> None:
-    samples, _, _ = run_two()
+    samples, _, _ = run_two(seconds=1)
     assert len(samples["a"].wall_ns) == 3
     assert len(samples["b"].wall_ns) == 1 + 2 * 4
 
