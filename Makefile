@@ -31,13 +31,17 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --disable-pip-version-check -q -e ".[dev]"
 	@touch $@
 
-$(DEMO)/best.pt: | $(VENV)/.demo
+# best.pt appears with the first good epoch; the stamp says that training is over.
+$(DEMO)/.trained: | $(VENV)/.demo
 	@echo "== training on the generated sample dataset"
-	$(BIN)/amlr-train --sample --preset small --out $@
+	@mkdir -p $(DEMO)
+	$(BIN)/amlr-train --sample --preset small --out $(DEMO)/best.pt \
+		$$([ ! -e $(DEMO)/best.state.pt ] || echo --resume)
+	@touch $@
 
-$(DEMO)/amlr.plan/manifest.json: $(DEMO)/best.pt
+$(DEMO)/amlr.plan/manifest.json: $(DEMO)/.trained
 	@echo "== exporting and proving"
-	$(BIN)/amlr-export --ckpt $< --out $(DEMO)/amlr.plan
+	$(BIN)/amlr-export --ckpt $(DEMO)/best.pt --out $(DEMO)/amlr.plan
 
 $(DEMO)/bench.json: $(DEMO)/amlr.plan/manifest.json
 	@echo "== benchmarking against the eager model"

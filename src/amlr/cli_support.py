@@ -30,6 +30,29 @@ def cli_error(error: AmlrError) -> CliError:
     return kind(str(error))
 
 
+# Which extra brings a package that a base install lacks.
+_EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "jsonschema": "bench",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+}
+
+
+def _missing_package(error: ModuleNotFoundError) -> CliError | None:
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRAS:
+        return None
+    return CliError(
+        f"this command needs the package {name!r}, which is not installed; "
+        f'install it with: pip install "amlr[{_EXTRAS[name]}]"'
+    )
+
+
 class AmlrCommand(click.Command):
     """A command whose expected errors are one line; unexpected ones keep their traceback."""
 
@@ -39,6 +62,11 @@ class AmlrCommand(click.Command):
             return super().invoke(ctx)
         except AmlrError as error:
             raise cli_error(error) from error
+        except ModuleNotFoundError as error:
+            missing = _missing_package(error)
+            if missing is None:
+                raise
+            raise missing from error
 
 
 def progress(

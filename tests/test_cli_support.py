@@ -1,0 +1,42 @@
+"""What every command shares: errors as one line, exit codes, packages that are missing."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError, ParityError
+
+
+def run(error: Exception) -> tuple[int, str]:
+    @click.command(cls=AmlrCommand)
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(command, [])
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("no such file; check the path"), 2, "Error: no such file; check the path\n"),
+        (ParityError("2 entities changed"), 1, "Error: 2 entities changed\n"),
+    ],
+)
+def test_expected_errors_are_one_line(error: Exception, code: int, message: str) -> None:
+    assert run(error) == (code, message)
+
+
+def test_missing_package_names_its_extra() -> None:
+    code, message = run(ModuleNotFoundError("No module named 'onnx'", name="onnx.helper"))
+    assert code == 2
+    assert 'pip install "amlr[export]"' in message
+
+
+def test_other_missing_modules_keep_their_traceback() -> None:
+    @click.command(cls=AmlrCommand)
+    def command() -> None:
+        raise ModuleNotFoundError("No module named 'amlr.typo'", name="amlr.typo")
+
+    assert isinstance(CliRunner().invoke(command, []).exception, ModuleNotFoundError)
