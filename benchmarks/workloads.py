@@ -207,7 +207,7 @@ def _end_to_end(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
 
 
 def _growth(group: str, pool: Pool, bundle: Bundle) -> list[Workload]:
-    budget = Budget(seconds=4, min_rounds=5)
+    budget = Budget(seconds=4, min_rounds=3)
     made: list[tuple[str, int, Job]] = []
     if group == "growth-length":
         limit = bundle.manifest.text.max_tokens
