@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amlr.errors import InputError
-from amlr.export.extend import TargetOptions, add_engines, add_fp16, copy_bundle, save_manifest
+from amlr.export.extend import (
+    TargetOptions,
+    add_gpu_parts,
+    check_targets,
+    copy_bundle,
+    save_manifest,
+)
 from amlr.export.ladder.ladder import PRECISIONS as CPU_PRECISIONS
 from amlr.export.ladder.ladder import LadderOptions, add_variants
 from amlr.export.ladder.posts import read_posts
 from amlr.export.staging import staged
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
-from amlr.runtime.tensorrt_library import family_of, load_tensorrt
 
 if TYPE_CHECKING:  # adding to a bundle needs no torch
     from amlr.training.model import AmlrModel
@@ -58,9 +63,12 @@ class Additions:
         Raises:
             BackendUnavailableError: A target's library is not installed.
         """
-        for target in self.targets:
-            if target in ENGINE_TARGETS:
-                load_tensorrt(family_of(target))
+        check_targets(self.engine_targets)
+
+    @property
+    def engine_targets(self) -> tuple[str, ...]:
+        """Targets that are TensorRT libraries."""
+        return tuple(target for target in self.targets if target in ENGINE_TARGETS)
 
 
 def _known(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -99,26 +107,25 @@ def apply_additions(
         ParityError: A variant changes entities and none of its parts may stay float32.
     """
     additions.check_libraries()
-    if "fp16" in additions.precisions and "fp16" not in manifest.variants:
-        posts = None
-        if additions.calib is not None:
-            read = read_posts(additions.calib, additions.images, most=additions.most)
-            posts = [proof.post for proof in read.tuning]
-        manifest = add_fp16(folder, manifest, posts, model=model, fold=fold, say=say)
+    posts = None
+    if "fp16" in additions.precisions and additions.calib is not None:
+        read = read_posts(additions.calib, additions.images, most=additions.most)
+        posts = [proof.post for proof in read.tuning]
+    # fp16 is what engines are for; fp32 ones are built where there is nothing else.
+    has_fp16 = "fp16" in additions.precisions or "fp16" in manifest.variants
+    gpu = replace(
+        additions.engines,
+        targets=additions.engine_targets,
+        precisions=("fp16",) if has_fp16 else ("fp32",),
+        posts=posts,
+    )
+    manifest = add_gpu_parts(folder, manifest, gpu, model=model, fold=fold, reuse=reuse, say=say)
     cpu = tuple(p for p in additions.precisions if p in CPU_PRECISIONS)
     if cpu:
         options = LadderOptions(
             precisions=cpu, calib=additions.calib, images=additions.images, most=additions.most
         )
         manifest = add_variants(folder, options, say=say)
-    engines = tuple(p for p in additions.precisions if p in ("fp32", "fp16"))
-    # fp16 is what engines are for; fp32 ones are built where nothing else was asked for.
-    engines = ("fp16",) if "fp16" in engines or "fp16" in manifest.variants else engines
-    for target in additions.targets:
-        if target in ENGINE_TARGETS:
-            options_of = replace(additions.engines, targets=(target,), precisions=engines)
-            library = load_tensorrt(family_of(target))
-            manifest = add_engines(folder, manifest, library, options_of, reuse=reuse, say=say)
     if additions.targets:
         manifest = _add_kernels(folder, manifest, say)
     return manifest

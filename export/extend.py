@@ -69,13 +69,53 @@ def extend_bundle(
         ParityError: The half variant changes entities.
     """
     old = Bundle.open(source)
-    libraries = [load_tensorrt(family_of(target)) for target in options.targets]
+    check_targets(options.targets)
     with staged(out) as folder:
         manifest = copy_bundle(old, folder)
-        if "fp16" in options.precisions and "fp16" not in manifest.variants:
-            manifest = add_fp16(folder, manifest, options.posts, say=say)
-        for library in libraries:
-            manifest = add_engines(folder, manifest, library, options, reuse=old, say=say)
+        return add_gpu_parts(folder, manifest, options, reuse=old, say=say)
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Look for the libraries before any work is done.
+
+    Raises:
+        BackendUnavailableError: A target's library is not installed.
+    """
+    for target in targets:
+        load_tensorrt(family_of(target))
+
+
+def add_gpu_parts(
+    folder: Path,
+    manifest: Manifest,
+    options: TargetOptions,
+    *,
+    model: "AmlrModel | None" = None,
+    fold: bool | None = None,
+    reuse: Bundle | None = None,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Add the fp16 variant, where it is wanted and missing, and engines to a staged bundle.
+
+    Args:
+        folder: The staged bundle with its manifest written.
+        manifest: The same manifest.
+        options: Targets, precisions, profiles, calibration posts.
+        model: As for `add_fp16`.
+        fold: As for `add_fp16`.
+        reuse: As for `add_engines`.
+        say: Receives a line per step.
+
+    Raises:
+        BackendUnavailableError: A target's library is not installed.
+        ExportError: A graph was not accepted or could not be built.
+        ParityError: The half variant changes entities.
+    """
+    if "fp16" in options.precisions and "fp16" not in manifest.variants:
+        manifest = add_fp16(folder, manifest, options.posts, model=model, fold=fold, say=say)
+    for target in options.targets:
+        library = load_tensorrt(family_of(target))
+        manifest = add_engines(folder, manifest, library, options, reuse=reuse, say=say)
     return manifest
 
 

@@ -37,6 +37,7 @@ from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from amlr.training.checkpoint import Checkpoint, ReleaseOptions, load_checkpoint
 from amlr.training.model import AmlrModel
+from amlr.training.predict import legal_moves
 
 PARITY_POSTS = 64
 GOLDEN_POSTS = 6
@@ -137,24 +138,17 @@ def _write_fp32(
 
 
 def _write_decoder(model: AmlrModel, path: Path) -> None:
-    tags = model.config.tags
+    allowed_yy, allowed_start_y = legal_moves(model.config.tags)
     save_file(
         {
             "transitions": model.crf_transitions.detach().numpy(),
             "start": model.crf_start.detach().numpy(),
             "end": model.crf_end.detach().numpy(),
-            "allowed": np.array([[_may_follow(a, b) for b in tags] for a in tags], np.uint8),
-            "allowed_start": np.array([_may_follow("O", b) for b in tags], np.uint8),
+            "allowed": allowed_yy.astype(np.uint8),
+            "allowed_start": allowed_start_y.astype(np.uint8),
         },
         path,
     )
-
-
-def _may_follow(previous: str, tag: str) -> bool:
-    """Legal BIO moves; tags that are no word tags (the release's X, [CLS], ...) never occur."""
-    if tag.startswith("I-"):
-        return previous in (f"B-{tag[2:]}", tag)
-    return tag == "O" or tag.startswith("B-")
 
 
 def _manifest(
