@@ -17,14 +17,9 @@ import numpy.typing as npt
 
 from amlr.errors import ShapeError
 from amlr.kernels.device import Device, Stream, open_device
-from amlr.kernels.launch import (
-    Chains,
-    KernelLibrary,
-    LinearKernels,
-    SegmentalKernels,
-    UnitTable,
-    Winner,
-)
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_linear import Chains, LinearKernels
+from amlr.kernels.launch_segmental import SegmentalKernels, UnitTable, Winner
 from amlr.kernels.units import Units
 from amlr.kernels.validation import (
     INF,

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from amlr.errors import AmlrError
 from amlr.kernels import Units, joint_scores
 from amlr.kernels.device import Device, Stream
-from amlr.kernels.launch import JointInputs, KernelLibrary, SegmentalKernels, UnitTable, Winner
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_segmental import JointInputs, SegmentalKernels, UnitTable, Winner
 from amlr.runtime.batching import Batch
 from amlr.runtime.manifest import DecoderSettings
 

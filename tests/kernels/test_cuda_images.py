@@ -17,7 +17,8 @@ from amlr.kernels.images import (
     compile_image,
     find_images,
 )
-from amlr.kernels.launch import KernelLibrary, LinearKernels
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_linear import LinearKernels
 from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
 from requirements import require
 from shims.shim_device import ShimDevice

@@ -16,7 +16,8 @@ from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.device import Device, DeviceError, DeviceMemoryError
 from amlr.kernels.driver import DriverInfo
 from amlr.kernels.images import KernelRecord, KernelSpec, build_images, compile_image
-from amlr.kernels.launch import Chains, KernelLibrary, LinearKernels
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_linear import Chains, LinearKernels
 from shims.cases import chain_case
 from shims.host_build import HostBuilder
 from shims.joint import joint_case, run_joint

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from amlr.kernels import Units, joint_scores
 from amlr.kernels.cuda import DeviceWork
-from amlr.kernels.launch import JointInputs, KernelLibrary, SegmentalKernels, UnitTable, Winner
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_segmental import JointInputs, SegmentalKernels, UnitTable, Winner
 
 LABELS = ("PER", "LOC", "ORG", "OTHER")
 # Not in the labels' order, with tags that play no part, as an imported checkpoint has them.

@@ -6,14 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels.cuda import DeviceWork
-from amlr.kernels.launch import (
-    Chains,
-    KernelLibrary,
-    LinearKernels,
-    SegmentalKernels,
-    UnitTable,
-    Winner,
-)
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_linear import Chains, LinearKernels
+from amlr.kernels.launch_segmental import SegmentalKernels, UnitTable, Winner
 from shims.cases import ChainCase
 
 

@@ -1,0 +1,125 @@
+"""The linear-chain decoder and its confidence on device pointers.
+
+Shape letters: B sequences, T steps, Y tags.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from amlr.kernels.device import Stream
+from amlr.kernels.images import KernelSpec
+from amlr.kernels.launch import KernelLibrary, launch_warps, pointers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chains:
+    """Linear chains on the device.
+
+    Attributes:
+        emissions: (rows, Y) float32 or float16, an engine's output.
+        lengths: (B,) int32, steps of each sequence, 0..max_steps.
+        start: (Y,) float32.
+        transitions: (Y, Y) float32, from row to column; -inf forbids.
+        end: (Y,) float32.
+        batch: B.
+        max_steps: T, width of the tags that come out.
+        rows: (B, T) int32, row of each step in `emissions`; 0: row b * row_stride + t.
+        row_stride: Rows between two sequences when `rows` is 0; None: max_steps.
+    """
+
+    emissions: int
+    lengths: int
+    start: int
+    transitions: int
+    end: int
+    batch: int
+    max_steps: int
+    rows: int = 0
+    row_stride: int | None = None
+
+    def arguments(self) -> list[Any]:
+        """The kernels' first arguments."""
+        stride = self.max_steps if self.row_stride is None else self.row_stride
+        return [
+            *pointers(self.emissions, self.rows, self.lengths),
+            *pointers(self.start, self.transitions, self.end),
+            *(np.int32(value) for value in (self.batch, self.max_steps, stride)),
+        ]
+
+
+class LinearKernels:
+    """Linear-chain decoder and its confidence for one tag count and dtype."""
+
+    def __init__(self, library: KernelLibrary, *, tags: int, half: bool = False) -> None:
+        self._library = library
+        self._tags = tags
+        self._decode, self._confidence = (
+            library.function(KernelSpec(source=source, tags=tags, half=half), source)
+            for source in ("linear_viterbi", "linear_confidence")
+        )
+
+    def decode(
+        self, stream: Stream, chains: Chains, *, tags: int, scores: int, pad_tag: int = -1
+    ) -> None:
+        """Enqueue `linear_viterbi`.
+
+        Args:
+            stream: Where to enqueue.
+            chains: Inputs.
+            tags: Out: (B, T) int32, `pad_tag` past the end and for sequences that hold NaN or +inf.
+            scores: Out: (B,) float32, NaN for those sequences.
+            pad_tag: Filler.
+        """
+        # As in the source: per survivor word one column per tag and the chosen one.
+        steps_per_word = 8 if self._tags <= 16 else 6
+        words = -(-chains.max_steps // steps_per_word) * (self._tags + 1)
+        launch_warps(
+            self._library,
+            self._decode,
+            stream,
+            chains.batch,
+            4 * words,
+            *chains.arguments(),
+            np.int32(pad_tag),
+            *pointers(tags, scores),
+        )
+
+    def confidence(
+        self,
+        stream: Stream,
+        chains: Chains,
+        *,
+        tags: int,
+        forward: int,
+        link: int,
+        backward: int,
+        confidence: int,
+        log_total: int,
+        temperature: float = 1.0,
+    ) -> None:
+        """Enqueue `linear_confidence` for paths that `decode` wrote.
+
+        Args:
+            stream: Where to enqueue.
+            chains: Inputs.
+            tags: (B, T) int32, the paths.
+            forward: Out: (B, T) float32, see `link`.
+            link: Out: (B, T) float32. The probability of the path's tags of steps s..e is
+                exp(forward[s] + link[s+1] + ... + link[e] + backward[e]).
+            backward: Out: (B, T) float32.
+            confidence: Out: (B, T) float32, probability of the path's tag; 0 past the end.
+            log_total: Out: (B,) float32, log of the partition sum.
+            temperature: Scores are divided by it.
+        """
+        launch_warps(
+            self._library,
+            self._confidence,
+            stream,
+            chains.batch,
+            0,
+            *chains.arguments(),
+            np.float32(1 / temperature),
+            *pointers(tags, forward, link, backward, confidence, log_total),
+        )
