@@ -10,7 +10,7 @@ JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test check bench wheel gpu mutants fuzz clean
+.PHONY: help demo test check bench wheel gpu mutants clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
