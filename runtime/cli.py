@@ -11,6 +11,7 @@ import click
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import InputError
 from amlr.runtime.bundle import check_file, read_manifest
+from amlr.runtime.cli_options import speed_options
 from amlr.runtime.engine import CHECKS, Engine
 from amlr.runtime.inspection import describe
 from amlr.runtime.jsonl import Line, answer, read_chunks, tag_lines
@@ -22,6 +23,8 @@ Examples:
   amlr-tag --engine amlr.plan --text "Kevin Love at Quicken Loans Arena" --image photo.jpg
   amlr-tag --engine amlr.plan --image-root photos/ < posts.jsonl > answers.jsonl
   echo '{"id": 7, "text": "Paris in May"}' | amlr-tag --engine amlr.plan --pretty
+  amlr-tag --engine amlr.plan --precision escalate --answer-cache 10000 < posts.jsonl
+  amlr-tag --engine amlr.plan --image-mode when-needed < posts.jsonl
 """
 INSPECT_EXAMPLES = """\b
 Examples:
@@ -36,7 +39,7 @@ Examples:
 @click.option("--image", type=_PATH, help="Picture of --text.")
 @click.option("--image-root", type=_PATH, help="Folder of the pictures that lines name.")
 @click.option("--provider", default="auto", show_default=True, help="auto, onnxruntime, ...")
-@click.option("--precision", default="auto", show_default=True, help="auto, exact, fp32, ...")
+@speed_options
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; the physical cores if unset.")
 @click.option("--image-cache-mb", type=float, default=256, show_default=True)
 @click.option("--cache-dir", type=_PATH, help="Where a provider may keep compiled forms.")
@@ -53,6 +56,8 @@ def tag_command(
     precision: str,
     threads: int | None,
     image_cache_mb: float,
+    image_mode: str,
+    answer_cache: int,
     cache_dir: Path | None,
     manifest_sha256: str | None,
     check: str,
@@ -78,6 +83,8 @@ def tag_command(
         cache_dir=cache_dir,
         manifest_sha256=manifest_sha256,
         check=check,
+        answer_cache=answer_cache,
+        image=image_mode,
     )
     with engine:
         if text is not None:

@@ -13,6 +13,7 @@ import click
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.runtime import Engine
+from amlr.runtime.cli_options import speed_options
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.settings import (
     BatchSettings,
@@ -27,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 EXAMPLES = """\b
 Examples:
   amlr-serve --engine amlr.plan
+  amlr-serve --engine amlr.plan --precision escalate --answer-cache 10000
   amlr-serve --engine amlr.plan --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   curl -s localhost:8000/v1/tag -F text="Kevin Love at Quicken Loans Arena" -F image=@photo.jpg
 """
@@ -39,7 +41,7 @@ _LIMITS, _BATCH, _QUEUE = RequestLimits(), BatchSettings(), QueueSettings()
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--uds", type=_PATH, help="Serve on this Unix socket instead of host and port.")
 @click.option("--provider", default="auto", show_default=True, help="auto, onnxruntime, ...")
-@click.option("--precision", default="auto", show_default=True, help="auto, exact, fp32, ...")
+@speed_options
 @click.option("--workers", type=click.IntRange(1), help="Engine calls at a time; default: cores.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of a call; default: 1.")
 @click.option("--image-cache-mb", type=float, default=256, show_default=True)
@@ -80,6 +82,8 @@ def serve_command(**options: Any) -> None:
         image_cache_mb=options["image_cache_mb"],
         cache_dir=options["cache_dir"],
         manifest_sha256=options["manifest_sha256"],
+        answer_cache=options["answer_cache"],
+        image=options["image_mode"],
     )
     for skipped in engine.skipped:
         LOG.info("tier passed over", extra={"tier": skipped.provider, "reason": skipped.reason})

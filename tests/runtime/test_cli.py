@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -58,6 +59,38 @@ def test_lines_keep_their_order_and_bad_ones_are_answered(tiny_plan: Path, tmp_p
     assert found[2]["warnings"][0]["code"] == "image_missing"
 
 
+def test_equal_lines_are_answered_from_the_cache(tiny_plan: Path) -> None:
+    lines = "\n".join(json.dumps({"text": text}) for text in ("Jordan in Paris", "x") * 3)
+    plain, cached = tag(tiny_plan, stdin=lines), tag(tiny_plan, "--answer-cache", "8", stdin=lines)
+    assert rows(plain) == rows(cached)
+
+
+def test_escalation_answers_as_float32(ladder_plan: Path) -> None:
+    lines = "\n".join(json.dumps({"text": f"Jordan in Paris {i}"}) for i in range(6))
+    exact, climbing = (
+        [
+            [(e["start"], e["end"], e["label"]) for e in row["entities"]]
+            for row in rows(tag(ladder_plan, "--precision", precision, stdin=lines))
+        ]
+        for precision in ("exact", "escalate")
+    )
+    assert exact == climbing
+
+
+def test_pictures_when_needed(ladder_plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(saved(smooth()))
+    manifest = json.loads((ladder_plan / "manifest.json").read_text())
+    manifest["variants"]["fp32"]["parity"]["when_needed"]["margin"] = 0.0
+    sure = shutil.copytree(ladder_plan, tmp_path / "sure.plan")
+    (sure / "manifest.json").write_text(json.dumps(manifest))
+    asked = ("--text", "Jordan", "--image", str(tmp_path / "a.png"), "--precision", "exact")
+    (row,) = rows(tag(sure, *asked, "--image-mode", "when-needed"))
+    assert not row["image_used"]
+    assert [warning["code"] for warning in row["warnings"]] == ["image_not_needed"]
+    (row,) = rows(tag(sure, *asked))
+    assert row["image_used"]
+
+
 def test_pretty(tiny_plan: Path) -> None:
     result = tag(tiny_plan, "--pretty", "--text", "Jordan in Paris", "--image", "/absent.jpg")
     assert "warning: no picture at" in result.stdout
@@ -75,6 +108,11 @@ def test_pretty(tiny_plan: Path) -> None:
         (["--image", "a.png"], "--image goes with --text"),
         (["--text", "x" * 100_001], "at most 100000"),
         (["--text", "x", "--precision", "int3"], "no int3 variant"),
+        (
+            ["--text", "x", "--precision", "escalate"],
+            "no variant of this bundle has measured radii",
+        ),
+        (["--text", "x", "--image-mode", "when-needed"], "no margin"),
         (["--text", "x", "--manifest-sha256", "00"], "was pinned"),
     ],
 )
@@ -97,6 +135,9 @@ def test_help_has_examples() -> None:
         text = CliRunner().invoke(command, ["--help"]).output
         assert "Examples:" in text
         assert f"amlr-{command.name} " in text
+    text = CliRunner().invoke(tag_command, ["--help"]).output
+    for example in ("--precision escalate", "--answer-cache 10000", "--image-mode when-needed"):
+        assert example in text
 
 
 def test_inspect(tiny_plan: Path) -> None:

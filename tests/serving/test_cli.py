@@ -23,7 +23,8 @@ def test_serves_and_stops(tiny_plan: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*RUN, "--engine", str(tiny_plan), "--uds", str(socket), "--provider", "onnxruntime"],
+            [*RUN, "--engine", str(tiny_plan), "--uds", str(socket), "--provider", "onnxruntime"]
+            + ["--precision", "exact", "--answer-cache", "5"],
             stderr=stderr,
             env={**os.environ, "AMLR_API_KEYS": "k"},
         )
@@ -70,3 +71,5 @@ def test_expected_errors_are_one_line(arguments: list[str], message: str) -> Non
 def test_help_has_examples() -> None:
     text = CliRunner().invoke(serve_command, ["--help"]).output
     assert "amlr-serve --engine amlr.plan" in text
+    for option in ("--precision escalate", "--image-mode [always|when-needed]", "--answer-cache"):
+        assert option in text

@@ -1,0 +1,42 @@
+"""Options that every command which loads an engine to serve posts shares."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from amlr.runtime.engine import IMAGES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        help="auto (fastest that changes no entity), exact (fp32), escalate (low precision first, "
+        "fp32 where an answer is not certain), or one by name: fp32, bf16, int8, ...",
+    ),
+    click.option(
+        "--image-mode",
+        type=click.Choice(IMAGES),
+        default="always",
+        show_default=True,
+        help="when-needed leaves out the pictures of posts that the text decides, with a warning; "
+        "some answers may change, within the budget of the export.",
+    ),
+    click.option(
+        "--answer-cache",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Keep so many answers for posts that come again.",
+    ),
+)
+
+
+def speed_options(function: F) -> F:
+    """Add `--precision`, `--image-mode` and `--answer-cache`: what trades work against memory."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
