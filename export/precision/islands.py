@@ -6,11 +6,12 @@ LayerNormalizations) are made float32 one by one, always the one that repairs mo
 fewest casts, and at the end every block that turned out not to be needed becomes half again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx
+from onnx import numpy_helper
 
 from amlr.export.precision.graph_tools import FLOAT, MOVES, infer, prepare, tensor_types
 from amlr.export.precision.half import HALF_MAX, HalfGraph, to_half
@@ -18,6 +19,9 @@ from amlr.export.precision.half import HALF_MAX, HalfGraph, to_half
 # A measured maximum this many times below the end of float16 is safe on unseen posts.
 HEADROOM = 4.0
 BLOCK_NODES = 24
+# "Minus infinity" of a mask: no scale factor of a graph is this large.
+MASK_LEAST = 1000.0
+MASK_ENDS = {"Softmax"}
 Say = Callable[[str], None]
 Keep = dict[str, dict[str, str]]
 
@@ -111,6 +115,7 @@ class _Search:
     say: Say
     trials: int = 0
     forced: Keep = field(default_factory=dict)
+    converted: dict[tuple[str, frozenset[str]], HalfGraph] = field(default_factory=dict)
 
     def run(self) -> Search:
         for name, model in self.models.items():
@@ -120,6 +125,11 @@ class _Search:
         chosen: list[Block] = []
         graphs, best = self._try(chosen)
         candidates = [b for name, model in self.models.items() for b in blocks(name, model)]
+        if best.changed:
+            self.say(
+                f"{best.changed_entities} of {best.entities} entities change in float16; trying "
+                f"which of {len(candidates)} blocks must stay float32"
+            )
         while best.changed and candidates and self.trials < self.max_trials:
             block = self._best_addition(chosen, candidates, best.changed)
             candidates.remove(block)
@@ -148,7 +158,12 @@ class _Search:
             for block in chosen:
                 if block.graph == name:
                     keep |= dict.fromkeys(block.nodes, f"entities change without it: {block.label}")
-            result[name] = to_half(name, model, keep)
+            # The same graph object again where nothing changed: judges keep its sessions.
+            key = name, frozenset(keep)
+            if key not in self.converted:
+                self.converted = {k: v for k, v in self.converted.items() if k[0] != name}
+                self.converted[key] = to_half(name, model, keep)
+            result[name] = self.converted[key]
         return result
 
     def _try(
@@ -212,12 +227,43 @@ def out_of_range(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[s
 
 
 def headroom_table(
-    ranges: Mapping[str, Mapping[str, float]], top: int = 5
+    ranges: Mapping[str, Mapping[str, float]],
+    masks: Mapping[str, Collection[str]] | None = None,
+    top: int = 5,
 ) -> list[tuple[str, str, float, float]]:
-    """The largest activations: graph, node, magnitude, how many times it fits below 65504."""
+    """The largest activations: graph, node, magnitude, how many times it fits below 65504.
+
+    Args:
+        ranges: As for `search_islands`.
+        masks: Nodes to leave out, by graph: a mask is large on purpose, and hides the rest.
+        top: Rows at most.
+    """
     rows = [
         (graph, node, value, HALF_MAX / value if value else float("inf"))
         for graph, values in ranges.items()
         for node, value in values.items()
+        if masks is None or node not in masks.get(graph, ())
     ]
     return sorted(rows, key=lambda row: -row[2])[:top]
+
+
+def mask_nodes(model: onnx.ModelProto) -> set[str]:
+    """Nodes whose values hold an attention mask: from its large constant up to the Softmax."""
+    ready = prepare(model)
+    large = {
+        tensor.name
+        for tensor in ready.graph.initializer
+        if tensor.data_type == FLOAT and abs(_scalar(tensor)) >= MASK_LEAST
+    }
+    holding, found = set(large), set()
+    for node in ready.graph.node:
+        if node.op_type in MASK_ENDS or not holding.intersection(node.input):
+            continue
+        holding.update(node.output)
+        found.add(node.name)
+    return found
+
+
+def _scalar(tensor: onnx.TensorProto) -> float:
+    value = numpy_helper.to_array(tensor)
+    return float(value.ravel()[0]) if value.size == 1 else 0.0

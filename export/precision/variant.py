@@ -9,7 +9,13 @@ import onnx
 
 from amlr.errors import ExportError, ParityError
 from amlr.export.precision.half import HalfGraph
-from amlr.export.precision.islands import Evaluation, Search, headroom_table, search_islands
+from amlr.export.precision.islands import (
+    Evaluation,
+    Search,
+    headroom_table,
+    mask_nodes,
+    search_islands,
+)
 from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
 from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights, trace
 from amlr.runtime.bundle import Bundle
@@ -33,7 +39,7 @@ class Fp16Report:
     Attributes:
         search: The graphs and the decisions.
         witness: onnxruntime's half arithmetic on the same posts.
-        ranges: Largest activations: graph, node, magnitude, headroom.
+        ranges: Largest activations, masks left out: graph, node, magnitude, headroom.
     """
 
     search: Search
@@ -136,7 +142,7 @@ def write_fp16(
     report = Fp16Report(
         search=search,
         witness=judge.witness(search.graphs),
-        ranges=headroom_table(ranges, top=8),
+        ranges=headroom_table(ranges, {n: mask_nodes(m) for n, m in models.items()}, top=8),
     )
     for line in report.lines():
         say(line)
@@ -147,7 +153,8 @@ def write_fp16(
             f"posts, allowed {max_changed:g} of all; export without fp16 or allow more"
         )
     graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
-    largest = max(float(abs(raw.unit_logits).max(initial=1.0)) for raw in judge.raws)
+    logits = [answer.scores.unit_logits_uc for answer in judge.answers if answer.scores is not None]
+    largest = max((float(abs(each).max(initial=1.0)) for each in logits), default=1.0)
     variant = Variant(
         precision="fp16",
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.

@@ -17,6 +17,7 @@ from amlr.export.precision.islands import (
     Evaluation,
     blocks,
     headroom_table,
+    mask_nodes,
     out_of_range,
     search_islands,
 )
@@ -208,3 +209,18 @@ def test_variant_from_the_eager_model_is_listed_and_not_served_on_a_cpu(
     assert "onnx/fp16/weights.bin" in Bundle.open(folder).manifest.files
     with Engine.load(folder, provider="onnxruntime") as engine:
         assert engine.precision == "fp32"
+
+
+def test_headroom_leaves_masks_out_and_nothing_else(tiny_plan: Path) -> None:
+    bundle = Bundle.open(tiny_plan)
+    models = fp32_models(bundle)
+    ranges = scan_ranges(bundle, models, sample_posts(4))
+    masks = {name: mask_nodes(model) for name, model in models.items()}
+    assert headroom_table(ranges)[0][2] >= 1e4
+    assert masks["text"]
+    assert masks["image"] == masks["fusion"] == set()
+    rest = headroom_table(ranges, masks, top=10_000)
+    assert 0 < rest[0][2] < 1e4
+    ends = {node.name for node in models["text"].graph.node if node.op_type == "Softmax"}
+    assert not ends & masks["text"]
+    assert len(rest) + len(masks["text"] & set(ranges["text"])) == sum(map(len, ranges.values()))
