@@ -12,7 +12,7 @@ _COMMANDS = {
     "eval": ("amlr.training.eval_cli", "eval_command"),
     "export": ("amlr.export.cli", "export_command"),
     "bench": ("amlr.benchmarks.cli", "bench_command"),
-    "tag": ("amlr.runtime.cli", "tag_command"),
+    "tag": ("amlr.serving.archive.cli", "tag_command"),
     "inspect": ("amlr.runtime.cli", "inspect_command"),
     "serve": ("amlr.serving.cli", "serve_command"),
 }

@@ -1,0 +1,134 @@
+"""`amlr-tag`: one text or stdin as the runtime does it, and whole archives with `--input`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError
+from amlr.runtime.cli import TAG_EXAMPLES
+from amlr.runtime.cli import tag_command as runtime_command
+from amlr.runtime.cpu import usable_cores
+from amlr.serving.archive.rows import Columns
+
+EXAMPLES = (
+    TAG_EXAMPLES
+    + """\
+  amlr-tag --engine amlr.plan --input posts/ --image-root photos/ --output tagged/
+  amlr-tag --engine amlr.plan --input "s3://bucket/*.parquet" --output s3://bucket/out --resume
+  amlr-tag --engine amlr.plan --input posts.jsonl --output tagged/ --ray
+"""
+)
+_ONLY_STDIN = ("text", "image")
+
+
+def _option(*names: str, **settings: Any) -> click.Option:
+    return click.Option(list(names), **settings)
+
+
+_OPTIONS = [
+    _option("--input", "inputs", multiple=True, help="File, folder or pattern; any address."),
+    _option("--output", help="Folder of the parts; any address."),
+    _option("--input-format", type=click.Choice(["auto", "jsonl", "csv", "tsv", "parquet"]),
+            default="auto", show_default=True),
+    _option("--output-format", type=click.Choice(["parquet", "jsonl"]), default="parquet",
+            show_default=True),
+    _option("--id-column", default="id", show_default=True),
+    _option("--text-column", default="text", show_default=True),
+    _option("--image-column", default="image", show_default=True, help="Path or address."),
+    _option("--image-bytes-column", default="image_bytes", show_default=True),
+    _option("--words-column", default="words", show_default=True),
+    _option("--chunk-rows", type=click.IntRange(1), default=2000, show_default=True,
+            help="Rows of an output part."),
+    _option("--workers", type=click.IntRange(1), help="Processes; default: the physical cores."),
+    _option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
+            help="Run on Ray Data: at this address, or on this machine."),
+    _option("--resume", is_flag=True, help="Go on where an earlier run stopped."),
+]  # fmt: skip
+
+
+def _tag(**values: Any) -> None:
+    """Find entities in one text, in JSON lines from stdin, or in whole archives.
+
+    Without --input: JSON lines {"id", "text", "image", "words"} from stdin to JSON lines {"id",
+    "entities", "image_used", "warnings", "error"} in the order of the input.
+
+    With --input and --output: JSON lines, CSV or Parquet to Parquet or JSON lines, with worker
+    processes of one thread each. Every row appears exactly once, bad ones with their error; a run
+    that was killed goes on with --resume.
+    """
+    own = {str(option.name): values.pop(str(option.name)) for option in _OPTIONS}
+    root = values["image_root"]
+    if not own["inputs"]:
+        if own["output"] or own["resume"] or own["ray"]:
+            raise InputError("--output, --resume and --ray go with --input")
+        assert runtime_command.callback is not None
+        runtime_command.callback(**values | {"image_root": None if root is None else Path(root)})
+        return
+    _tag_archive(own, values)
+
+
+def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
+    from amlr.serving.archive.job import Job, run_job
+
+    if own["output"] is None:
+        raise InputError("--input needs --output, the folder of the parts")
+    for name in _ONLY_STDIN:
+        if values[name] is not None:
+            raise InputError(f"--{name} and --input exclude each other")
+    engine = {
+        "path": str(values["bundle"]),
+        "image": values["image_mode"],
+        "cache_dir": None if values["cache_dir"] is None else str(values["cache_dir"]),
+    }
+    same = ("provider", "precision", "image_cache_mb", "answer_cache", "check")
+    engine |= {name: values[name] for name in same}
+    if values["manifest_sha256"]:
+        _check_pinned(values["bundle"], values["manifest_sha256"])
+    columns = Columns(
+        id=own["id_column"],
+        text=own["text_column"],
+        image=own["image_column"],
+        image_bytes=own["image_bytes_column"],
+        words=own["words_column"],
+    )
+    job = Job(
+        inputs=own["inputs"],
+        output=own["output"],
+        engine=engine,
+        workers=own["workers"] or usable_cores(),
+        columns=columns,
+        input_format=own["input_format"],
+        output_format=own["output_format"],
+        image_root=values["image_root"],
+        chunk_rows=own["chunk_rows"],
+        resume=own["resume"],
+        ray=own["ray"],
+    )
+    click.echo(json.dumps(run_job(job), ensure_ascii=False))
+
+
+def _check_pinned(bundle: Path, expected: str) -> None:
+    from amlr.runtime.bundle import read_manifest
+
+    found = read_manifest(bundle)[1]
+    if found != expected:
+        raise InputError(f"manifest.json has sha256 {found}, but {expected} was pinned")
+
+
+def _params() -> list[click.Parameter]:
+    """The runtime's options; pictures of an archive may lie at any address, not only in a path."""
+    root = _option("--image-root", help="Folder or address of the pictures that rows name.")
+    return [root if param.name == "image_root" else param for param in runtime_command.params]
+
+
+tag_command = AmlrCommand(
+    "tag", params=[*_params(), *_OPTIONS], callback=_tag, help=_tag.__doc__, epilog=EXAMPLES
+)
+
+
+def tag_main() -> None:
+    """Entry point of `amlr-tag`."""
+    tag_command()

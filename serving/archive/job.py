@@ -1,0 +1,178 @@
+"""A whole run: plan, or resume; hand out what is left; add up the reports."""
+
+import importlib.metadata
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amlr.cli_support import progress
+from amlr.errors import InputError
+from amlr.runtime.bundle import read_manifest
+from amlr.serving.archive.local import run_local
+from amlr.serving.archive.places import Folder, require_packages
+from amlr.serving.archive.plan import Chunk, Plan, plan_chunks
+from amlr.serving.archive.ray_data import run_ray
+from amlr.serving.archive.rows import Columns
+from amlr.serving.archive.sources import find_sources, scan
+from amlr.serving.archive.worker import WorkerSettings, part_name, report_name
+
+_PLAN, _SUMMARY = "_run/plan.json", "_run/summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run.
+
+    Attributes:
+        inputs: Files, folders or patterns.
+        output: Folder of the parts.
+        engine: Arguments of `Engine.load`; `path` names the bundle.
+        ray: Address of a Ray cluster, `local` for one of its own, None for plain processes.
+        chunk_rows: Rows of a part.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    engine: dict[str, Any]
+    workers: int
+    columns: Columns = field(default_factory=Columns)
+    input_format: str = "auto"
+    output_format: str = "parquet"
+    image_root: str | None = None
+    chunk_rows: int = 2000
+    resume: bool = False
+    ray: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What must not change on the way; who computes may."""
+        engine = {name: str(value) for name, value in self.engine.items()}
+        kept = ("provider", "precision", "image", "max_changed")
+        return {
+            **{name: value for name, value in engine.items() if name in kept},
+            "columns": asdict(self.columns),
+            "input_format": self.input_format,
+            "output_format": self.output_format,
+            "image_root": self.image_root,
+            "chunk_rows": self.chunk_rows,
+        }
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Do what is left of a run.
+
+    Returns:
+        The summary, which is also written to `_run/summary.json`.
+
+    Raises:
+        InputError: The input, the options or the output folder cannot be used.
+        AmlrError: The engine cannot be loaded, or workers give up.
+    """
+    require_packages()
+    begun = time.monotonic()
+    folder = Folder(job.output)
+    bundle = read_manifest(Path(job.engine["path"]))[1]
+    plan = _plan(job, folder, bundle)
+    done = {chunk.number: _report(folder, chunk, job.output_format) for chunk in plan.chunks}
+    left = [chunk for chunk in plan.chunks if done[chunk.number] is None]
+    reports = [report for report in done.values() if report]
+    fresh: list[dict[str, Any]] = []
+    started = time.monotonic()
+    total = sum(chunk.rows for chunk in left)
+    if left:
+        found = _collect(_start(job, plan, left), fresh)
+        for _ in progress(found, "tagged", total):
+            pass
+    seconds = time.monotonic() - started
+    summary = _summary(plan, reports + fresh) | {
+        "resumed_rows": sum(report["rows"] for report in reports),
+        "seconds": round(seconds, 2),
+        "planning_seconds": round(started - begun, 2),
+        "posts_per_second": round(total / seconds, 1) if total else 0.0,
+        "workers": job.workers,
+        "ray": job.ray is not None,
+    }
+    folder.write_json(_SUMMARY, summary)
+    for name in ("aside", "tries"):
+        folder.remove(f"_run/{name}")
+    return summary
+
+
+def _plan(job: Job, folder: Folder, bundle: str) -> Plan:
+    found = folder.read_json(_PLAN)
+    if not job.resume and folder.names():
+        raise InputError(
+            f"the output folder {job.output} is not empty; add --resume, or choose another"
+        )
+    if job.chunk_rows < 1:
+        raise InputError(f"--chunk-rows must be at least 1, got {job.chunk_rows}")
+    sources = find_sources(job.inputs, job.input_format, job.columns)
+    if found is not None:
+        plan = Plan.from_dict(found)
+        plan.check_same(job.options(), bundle, sources)
+        # Leftovers of workers that were killed.
+        for name in ("aside", "tries"):
+            folder.remove(f"_run/{name}")
+        return plan
+    chunks = tuple(plan_chunks((scan(source) for source in sources), job.chunk_rows))
+    if not chunks:
+        raise InputError("the input has no rows")
+    plan = Plan(options=job.options(), bundle=bundle, sources=tuple(sources), chunks=chunks)
+    folder.write_json(_PLAN, asdict(plan))
+    return plan
+
+
+def _report(folder: Folder, chunk: Chunk, kind: str) -> dict[str, Any] | None:
+    """The report of a finished part, if part and report are both there."""
+    report: dict[str, Any] | None = folder.read_json(report_name(chunk.number))
+    if report is None or folder.size(part_name(chunk.number, kind)) != report["bytes"]:
+        return None
+    return report
+
+
+def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]]:
+    settings = WorkerSettings(
+        output=job.output,
+        format=job.output_format,
+        sources=plan.sources,
+        columns=job.columns,
+        image_root=job.image_root,
+        engine=job.engine | {"threads": 1, "manifest_sha256": plan.bundle},
+        about={
+            "version": importlib.metadata.version("amlr"),
+            "manifest_sha256": plan.bundle,
+            "plan": plan.id,
+        },
+        id_is_integer=all(source.id_is_integer for source in plan.sources),
+    )
+    if job.ray is not None:
+        return run_ray(settings, chunks, job.workers, job.ray)
+    return run_local(settings, chunks, job.workers)
+
+
+def _collect(reports: Iterable[dict[str, Any]], into: list[dict[str, Any]]) -> Iterator[int]:
+    """One item for each row of each finished part, which is what progress counts."""
+    for report in reports:
+        into.append(report)
+        yield from range(report["rows"])
+
+
+def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    tiers: Counter[str] = Counter()
+    names = ("rows", "entities", "failed", "warned", "image_used")
+    caches = ("picture_hits", "pictures_encoded", "answer_hits")
+    for report in reports:
+        counts.update({name: report.get(name, 0) for name in (*names, *caches)})
+        counts["retried_parts"] += report["attempts"] > 1
+        tiers.update(report["tiers"])
+    return {
+        "plan": plan.id,
+        "manifest_sha256": plan.bundle,
+        "parts": len(reports),
+        **counts,
+        "tiers": dict(tiers),
+        "peak_rss_mb_of_a_worker": max(report["peak_rss_mb"] for report in reports),
+    }

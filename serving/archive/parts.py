@@ -1,0 +1,95 @@
+"""Writers of output parts: Parquet with typed columns, or JSON lines."""
+
+import json
+from typing import Any
+
+from amlr.runtime.results import Result
+from amlr.serving.archive.rows import Row
+
+SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl"}
+
+
+def schema(id_is_integer: bool, about: dict[str, str]) -> Any:
+    """Arrow schema of a part; `about` goes into the file's metadata."""
+    import pyarrow as pa
+
+    note = pa.struct([("code", pa.string()), ("message", pa.string())])
+    entity = pa.struct(
+        [
+            ("start", pa.int32()),
+            ("end", pa.int32()),
+            ("text", pa.string()),
+            ("label", pa.string()),
+            ("score", pa.float32()),
+        ]
+    )
+    columns = [
+        ("row", pa.int64()),
+        ("id", pa.int64() if id_is_integer else pa.string()),
+        ("entities", pa.list_(entity)),
+        ("image_used", pa.bool_()),
+        ("warnings", pa.list_(note)),
+        ("error", note),
+        ("provider", pa.string()),
+        ("precision", pa.string()),
+    ]
+    return pa.schema(columns, metadata={f"amlr.{name}": text for name, text in about.items()})
+
+
+def record(row: Row, result: Result) -> dict[str, Any]:
+    """One output row."""
+    return {"row": row.number, "id": row.id} | result.to_dict()
+
+
+class ParquetPart:
+    """Writes rows as one Parquet file, a row group at a time."""
+
+    def __init__(self, file: Any, id_is_integer: bool, about: dict[str, str]) -> None:
+        """Begin in an open binary file."""
+        import pyarrow.parquet as pq
+
+        self._schema = schema(id_is_integer, about)
+        self._text_ids = not id_is_integer
+        self._writer = pq.ParquetWriter(file, self._schema)
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Add rows."""
+        import pyarrow as pa
+
+        for values in records:
+            if self._text_ids and values["id"] is not None and not isinstance(values["id"], str):
+                values["id"] = json.dumps(values["id"], default=str)
+        # Half a surrogate pair has no UTF-8 form.
+        rows = _clean(records)
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {name: _clean(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return value
+
+
+class JsonPart:
+    """Writes rows as JSON lines."""
+
+    def __init__(self, file: Any) -> None:
+        """Begin in an open binary file."""
+        self._file = file
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Add rows."""
+        for values in records:
+            text = json.dumps(_clean(values), ensure_ascii=False, default=str)
+            self._file.write(text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Nothing is left to do."""

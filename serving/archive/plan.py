@@ -1,0 +1,128 @@
+"""The plan of a run: which rows make up which part. The same input gives the same plan."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from amlr.errors import InputError
+from amlr.serving.archive.sources import Piece, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Rows that become one part."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from `asdict` values."""
+        return cls(
+            number=values["number"], pieces=tuple(Piece(**piece) for piece in values["pieces"])
+        )
+
+
+def plan_chunks(scans: Iterable[Iterable[tuple[int, int]]], most_rows: int) -> Iterator[Chunk]:
+    """Cut the rows of all files into chunks of `most_rows`; only the last may be smaller.
+
+    Args:
+        scans: For each file, its runs of rows: (rows, byte where they begin).
+        most_rows: Rows of a chunk.
+    """
+    number = chunk = filled = 0
+    pieces: list[Piece] = []
+    for source, runs in enumerate(scans):
+        row = start = offset = 0
+        for rows, begin in runs:
+            left = rows
+            while left:
+                if row == start:
+                    offset = begin
+                take = min(left, most_rows - filled)
+                row, left, filled = row + take, left - take, filled + take
+                if filled == most_rows:
+                    pieces.append(_piece(source, start, row, offset, number))
+                    yield Chunk(number=chunk, pieces=tuple(pieces))
+                    number, chunk, filled, pieces = number + row - start, chunk + 1, 0, []
+                    start = row
+        if row > start:
+            pieces.append(_piece(source, start, row, offset, number))
+            number += row - start
+    if pieces:
+        yield Chunk(number=chunk, pieces=tuple(pieces))
+
+
+def _piece(source: int, start: int, stop: int, offset: int, number: int) -> Piece:
+    return Piece(source=source, start=start, stop=stop, offset=offset, number=number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that the parts depend on.
+
+    Attributes:
+        options: Columns, formats, engine options.
+        bundle: Hash of the bundle's manifest.
+        sources: Input files.
+        chunks: What becomes which part.
+    """
+
+    options: dict[str, Any]
+    bundle: str
+    sources: tuple[Source, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def id(self) -> str:
+        """Hash of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole input."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from `asdict` values."""
+        return cls(
+            options=values["options"],
+            bundle=values["bundle"],
+            sources=tuple(
+                Source(**{**source, "header": tuple(source["header"])})
+                for source in values["sources"]
+            ),
+            chunks=tuple(Chunk.from_dict(chunk) for chunk in values["chunks"]),
+        )
+
+    def check_same(self, options: dict[str, Any], bundle: str, sources: list[Source]) -> None:
+        """Refuse to resume what is no longer the same run.
+
+        Raises:
+            InputError: Options, bundle or input differ.
+        """
+        changed = [name for name in options if options[name] != self.options.get(name)]
+        if bundle != self.bundle:
+            changed.append("the bundle")
+        old = {source.address: source for source in self.sources}
+        new = {source.address: source for source in sources}
+        changed += [
+            f"the input {name}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        if not changed and sources != list(self.sources):
+            changed.append("the order of the inputs")
+        if changed:
+            raise InputError(
+                f"cannot resume: changed since the run began: {', '.join(changed)}; "
+                "change it back, or start a new run in another --output"
+            )

@@ -1,0 +1,221 @@
+"""Input files: which there are, where their records begin, and the rows of a range."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from amlr.errors import InputError
+from amlr.serving.archive.places import fingerprint, open_place
+from amlr.serving.archive.rows import Columns, Row, bad_row, make_row
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_MOST_BYTES = 256_000_000
+_READ_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One input file.
+
+    Attributes:
+        address: Where it is.
+        format: jsonl, csv, tsv or parquet.
+        fingerprint: Changes whenever the content does.
+        header: Column names (CSV and Parquet).
+        id_is_integer: Whether the id column holds whole numbers by type.
+    """
+
+    address: str
+    format: str
+    fingerprint: str
+    header: tuple[str, ...] = ()
+    id_is_integer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Rows `start`..`stop` of one file, which begin at byte `offset`; `number` is the first's."""
+
+    source: int
+    start: int
+    stop: int
+    offset: int
+    number: int
+
+
+def find_sources(inputs: tuple[str, ...], kind: str, columns: Columns) -> list[Source]:
+    """Files of paths, folders and patterns, in the order given, each pattern sorted."""
+    addresses: list[str] = []
+    for text in inputs:
+        fs, path = open_place(text)
+        if any(mark in path for mark in "*?["):
+            found = sorted(map(str, fs.glob(path)))
+        elif fs.isdir(path):
+            found = [str(name) for name in sorted(fs.find(path)) if _format(str(name))]
+        else:
+            found = [path]
+        if not found:
+            raise InputError(f"no input file at {text}; expected .jsonl, .csv or .parquet files")
+        addresses += [str(fs.unstrip_protocol(name)) for name in found]
+    if len(set(addresses)) < len(addresses):
+        raise InputError("an input file is named twice; name each once")
+    return [_source(address, kind, columns) for address in addresses]
+
+
+def _format(name: str) -> str | None:
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return FORMATS.get("." + name.rpartition(".")[2].lower())
+
+
+def _source(address: str, kind: str, columns: Columns) -> Source:
+    found = _format(address) if kind == "auto" else kind
+    if found is None:
+        raise InputError(f"cannot tell the format of {address}; give --input-format")
+    mark = fingerprint(address)
+    header: tuple[str, ...] = ()
+    is_integer = False
+    if found == "parquet":
+        import pyarrow as pa
+
+        with _parquet(address) as file:
+            schema = file.schema_arrow
+            header = tuple(schema.names)
+            if columns.id in header:
+                is_integer = bool(pa.types.is_integer(schema.field(columns.id).type))
+    elif found in ("csv", "tsv"):
+        with _open(address) as stream:
+            header = tuple(
+                _fields(next(_records(stream, found), b"").removeprefix(b"\xef\xbb\xbf"), found)
+            )
+    if found != "jsonl" and columns.text not in header:
+        raise InputError(
+            f"{address} has no column {columns.text!r}, only: {', '.join(header)}; "
+            "give --text-column"
+        )
+    return Source(
+        address=address, format=found, fingerprint=mark, header=header, id_is_integer=is_integer
+    )
+
+
+def scan(source: Source) -> Iterator[tuple[int, int]]:
+    """For each run of rows, its length and the byte where it begins."""
+    if source.format == "parquet":
+        with _parquet(source.address) as file:
+            yield file.metadata.num_rows, 0
+        return
+    with _open(source.address) as stream:
+        offset = 0
+        is_first = source.format != "jsonl"
+        for record in _records(stream, source.format):
+            if not is_first and record.strip():
+                yield 1, offset
+            is_first = False
+            offset += len(record)
+
+
+def read_piece(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
+    """The rows of a piece, streamed."""
+    if source.format == "parquet":
+        yield from _read_parquet(source, piece, columns)
+        return
+    number, stop = piece.number, piece.number + piece.stop - piece.start
+    with _open(source.address) as stream:
+        stream.seek(piece.offset)
+        for record in _records(stream, source.format):
+            if number == stop:
+                return
+            if record.strip():
+                yield _parse(number, record, source, columns)
+                number += 1
+    if number != stop:
+        raise InputError(f"{source.address} is shorter than when the run began; start a new run")
+
+
+def _parse(number: int, record: bytes, source: Source, columns: Columns) -> Row:
+    try:
+        if source.format == "jsonl":
+            return make_row(number, json.loads(record), columns)
+        fields = _fields(record, source.format)
+    # Bad UTF-8 and bad JSON are ValueErrors; deep nesting overflows the stack.
+    except (ValueError, RecursionError, csv.Error) as error:
+        return bad_row(number, f"row {number} cannot be read: {error}")
+    if len(fields) > len(source.header):
+        return bad_row(number, f"row {number} has {len(fields)} of {len(source.header)} fields")
+    return make_row(number, dict(zip(source.header, fields, strict=False)), columns)
+
+
+def _fields(record: bytes, kind: str) -> list[str]:
+    csv.field_size_limit(_MOST_BYTES)
+    text = record.decode("utf-8")
+    return next(csv.reader([text], delimiter="\t" if kind == "tsv" else ","), [])
+
+
+def _records(stream: Any, kind: str) -> Iterator[bytes]:
+    """Lines, joined where a CSV quote is open."""
+    if kind == "jsonl":
+        yield from stream
+        return
+    parts: list[bytes] = []
+    size = quotes = 0
+    for line in stream:
+        parts.append(line)
+        quotes += line.count(b'"')
+        size += len(line)
+        if quotes % 2 == 0:
+            yield b"".join(parts)
+            parts, size, quotes = [], 0, 0
+        elif size > _MOST_BYTES:
+            raise InputError("a CSV record has no closing quote; repair the file")
+    if parts:
+        yield b"".join(parts)
+
+
+def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
+    names = [columns.id, columns.text, columns.image, columns.image_bytes, columns.words]
+    with _parquet(source.address) as file:
+        groups: list[int] = []
+        first = begin = 0
+        for group in range(file.metadata.num_row_groups):
+            after = first + file.metadata.row_group(group).num_rows
+            if after > piece.start and first < piece.stop:
+                begin = first if not groups else begin
+                groups.append(group)
+            first = after
+        place = begin
+        wanted = [name for name in names if name in source.header]
+        for batch in file.iter_batches(_READ_ROWS, row_groups=groups, columns=wanted):
+            low, high = max(piece.start - place, 0), min(piece.stop - place, batch.num_rows)
+            if low < high:
+                for i, values in enumerate(batch.slice(low, high - low).to_pylist()):
+                    number = piece.number + place + low + i - piece.start
+                    yield make_row(number, values, columns)
+            place += batch.num_rows
+            if place >= piece.stop:
+                return
+
+
+def _open(address: str) -> Any:
+    import fsspec
+
+    return fsspec.open(address, "rb", compression="infer").open()
+
+
+def _parquet(address: str) -> Any:
+    import pyarrow.parquet as pq
+
+    fs, path = open_place(address)
+    try:
+        return pq.ParquetFile(fs.open(path, "rb"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {address} as Parquet: {error}") from error

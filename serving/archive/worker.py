@@ -1,0 +1,189 @@
+"""Tags one chunk after another and writes its part; the same code in a process or a Ray actor."""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
+
+from amlr.errors import AmlrError
+from amlr.runtime import Engine
+from amlr.runtime.results import Problem, Result, problem
+from amlr.serving.archive.parts import SUFFIXES, JsonPart, ParquetPart, record
+from amlr.serving.archive.places import Folder
+from amlr.serving.archive.plan import Chunk
+from amlr.serving.archive.rows import Columns, Row, make_post
+from amlr.serving.archive.sources import Source, read_piece
+from amlr.serving.archive.tries import Tries
+
+_BATCH_ROWS = 128
+_POISON: Problem = {
+    "code": "worker_died",
+    "message": "the process died twice at this row; it was not tagged",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker needs; plain values, so that it can be sent anywhere.
+
+    Attributes:
+        engine: Arguments of `Engine.load`.
+        about: Versions for the parts' metadata.
+        id_is_integer: Whether ids are whole numbers in all inputs.
+    """
+
+    output: str
+    format: str
+    sources: tuple[Source, ...]
+    columns: Columns
+    image_root: str | None
+    engine: dict[str, Any]
+    about: dict[str, str]
+    id_is_integer: bool
+
+
+class ChunkWorker:
+    """One engine, one thread."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Load the engine.
+
+        Raises:
+            AmlrError: As `Engine.load`.
+        """
+        self._settings = settings
+        self._folder = Folder(settings.output)
+        self.engine = Engine.load(**settings.engine)
+
+    def run(self, chunk: Chunk) -> dict[str, Any]:
+        """Tag a chunk, publish its part, then its report.
+
+        Returns:
+            The report: rows, entities, failures, tiers, cache counters, seconds.
+        """
+        begun = time.monotonic()
+        tries = Tries(self._folder, chunk.number)
+        name = part_name(chunk.number, self._settings.format)
+        aside = self._folder.aside(SUFFIXES[self._settings.format])
+        before = self._counters()
+        counts: Counter[str] = Counter()
+        tiers: Counter[str] = Counter()
+        with self._folder.fs.open(self._folder.path(aside), "wb") as file:
+            part = self._part(file)
+            for batch in _batches(self._rows(chunk), 1 if tries.is_careful else _BATCH_ROWS):
+                records = [record(row, result) for row, result in self._tag(batch, tries)]
+                for values in records:
+                    counts["rows"] += 1
+                    counts["entities"] += len(values["entities"])
+                    counts["failed"] += values["error"] is not None
+                    counts["warned"] += bool(values["warnings"])
+                    counts["image_used"] += values["image_used"]
+                    tiers[f"{values['provider']} {values['precision']}"] += 1
+                part.write(records)
+            part.close()
+        if counts["rows"] != chunk.rows:
+            raise AmlrError(
+                f"part {chunk.number} has {counts['rows']} rows, its plan {chunk.rows}; "
+                "the input changed while it was read: start a new run"
+            )
+        size = self._folder.size(aside)
+        self._folder.publish(aside, name)
+        after = self._counters()
+        report = {
+            "chunk": chunk.number,
+            "part": name,
+            "bytes": size,
+            **counts,
+            **{key: after[key] - before[key] for key in after},
+            "tiers": dict(tiers),
+            "seconds": round(time.monotonic() - begun, 3),
+            "attempts": tries.starts,
+            "peak_rss_mb": _peak_rss_mb(),
+        }
+        self._folder.write_json(report_name(chunk.number), report)
+        tries.finish()
+        return report
+
+    def _part(self, file: Any) -> ParquetPart | JsonPart:
+        if self._settings.format == "jsonl":
+            return JsonPart(file)
+        about = self._settings.about | {
+            "provider": self.engine.provider,
+            "precision": self.engine.precision,
+        }
+        return ParquetPart(file, self._settings.id_is_integer, about)
+
+    def _rows(self, chunk: Chunk) -> Iterator[Row]:
+        settings = self._settings
+        return chain.from_iterable(
+            read_piece(settings.sources[piece.source], piece, settings.columns)
+            for piece in chunk.pieces
+        )
+
+    def _tag(self, rows: tuple[Row, ...], tries: Tries) -> Iterator[tuple[Row, Result]]:
+        if tries.is_careful:
+            (row,) = rows
+            if tries.is_poison(row.number):
+                yield row, self._failed(_POISON)
+                return
+            tries.begin(row.number)
+        good = [row for row in rows if row.error is None]
+        answers = iter(self._answers(good))
+        for row in rows:
+            yield row, next(answers) if row.error is None else self._failed(row.error)
+
+    def _answers(self, rows: list[Row]) -> list[Result]:
+        limit = self.engine.manifest.limits.max_bytes
+        made = [make_post(row, self._settings.image_root, limit) for row in rows]
+        try:
+            results = self.engine.tag_batch([post for post, _ in made])
+        # One row may have broken the batch: the others must not suffer for it.
+        except Exception as error:
+            if len(rows) > 1:
+                return [self._answers([row])[0] for row in rows]
+            message = f"{type(error).__name__}: {error}"
+            kept = error if isinstance(error, AmlrError) else AmlrError(message)
+            return [self._failed(problem(kept))]
+        return [
+            result if warning is None else replace(result, warnings=(*result.warnings, warning))
+            for result, (_, warning) in zip(results, made, strict=True)
+        ]
+
+    def _failed(self, error: Problem) -> Result:
+        return Result(provider=self.engine.provider, precision=self.engine.precision, error=error)
+
+    def _counters(self) -> dict[str, int]:
+        pictures, answers = self.engine.image_cache, self.engine.answer_cache
+        return {
+            "picture_hits": pictures.hits,
+            "pictures_encoded": pictures.misses,
+            "answer_hits": answers.hits if answers else 0,
+        }
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[tuple[Row, ...]]:
+    while batch := tuple(islice(rows, size)):
+        yield batch
+
+
+def part_name(chunk: int, kind: str) -> str:
+    """File name of a part."""
+    return f"part-{chunk:05d}{SUFFIXES[kind]}"
+
+
+def report_name(chunk: int) -> str:
+    """File name of a part's report."""
+    return f"_run/done/{chunk:05d}.json"
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
