@@ -1,0 +1,176 @@
+"""Archives measured: one process, several, Ray Data, and a run that is killed and resumed.
+
+python -m amlr.benchmarks.serving.archive_show --engine amlr.plan --posts posts.jsonl \
+        --images photos --rows 100000 --out build/archive
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+_RUN = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--engine", type=_PATH, required=True)
+@click.option("--posts", type=_PATH, required=True, help="JSON lines {text, image}.")
+@click.option("--images", type=_PATH, required=True)
+@click.option("--rows", type=int, default=100_000, show_default=True)
+@click.option("--one-process-rows", type=int, default=10_000, show_default=True)
+@click.option("--workers", type=int, default=2, show_default=True)
+@click.option("--chunk-rows", default=1000, show_default=True)
+@click.option("--provider", default="auto", show_default=True)
+@click.option("--out", type=_PATH, required=True, help="Emptied first.")
+@click.option("--ray/--no-ray", default=True)
+def main(
+    engine: Path,
+    posts: Path,
+    images: Path,
+    rows: int,
+    one_process_rows: int,
+    workers: int,
+    chunk_rows: int,
+    provider: str,
+    out: Path,
+    ray: bool,
+) -> None:
+    """Print one JSON line a run; compare all rows and entities."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    few, many = out / "few.jsonl", out / "many.jsonl"
+    _write_rows(posts, few, min(rows, one_process_rows))
+    _write_rows(posts, many, rows)
+    common = ["--engine", str(engine), "--image-root", str(images), "--provider", provider]
+    common += ["--chunk-rows", str(chunk_rows)]
+
+    def run(name: str, source: Path, *more: str, kill: bool = False) -> dict[str, Any]:
+        command = [*_RUN, *common, "--input", str(source), "--output", str(out / name), *more]
+        if kill:
+            _kill_on_the_way(command, out / name)
+            command.append("--resume")
+        summary = _measure(command)
+        click.echo(json.dumps({"run": name} | summary))
+        return summary
+
+    count = str(workers)
+    one = run("one", few, "--workers", "1")
+    answers = {"local": run("local", many, "--workers", count)}
+    if ray:
+        answers["ray"] = run("ray", many, "--workers", count, "--ray")
+    answers["killed"] = run("killed", many, "--workers", count, kill=True)
+    first = _entities(out / "local")
+    some = _entities(out / "one")
+    verdict = {
+        name: {
+            "rows": len(_entities(out / name)),
+            "same_as_local": _entities(out / name) == first,
+            "times_one_process": round(value["posts_per_second"] / one["posts_per_second"], 2),
+        }
+        for name, value in answers.items()
+        if name != "killed" or value["resumed_rows"]
+    }
+    verdict["one"] = {"rows": len(some), "same_as_local": all(first[i] == some[i] for i in some)}
+    click.echo(json.dumps(verdict))
+
+
+def _write_rows(posts: Path, path: Path, rows: int) -> None:
+    lines = [json.loads(line) for line in posts.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(rows):
+            post = lines[i % len(lines)]
+            file.write(json.dumps({"id": f"row-{i}", "text": post["text"], "image": post["image"]}))
+            file.write("\n")
+
+
+def _measure(command: list[str]) -> dict[str, Any]:
+    """Run to the end; the summary and the peak memory of all its processes."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    peak = [0.0]
+    over = threading.Event()
+
+    def sample() -> None:
+        while not over.wait(0.5):
+            peak[0] = max(peak[0], sum(map(_pss_mb, _family(process.pid))))
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    output, _ = process.communicate()
+    over.set()
+    watcher.join()
+    if process.returncode:
+        raise click.ClickException(f"a run ended with code {process.returncode}")
+    summary: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return summary | {"peak_mb": round(peak[0])}
+
+
+def _kill_on_the_way(command: list[str], out: Path) -> None:
+    """SIGKILL a worker twice and then the driver, each after some parts more."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for step in range(3):
+        while len(list(out.glob("part-*"))) < step + 1:
+            if process.poll() is not None:
+                raise click.ClickException("the run ended before it could be killed; more --rows")
+            time.sleep(0.05)
+        victims = [pid for pid in _family(process.pid)[1:] if _is_worker(pid)]
+        os.kill(process.pid if step == 2 else victims[0], signal.SIGKILL)
+    process.wait()
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all it started, directly or not (Linux)."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, path.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def _pss_mb(pid: int) -> float:
+    """Memory of a process, shared pages divided among those who share them (Linux)."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1000
+    except OSError:
+        pass
+    return 0.0
+
+
+def _entities(out: Path) -> dict[str, Any]:
+    """Entities by id; fails where an id appears twice."""
+    import pyarrow.parquet as pq
+
+    rows = [
+        (row["id"], [(e["start"], e["end"], e["label"]) for e in row["entities"]])
+        for path in sorted(out.glob("part-*.parquet"))
+        for row in pq.read_table(path, columns=["id", "entities"]).to_pylist()
+    ]
+    twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
+    if twice:
+        raise click.ClickException(f"{len(twice)} ids appear more than once in {out}")
+    return dict(rows)
+
+
+if __name__ == "__main__":
+    main()
