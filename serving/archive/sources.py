@@ -1,6 +1,7 @@
 """Input files: which there are, where their records begin, and the rows of a range."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 _MOST_BYTES = 256_000_000
 _READ_ROWS = 256
 
@@ -118,7 +120,7 @@ def scan(source: Source) -> Iterator[tuple[int, int]]:
         offset = 0
         is_first = source.format != "jsonl"
         for record in _records(stream, source.format):
-            if not is_first and record.strip():
+            if not is_first and not _is_blank(record, source.format):
                 yield 1, offset
             is_first = False
             offset += len(record)
@@ -135,7 +137,7 @@ def read_piece(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
         for record in _records(stream, source.format):
             if number == stop:
                 return
-            if record.strip():
+            if not _is_blank(record, source.format):
                 yield _parse(number, record, source, columns)
                 number += 1
     if number != stop:
@@ -157,28 +159,43 @@ def _parse(number: int, record: bytes, source: Source, columns: Columns) -> Row:
 
 def _fields(record: bytes, kind: str) -> list[str]:
     csv.field_size_limit(_MOST_BYTES)
-    text = record.decode("utf-8")
-    return next(csv.reader([text], delimiter="\t" if kind == "tsv" else ","), [])
+    # Line by line, as `_records` had it.
+    lines = io.StringIO(record.decode("utf-8"), newline="\n")
+    return next(csv.reader(lines, delimiter=_DELIMITERS[kind]), [])
+
+
+def _is_blank(record: bytes, kind: str) -> bool:
+    # In a table, tabs and blanks are fields.
+    return not (record.strip() if kind == "jsonl" else record.strip(b"\r\n"))
 
 
 def _records(stream: Any, kind: str) -> Iterator[bytes]:
-    """Lines, joined where a CSV quote is open."""
+    """Lines; of CSV, as many as a record has."""
     if kind == "jsonl":
         yield from stream
         return
-    parts: list[bytes] = []
-    size = quotes = 0
-    for line in stream:
-        parts.append(line)
-        quotes += line.count(b'"')
-        size += len(line)
-        if quotes % 2 == 0:
-            yield b"".join(parts)
-            parts, size, quotes = [], 0, 0
-        elif size > _MOST_BYTES:
-            raise InputError("a CSV record has no closing quote; repair the file")
-    if parts:
-        yield b"".join(parts)
+    csv.field_size_limit(_MOST_BYTES)
+    taken: list[bytes] = []
+
+    def lines() -> Iterator[str]:
+        for line in stream:
+            taken.append(line)
+            # Any byte is a character of Latin-1, and those that matter to CSV are themselves.
+            yield line.decode("latin-1")
+
+    # Only the reader itself can tell a quote that opens a field from one within a text: 5" tall.
+    reader = csv.reader(lines(), delimiter=_DELIMITERS[kind])
+    while True:
+        try:
+            next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            # `_fields` meets the same error and makes a bad row of it.
+            if not taken:
+                return
+        yield b"".join(taken)
+        taken.clear()
 
 
 def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
