@@ -16,6 +16,7 @@ Examples:
   amlr-export --ckpt best.pt --precision fp32,bf16,int8 --calib posts.jsonl
   amlr-export --ckpt best.pt --precision fp32,fp16 --target tensorrt-rtx --sms 86,89
   amlr-export --from amlr.plan --target tensorrt            (needs no checkpoint, no torch)
+  amlr-export --from amlr.plan --triton triton/             (model repository for Triton)
   amlr-export --from amlr.plan --plan-buckets posts.jsonl --json > plan.json
   amlr-export --ckpt release.pt --tokenizer bert-base-uncased/ --labels PER,LOC,ORG,OTHER
 """
@@ -71,6 +72,7 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
     help="Profiles and buckets from --plan-buckets --json.",
 )
 @click.option("--plan-buckets", type=FilePath, help="Plan buckets for the posts of this file only.")
+@click.option("--triton", type=FilePath, help="Write a Triton model repository of --from here.")
 @click.option("--name", help="Name in the manifest; the folder's by default.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager model out of the bundle.")
 @click.option("--fold/--no-fold", default=None, help="Fold the attention; by cost if not given.")
@@ -97,6 +99,9 @@ def export_command(
 
     if (ckpt is None) == (source is None):
         raise InputError("give either --ckpt best.pt or --from amlr.plan")
+    if options["triton"] is not None:
+        _triton(source, options["triton"], say)
+        return
     # Heavy imports wait until the arguments are known to be good: --help stays instant.
     if options["plan_buckets"] is not None:
         _plan(source, options["plan_buckets"], options["as_json"])
@@ -179,6 +184,15 @@ def _plan(source: Path | None, posts: Path, as_json: bool) -> None:
 
     lines, values = plan_report(Bundle.open(source), posts)
     click.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+
+
+def _triton(source: Path | None, out: Path, say: Callable[[str], None]) -> None:
+    if source is None:
+        raise InputError("--triton needs --from amlr.plan: export the bundle first")
+    from amlr.serving.triton.repository import MODELS, write_repository
+
+    write_repository(source, out)
+    say(f"wrote {out}; serve it with: tritonserver --model-repository={(out / MODELS).absolute()}")
 
 
 def main() -> None:

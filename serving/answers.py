@@ -1,7 +1,6 @@
 """From jobs to answers within a request: waits, notices a client that left, times the parts."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from starlette.requests import Request
 
 from amlr.runtime.results import Post
 from amlr.serving.bodies import PreparedPost, TagRequest, error_dict, result_dict
+from amlr.serving.encoding import json_bytes as json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Answer, Job, RefusedError
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
@@ -137,12 +137,3 @@ def timing_headers(outcomes: Sequence[Answer | BaseException]) -> dict[str, str]
     wait = 1000 * max(answer.wait_s for answer in answers)
     compute = 1000 * max(answer.compute_s for answer in answers)
     return {"Server-Timing": f"wait;dur={wait:.2f}, compute;dur={compute:.2f}"}
-
-
-def json_bytes(value: Any) -> bytes:
-    """Compact JSON; half surrogates that a client sent come back as they were."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
