@@ -42,6 +42,9 @@ _OPTIONS = [
     _option("--words-column", default="words", show_default=True),
     _option("--chunk-rows", type=click.IntRange(1), default=2000, show_default=True,
             help="Rows of an output part."),
+    _option("--group-by-picture", is_flag=True,
+            help="Let no part end between neighbouring rows with the same picture, so that input "
+            "sorted by picture has each encoded once."),
     _option("--workers", type=click.IntRange(1), help="Processes; default: the physical cores."),
     _option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
             help="Run on Ray Data: at this address, or on this machine."),
@@ -104,6 +107,7 @@ def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
         output_format=own["output_format"],
         image_root=values["image_root"],
         chunk_rows=own["chunk_rows"],
+        group_by_picture=own["group_by_picture"],
         resume=own["resume"],
         ray=own["ray"],
     )

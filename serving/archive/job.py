@@ -3,22 +3,25 @@
 import importlib.metadata
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.runtime.bundle import read_manifest
+from amlr.serving.archive.grouping import scan_pictures
 from amlr.serving.archive.local import run_local
 from amlr.serving.archive.places import Folder, require_packages
 from amlr.serving.archive.plan import Chunk, Plan, plan_chunks
+from amlr.serving.archive.progress import show_progress
 from amlr.serving.archive.ray_data import run_ray
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, scan
 from amlr.serving.archive.worker import WorkerSettings, part_name, report_name
 
+# In chunks: a picture of more rows than that is given to several workers.
+_LONGEST_RUN = 10
 _PLAN, _SUMMARY = "_run/plan.json", "_run/summary.json"
 
 
@@ -32,6 +35,7 @@ class Job:
         engine: Arguments of `Engine.load`; `path` names the bundle.
         ray: Address of a Ray cluster, `local` for one of its own, None for plain processes.
         chunk_rows: Rows of a part.
+        group_by_picture: Let no part end between neighbouring rows with the same picture.
     """
 
     inputs: tuple[str, ...]
@@ -43,6 +47,7 @@ class Job:
     output_format: str = "parquet"
     image_root: str | None = None
     chunk_rows: int = 2000
+    group_by_picture: bool = False
     resume: bool = False
     ray: str | None = None
 
@@ -57,6 +62,7 @@ class Job:
             "output_format": self.output_format,
             "image_root": self.image_root,
             "chunk_rows": self.chunk_rows,
+            "group_by_picture": self.group_by_picture,
         }
 
 
@@ -82,9 +88,7 @@ def run_job(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     total = sum(chunk.rows for chunk in left)
     if left:
-        found = _collect(_start(job, plan, left), fresh)
-        for _ in progress(found, "tagged", total):
-            pass
+        fresh.extend(show_progress(_start(job, plan, left), plan.rows, plan.rows - total))
     seconds = time.monotonic() - started
     summary = _summary(plan, reports + fresh) | {
         "resumed_rows": sum(report["rows"] for report in reports),
@@ -116,7 +120,12 @@ def _plan(job: Job, folder: Folder, bundle: str) -> Plan:
         for name in ("aside", "tries"):
             folder.remove(f"_run/{name}")
         return plan
-    chunks = tuple(plan_chunks((scan(source) for source in sources), job.chunk_rows))
+    if job.group_by_picture:
+        longest = job.chunk_rows * _LONGEST_RUN
+        runs = (scan_pictures(source, job.columns, longest) for source in sources)
+    else:
+        runs = (scan(source) for source in sources)
+    chunks = tuple(plan_chunks(runs, job.chunk_rows, keep_runs=job.group_by_picture))
     if not chunks:
         raise InputError("the input has no rows")
     plan = Plan(options=job.options(), bundle=bundle, sources=tuple(sources), chunks=chunks)
@@ -150,13 +159,6 @@ def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]
     if job.ray is not None:
         return run_ray(settings, chunks, job.workers, job.ray)
     return run_local(settings, chunks, job.workers)
-
-
-def _collect(reports: Iterable[dict[str, Any]], into: list[dict[str, Any]]) -> Iterator[int]:
-    """One item for each row of each finished part, which is what progress counts."""
-    for report in reports:
-        into.append(report)
-        yield from range(report["rows"])
 
 
 def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:

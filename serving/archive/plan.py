@@ -30,12 +30,15 @@ class Chunk:
         )
 
 
-def plan_chunks(scans: Iterable[Iterable[tuple[int, int]]], most_rows: int) -> Iterator[Chunk]:
+def plan_chunks(
+    scans: Iterable[Iterable[tuple[int, int]]], most_rows: int, keep_runs: bool = False
+) -> Iterator[Chunk]:
     """Cut the rows of all files into chunks of `most_rows`; only the last may be smaller.
 
     Args:
         scans: For each file, its runs of rows: (rows, byte where they begin).
         most_rows: Rows of a chunk.
+        keep_runs: Never cut a run; a chunk ends with the run that fills it and may be larger.
     """
     number = chunk = filled = 0
     pieces: list[Piece] = []
@@ -46,9 +49,9 @@ def plan_chunks(scans: Iterable[Iterable[tuple[int, int]]], most_rows: int) -> I
             while left:
                 if row == start:
                     offset = begin
-                take = min(left, most_rows - filled)
+                take = left if keep_runs else min(left, most_rows - filled)
                 row, left, filled = row + take, left - take, filled + take
-                if filled == most_rows:
+                if filled >= most_rows:
                     pieces.append(_piece(source, start, row, offset, number))
                     yield Chunk(number=chunk, pieces=tuple(pieces))
                     number, chunk, filled, pieces = number + row - start, chunk + 1, 0, []

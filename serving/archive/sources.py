@@ -90,7 +90,7 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
     if found == "parquet":
         import pyarrow as pa
 
-        with _parquet(address) as file:
+        with open_parquet(address) as file:
             schema = file.schema_arrow
             header = tuple(schema.names)
             if columns.id in header:
@@ -113,15 +113,20 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
 def scan(source: Source) -> Iterator[tuple[int, int]]:
     """For each run of rows, its length and the byte where it begins."""
     if source.format == "parquet":
-        with _parquet(source.address) as file:
+        with open_parquet(source.address) as file:
             yield file.metadata.num_rows, 0
         return
+    yield from ((1, offset) for offset, _ in record_offsets(source))
+
+
+def record_offsets(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Where each record begins, and the record."""
     with _open(source.address) as stream:
         offset = 0
         is_first = source.format != "jsonl"
         for record in _records(stream, source.format):
             if not is_first and not _is_blank(record, source.format):
-                yield 1, offset
+                yield offset, record
             is_first = False
             offset += len(record)
 
@@ -138,13 +143,14 @@ def read_piece(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
             if number == stop:
                 return
             if not _is_blank(record, source.format):
-                yield _parse(number, record, source, columns)
+                yield parse_record(number, record, source, columns)
                 number += 1
     if number != stop:
         raise InputError(f"{source.address} is shorter than when the run began; start a new run")
 
 
-def _parse(number: int, record: bytes, source: Source, columns: Columns) -> Row:
+def parse_record(number: int, record: bytes, source: Source, columns: Columns) -> Row:
+    """A row of a text format."""
     try:
         if source.format == "jsonl":
             return make_row(number, json.loads(record), columns)
@@ -200,7 +206,7 @@ def _records(stream: Any, kind: str) -> Iterator[bytes]:
 
 def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
     names = [columns.id, columns.text, columns.image, columns.image_bytes, columns.words]
-    with _parquet(source.address) as file:
+    with open_parquet(source.address) as file:
         groups: list[int] = []
         first = begin = 0
         for group in range(file.metadata.num_row_groups):
@@ -228,7 +234,8 @@ def _open(address: str) -> Any:
     return fsspec.open(address, "rb", compression="infer").open()
 
 
-def _parquet(address: str) -> Any:
+def open_parquet(address: str) -> Any:
+    """An open Parquet file."""
     import pyarrow.parquet as pq
 
     fs, path = open_place(address)
