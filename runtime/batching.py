@@ -258,6 +258,13 @@ class Batch:
             feed |= _nothing_attended(count)
         return feed | {"pool_npd": pool_npd}
 
+    def attention(
+        self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of graph `attention`; every window has a picture and at least one unit."""
+        feed = self.packed_fusion(hidden_nd, pool_npd, slot_b)
+        return {n: a for n, a in feed.items() if n not in ("attend_unpad_r", "context_index_m")}
+
     def from_packed(
         self, outputs: Mapping[str, npt.NDArray[Any]], *, round_up: RoundUp = exact
     ) -> Scores:

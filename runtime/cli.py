@@ -16,6 +16,7 @@ from amlr.runtime.engine import CHECKS, Engine
 from amlr.runtime.inspection import describe
 from amlr.runtime.jsonl import Line, answer, read_chunks, tag_lines
 from amlr.runtime.results import Post, Result
+from amlr.runtime.tier_timing import describe_choice
 
 _PATH = click.Path(path_type=Path)
 TAG_EXAMPLES = """\b
@@ -47,6 +48,7 @@ Examples:
 @click.option("--check", type=click.Choice(CHECKS), default="full", show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Most lines.")
 @click.option("--json/--pretty", "as_json", default=True, help="JSON lines, or text for people.")
+@click.option("--verbose", is_flag=True, help="Say on stderr which tier serves, and why.")
 def tag_command(
     bundle: Path,
     text: str | None,
@@ -63,6 +65,7 @@ def tag_command(
     check: str,
     batch: int,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Find entities in one text, or in JSON lines {"id", "text", "image", "words"} from stdin.
 
@@ -87,6 +90,9 @@ def tag_command(
         image=image_mode,
     )
     with engine:
+        if verbose:
+            for row in describe_choice(engine.choice, engine.skipped):
+                click.echo(row, err=True)
         if text is not None:
             _write(iter([(Line(id=None), engine.tag(text, image))]), text, as_json)
             return

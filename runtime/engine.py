@@ -2,15 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from amlr.errors import AmlrError, BackendUnavailableError, BundleError, InputError
+from amlr.errors import AmlrError, InputError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
@@ -22,21 +18,16 @@ from amlr.runtime.image_cache import CacheStats
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
 from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.providers.base import Provider, ProviderOptions
-from amlr.runtime.providers.registry import admitted_variants, open_provider, provider_names
+from amlr.runtime.providers.registry import open_provider, provider_names
+from amlr.runtime.raw import raw_of
 from amlr.runtime.results import Post, Raw, Result, problem
 from amlr.runtime.text import Spans
+from amlr.runtime.tier_choice import open_fastest
+from amlr.runtime.tier_timing import Choice
+from amlr.runtime.tiers import Skipped, Tier, list_tiers
 
 IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """A tier that `auto` passed over."""
-
-    provider: str
-    precision: str
-    reason: str
 
 
 class Engine:
@@ -44,7 +35,8 @@ class Engine:
 
     Attributes:
         decoder: How scores become entities; may be replaced at any time, nothing is rebuilt.
-        skipped: Tiers that were tried before the one in use, with the reason.
+        skipped: Tiers that were not taken, with the reason.
+        choice: The tier in use, why, and what was timed.
     """
 
     def __init__(
@@ -55,11 +47,13 @@ class Engine:
         variant: Variant | None = None,
         threads: int = 1,
         image_cache_mb: float = 256,
-        skipped: Sequence[Skipped] = (),
     ) -> None:
         """Serve a bundle through a provider that is ready; users call `load`."""
         self.decoder: DecoderSettings = bundle.manifest.decoder
-        self.skipped = tuple(skipped)
+        self.skipped: tuple[Skipped, ...] = ()
+        self.choice = Choice(
+            provider=provider.name, precision=provider.precision, reason="given by the caller"
+        )
         self._bundle, self._provider = bundle, provider
         self._pipeline = Pipeline(
             bundle,
@@ -94,9 +88,9 @@ class Engine:
         Args:
             path: The bundle's folder.
             provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-            precision: `auto` (variants whose entities were proved unchanged), `exact` (fp32),
-                `escalate` (low precision first, float32 where an answer is not certain), or one
-                by name.
+            precision: `auto` (the fastest here whose entities were proved unchanged), `exact`
+                (fp32), `escalate` (low precision first, float32 where an answer is not certain), or
+                one by name. Of several CPU tiers the fastest is timed, once for a `cache_dir`.
             threads: CPU threads of one call; None takes the physical cores.
             image_cache_mb: Budget for encoded pictures; 0 keeps none.
             cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
@@ -120,7 +114,7 @@ class Engine:
             raise InputError(f"image must be one of {IMAGES}, got {image!r}")
         if check not in CHECKS:
             raise InputError(f"check must be one of {CHECKS}, got {check!r}")
-        names = provider_names(provider)
+        names = provider_names(provider)  # a wrong name is said before any file is read
         bundle = Bundle.open(path, manifest_sha256)
         options = ProviderOptions(
             threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
@@ -135,45 +129,32 @@ class Engine:
             climbing = open_escalating(bundle, names, options, image_cache_mb, check)
             climbing._keep_answers(answer_cache)
             return cast("Self", climbing)
-        tiers = [
-            (name, variant)
-            for name in names
-            for _, variant in admitted_variants(bundle.manifest, name, precision, max_changed)
-        ]
-        if not tiers:
-            raise BundleError(_no_variant(bundle.manifest, provider, precision))
-        skipped: list[Skipped] = []
-        for name, variant in tiers:
-            # Damage is damage, whichever tier meets it first.
-            bundle.verify(variant)
-            try:
-                engine = cls._open(bundle, name, variant, options, image_cache_mb, check)
-            # A library may fail in any way of its own; the next tier is there for that.
-            except Exception as error:
-                if len(tiers) == 1:
-                    raise
-                skipped.append(
-                    Skipped(provider=name, precision=variant.precision, reason=_reason(error))
-                )
-                continue
-            engine.skipped = tuple(skipped)
-            engine._keep_answers(answer_cache)
-            engine._picture_margin = margin
-            return engine
-        reasons = "; ".join(f"{s.provider} {s.precision}: {s.reason}" for s in skipped)
-        raise BackendUnavailableError(f"no provider can serve this bundle here: {reasons}")
+        engine, choice, skipped = open_fastest(
+            bundle,
+            list_tiers(bundle.manifest, provider, precision, max_changed),
+            lambda tier: cls._open(bundle, tier, options, image_cache_mb, check),
+            threads=threads,
+            cache_dir=options.cache_dir,
+            pictures=check == "full",
+        )
+        engine.choice, engine.skipped = choice, skipped
+        # Golden pictures are nobody's, and the counters belong to the user's.
+        engine._pipeline.images.reset()
+        engine._keep_answers(answer_cache)
+        engine._picture_margin = margin
+        return engine
 
     @classmethod
     def _open(
         cls,
         bundle: Bundle,
-        name: str,
-        variant: Variant,
+        tier: Tier,
         options: ProviderOptions,
         image_cache_mb: float,
         check: str,
     ) -> Self:
-        provider = open_provider(name, bundle, variant, options)
+        variant = tier.variant
+        provider = open_provider(tier.provider, bundle, variant, options)
         engine = cls(
             bundle,
             provider,
@@ -191,8 +172,6 @@ class Engine:
                     images=check == "full",
                     entities=not known,
                 )
-                # Golden pictures are nobody's, and the counters belong to the user's.
-                engine._pipeline.images.reset()
         except BaseException:
             engine.close()
             raise
@@ -299,7 +278,10 @@ class Engine:
             InputError: A post cannot be used.
         """
         self._check_usable()
-        return [self._raw(scored) for scored in self._pipeline.score(list(posts), every=all_units)]
+        return [
+            raw_of(scored, self.manifest)
+            for scored in self._pipeline.score(list(posts), every=all_units)
+        ]
 
     def close(self) -> None:
         """Release graphs and caches. Calls under way may still finish; later ones raise."""
@@ -351,50 +333,3 @@ class Engine:
             )
             for post in posts
         ]
-
-    def _raw(self, post: ScoredPost) -> Raw:
-        if post.error is not None:
-            raise post.error
-        manifest, scores = self.manifest, post.scores
-        nothing = np.zeros(0, np.int32)
-        if scores is None:
-            logits = np.zeros((0, len(manifest.classes)), np.float32)
-            emissions = np.zeros((0, len(manifest.tags)), np.float32)
-        else:
-            logits, emissions = scores.unit_logits_uc, scores.emissions_ty
-        return Raw(
-            input_ids=scores.sequence.input_ids_t if scores else nothing.astype(np.int64),
-            token_offsets=scores.sequence.token_offsets_t2 if scores else nothing.reshape(0, 2),
-            unit_starts=scores.units.start_step_u if scores else nothing,
-            unit_ends=scores.units.end_step_u if scores else nothing,
-            unit_probs=_softmax(logits),
-            unit_logits=logits,
-            emissions=emissions,
-            classes=manifest.classes,
-            tags=manifest.tags,
-            image_used=post.image_used,
-        )
-
-
-def _softmax(logits_uc: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted = np.exp(logits_uc - logits_uc.max(axis=1, keepdims=True, initial=-np.inf))
-    probabilities: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, AmlrError):
-        return str(error)
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def _no_variant(manifest: Manifest, provider: str, precision: str) -> str:
-    found = ", ".join(
-        f"{name} ({variant.provider or 'any provider'})"
-        for name, variant in manifest.variants.items()
-    )
-    return (
-        f"this bundle has no {precision} variant for provider {provider!r}, only: {found}; "
-        "choose one of these, or export with amlr-export --precision"
-    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import BackendUnavailableError, BundleError
+from amlr.errors import BundleError
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
@@ -25,9 +25,9 @@ from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.providers.base import ImageFeatures, Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Post, Result
+from amlr.runtime.tier_choice import open_fastest
+from amlr.runtime.tiers import CPUS, Skipped, Tier, open_first
 
-# Escalation pays on CPUs; devices have their own ways.
-_CPUS = ("openvino", "onnxruntime-cpu")
 STAGES = ("low", "picture", "exact")
 
 
@@ -112,13 +112,11 @@ class EscalatingEngine(Engine):
         return results
 
     def check(self, variant: Variant, *, images: bool) -> None:
-        """Run the golden posts on both tiers; the low one's entities may differ.
+        """Run the golden posts on the low tier; its entities may differ.
 
         Raises:
-            ParityError: A tier is not what the bundle says it is.
+            ParityError: It is not what the bundle says it is.
         """
-        fp32 = self._bundle.manifest.variants["fp32"]
-        check_golden(self._pipeline, fp32.tolerance, images=images)
         check_golden(self._low, variant.tolerance, images=images, entities=False)
         for pipeline in (self._pipeline, self._low):
             pipeline.images.reset()
@@ -186,7 +184,7 @@ def open_escalating(
     image_cache_mb: float,
     check: str,
 ) -> EscalatingEngine:
-    """Open the fastest measured low tier that can run here, and float32 beside it.
+    """Open the cheapest measured low tier that can run here, and the fastest float32 beside it.
 
     Args:
         bundle: The bundle.
@@ -200,12 +198,13 @@ def open_escalating(
         BackendUnavailableError: None that has can run here.
         ParityError: Float32 fails the golden check here.
     """
-    fp32 = bundle.manifest.variants["fp32"]
+    # Escalation pays on CPUs; devices have their own ways.
+    cpus = [name for name in names if name in CPUS]
     tiers = [
-        (name, variant)
-        for name in names
-        for variant in bundle.manifest.variants.values()
-        if "radii" in variant.parity and variant.provider in (None, name) and name in _CPUS
+        Tier(provider=owner, name=name, variant=variant)
+        for owner in cpus
+        for name, variant in bundle.manifest.variants.items()
+        if "radii" in variant.parity and variant.provider in (None, owner)
     ]
     if not tiers:
         raise BundleError(
@@ -213,29 +212,50 @@ def open_escalating(
             "export it with: amlr-export --precision fp32,int8"
         )
     # The cheapest tier is not the one that climbs least, nor the fastest one: it is measured.
-    tiers.sort(key=lambda tier: (names.index(tier[0]), _expected_ms(tier[1])))
-    bundle.verify(fp32)
-    reasons: list[str] = []
-    for name, variant in tiers:
-        bundle.verify(variant)
-        try:
-            low = open_provider(name, bundle, variant, options)
-            exact = open_provider(name, bundle, fp32, options)
-        except BackendUnavailableError as error:
-            reasons.append(f"{name}: {error}")
-            continue
-        engine = EscalatingEngine(
+    tiers.sort(key=lambda tier: (cpus.index(tier.provider), _expected_ms(tier.variant)))
+    fp32 = bundle.manifest.variants["fp32"]
+    skipped: list[Skipped] = []
+    tier, low = open_first(
+        bundle,
+        tiers,
+        lambda tier: open_provider(tier.provider, bundle, tier.variant, options),
+        skipped,
+    )
+    try:
+        exact, choice, others = open_fastest(
             bundle,
-            low,
-            exact,
-            variant=variant,
-            threads=options.threads or usable_cores(),
-            image_cache_mb=image_cache_mb,
+            [Tier(provider=owner, name="fp32", variant=fp32) for owner in cpus],
+            lambda tier: Engine._open(bundle, tier, options, image_cache_mb, check),
+            threads=options.threads,
+            cache_dir=options.cache_dir,
+            pictures=check == "full",
         )
-        if check != "off":
-            engine.check(variant, images=check == "full")
-        return engine
-    raise BackendUnavailableError(f"no low-precision tier can run here: {'; '.join(reasons)}")
+    except BaseException:
+        low.close()
+        raise
+    exact.pipeline.close()
+    engine = EscalatingEngine(
+        bundle,
+        low,
+        exact.pipeline.provider,
+        variant=tier.variant,
+        threads=options.threads or usable_cores(),
+        image_cache_mb=image_cache_mb,
+    )
+    engine.skipped = (*skipped, *others)
+    engine.choice = replace(
+        choice,
+        precision=engine.precision,
+        reason=f"{tier.provider} {tier.variant.precision} first, as it costs least by the bundle's "
+        f"record; float32 on {choice.provider}: {choice.reason}",
+    )
+    if check != "off":
+        try:
+            engine.check(tier.variant, images=check == "full")
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 def _expected_ms(variant: Variant) -> float:

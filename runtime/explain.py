@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import AmlrError, BackendUnavailableError
+from amlr.errors import BackendUnavailableError, InputError
 from amlr.runtime.batching import Batch
 from amlr.runtime.engine import Engine
-from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider, open_cpu
+from amlr.runtime.image import load_pixels
+from amlr.runtime.providers.base import ProviderOptions, ShowsAttention
+from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Entity, Post, Result
-from amlr.runtime.text import EncodedText
+from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.windows import window_units
 
 Floats = npt.NDArray[np.float32]
@@ -59,13 +60,14 @@ class Explainer:
         """Open the attention graph, beside the engine's own sessions where they cannot be used."""
         self._engine = engine
         self._graphs = _graphs(engine)
-        if self._graphs is not None:
-            # Now, not at the first picture: by then the files may have been replaced.
-            text = "text_packed" if self._graphs._packed_text else "text"
-            for graph in ("image", text, GRAPH):
-                self._graphs._open(graph)
         manifest = engine.manifest
         self._side, self._skipped = _grid(manifest.regions)
+        if self._graphs is not None:
+            # Now, not at the first picture: by then the files may have been replaced.
+            spec = manifest.image
+            pixels = np.zeros((1, 3, spec.size, spec.size), np.float32)
+            (word,) = engine.bundle.encoder.encode([("word", None)])
+            self._attention(word.windows[0], *self._graphs.encode_images(pixels))
 
     @property
     def has_maps(self) -> bool:
@@ -84,7 +86,7 @@ class Explainer:
         before = engine.image_cache.misses
         begun = time.perf_counter()
         if post.image is not None:
-            (features,) = engine._pipeline._encode_images([post.image])
+            (features,) = engine.pipeline.encode_images([post.image])
             seconds["picture"] = time.perf_counter() - begun
         is_cached = post.image is not None and engine.image_cache.misses == before
         begun = time.perf_counter()
@@ -110,10 +112,12 @@ class Explainer:
     ) -> tuple[Floats | None, ...]:
         if self._graphs is None or not self.has_maps or not entities:
             return (None,) * len(entities)
-        if self._graphs is not self._engine._provider:
+        if self._graphs is not self._engine.pipeline.provider and post.image is not None:
             # Features of another provider may be on its device or in its precision.
-            pixels = self._engine._pipeline._decode(_content(self._engine, post.image))
-            if isinstance(pixels, AmlrError):
+            manifest = self._engine.manifest
+            try:
+                pixels = load_pixels(post.image, manifest.image, manifest.limits)
+            except InputError:
                 return (None,) * len(entities)
             (features,) = self._graphs.encode_images(pixels[None])
         (encoded,) = self._engine.bundle.encoder.encode([(post.text, post.words)])
@@ -133,14 +137,21 @@ class Explainer:
                 units.end_word_u == last - window.word_start
             )
             if own.any():
-                batch = Batch(
-                    [window], [units], scales=manifest.scales, pad_id=manifest.token_ids.pad_id
-                )
                 row = int(np.flatnonzero(own)[0])
-                weights_p = _attention(self._graphs, batch, features)[row]
+                weights_p = self._attention(window, features)[row]
                 grid = weights_p[self._skipped :].reshape(self._side, self._side)
                 return np.ascontiguousarray(grid, np.float32)
         return None
+
+    def _attention(self, window: TextWindow, features: Any) -> Floats:
+        """Attention of every unit of a window, shape (U, P)."""
+        assert self._graphs is not None
+        manifest = self._engine.manifest
+        units = window_units(window, manifest.scales, every=False)
+        batch = Batch([window], [units], scales=manifest.scales, pad_id=manifest.token_ids.pad_id)
+        weights_up: Floats
+        (weights_up,) = self._graphs.attention(batch, [features])
+        return weights_up
 
 
 def _grid(regions: int) -> tuple[int, int]:
@@ -152,34 +163,16 @@ def _grid(regions: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _content(engine: Engine, image: Any) -> Any:
-    read = engine._pipeline._read(image)
-    return read if isinstance(read, AmlrError) else read[1]
-
-
-def _graphs(engine: Engine) -> OnnxRuntimeProvider | None:
-    """The engine's own sessions where they include attention, else float32 ones on the CPU."""
-    own = engine._provider
-    if isinstance(own, OnnxRuntimeProvider) and GRAPH in own._variant.graphs:
+def _graphs(engine: Engine) -> Any:
+    """The engine's own provider where it shows attention, else float32 on the CPU, or None."""
+    own = engine.pipeline.provider
+    if isinstance(own, ShowsAttention) and own.has_attention:
         return own
     variant = engine.manifest.variants["fp32"]
     if GRAPH not in variant.graphs:
         return None
     try:
         engine.bundle.verify(variant)
-        return open_cpu(engine.bundle, variant, ProviderOptions(threads=1))
+        return open_provider("onnxruntime-cpu", engine.bundle, variant, ProviderOptions(threads=1))
     except BackendUnavailableError:
         return None
-
-
-def _attention(provider: OnnxRuntimeProvider, batch: Batch, features: Floats) -> Floats:
-    """Attention of every unit of a batch of one window, shape (U, P)."""
-    shapes = provider._shapes
-    if provider._packed_text:
-        hidden = provider._run("text_packed", batch.packed_text(shapes=shapes))["hidden_nd"]
-    else:
-        hidden = provider._run("text", batch.padded_text(shapes=shapes))["hidden_btd"][0]
-    feed = batch.packed_fusion(hidden, features[None], np.zeros(1, np.int64))
-    del feed["attend_unpad_r"], feed["context_index_m"]
-    weights_up: Floats = provider._run(GRAPH, feed)["attention_isp"][0]
-    return weights_up

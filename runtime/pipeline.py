@@ -106,7 +106,7 @@ class Pipeline:
         warnings: list[tuple[Problem, ...]] = [()] * len(posts)
         for start in range(0, len(with_image), CHUNK_IMAGES):
             group = with_image[start : start + CHUNK_IMAGES]
-            outcomes = self._encode_images([posts[index].image for index in group])
+            outcomes = self.encode_images([posts[index].image for index in group])
             for index, outcome in zip(group, outcomes, strict=True):
                 if isinstance(outcome, AmlrError):
                     warnings[index] = (problem(outcome),)
@@ -143,7 +143,8 @@ class Pipeline:
 
     # Pictures --------------------------------------------------------------------------------
 
-    def _encode_images(self, sources: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
+    def encode_images(self, sources: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
+        """Encoded pictures, from the cache where it has them; an error where one is unusable."""
         contents = self._map(self._read, sources)
         readable = [i for i, content in enumerate(contents) if not isinstance(content, AmlrError)]
 

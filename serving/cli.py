@@ -93,6 +93,7 @@ def serve_command(**options: Any) -> None:
             "model": engine.manifest.name,
             "provider": engine.provider,
             "precision": engine.precision,
+            "reason": engine.choice.reason,
             "manifest_sha256": engine.bundle.manifest_sha256,
         },
     )

@@ -11,7 +11,7 @@ device is absent, reads only verified files of the bundle, and writes only to `o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,4 +52,54 @@ class Provider(Protocol):
 
     def close(self) -> None:
         """Release the library's objects; calls under way may still finish."""
+        ...
+
+
+# What follows not every provider can do; ask with `isinstance`.
+
+
+@runtime_checkable
+class FusesAlone(Protocol):
+    """A provider that also runs the fusion graph by itself, on hidden states it is given."""
+
+    def fuse(
+        self,
+        batch: Batch,
+        hidden_nd: npt.NDArray[np.float32],
+        images: Sequence[ImageFeatures | None],
+    ) -> Scores:
+        """Raw logits of a batch from given hidden states.
+
+        Args:
+            batch: Which units, and which steps belong together.
+            hidden_nd: Hidden states of the batch's steps, one after another, shape (N, D).
+            images: Regions of each window's picture, or None.
+        """
+        ...
+
+
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """A provider that can say where in its picture each unit looked."""
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the variant has the graph for it."""
+        ...
+
+    def attention(
+        self, batch: Batch, images: Sequence[ImageFeatures]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Attention weights, mean over heads.
+
+        Args:
+            batch: Windows, each with at least one unit.
+            images: Regions of each window's picture.
+
+        Returns:
+            For each window an array (U, P), units in the order of its table; rows sum to 1.
+
+        Raises:
+            BackendUnavailableError: `has_attention` is false.
+        """
         ...

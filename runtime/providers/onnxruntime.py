@@ -67,7 +67,6 @@ class OnnxRuntimeProvider:
         self._threads = options.threads or usable_cores()
         wanted = device == "cpu" if packed is None else packed
         self._packed = wanted and "fusion_packed" in variant.graphs
-        self._packed_text = self._packed and "text_packed" in variant.graphs
         # Float kernels take empty inputs; quantised ones are not known to.
         self._allow_empty = variant.precision == "fp32"
         self._shapes = bundle.manifest.shape_embedding
@@ -90,25 +89,51 @@ class OnnxRuntimeProvider:
 
     def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
         """Raw logits in the batch's order."""
+        if self._packed:
+            return self.fuse(batch, self._hidden(batch), images)
         pool = pool_images(images)
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        if not self._packed:
-            text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
-            hidden = self._run("text", text)["hidden_btd"]
-            feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
-            return batch.from_padded(self._run("fusion", feed))
-        if self._packed_text:
-            hidden = self._run("text_packed", batch.packed_text(shapes=self._shapes))["hidden_nd"]
-        else:
-            # This encoder cannot be packed; its rows are, from here on.
-            text = batch.padded_text(shapes=self._shapes)
-            hidden = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
+        text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
+        hidden = self._run("text", text)["hidden_btd"]
+        feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
+        return batch.from_padded(self._run("fusion", feed))
+
+    def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
+        """Raw logits from hidden states (N, D) of the batch's steps."""
+        pool = pool_images(images)
         if self._allow_empty and not pool.features:
-            scores = self._score_without_pictures(batch, hidden, pool.slot_b)
+            scores = self._score_without_pictures(batch, hidden_nd, pool.slot_b)
             if scores is not None:
                 return scores
-        feed = batch.packed_fusion(hidden, pool_npd, pool.slot_b)
+        pool_npd = np.stack(pool.features) if pool.features else self._no_image
+        feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b)
         return batch.from_packed(self._run("fusion_packed", feed))
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the variant has the attention graph."""
+        return "attention" in self._variant.graphs
+
+    def attention(self, batch: Batch, images: Sequence[Floats]) -> list[Floats]:
+        """Where each unit looked, (U, P) for each window, mean over heads."""
+        if not self.has_attention:
+            raise BackendUnavailableError(
+                f"the {self.precision} variant has no attention graph; use fp32, or export again"
+            )
+        pool = pool_images(images)
+        feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
+        weights_isp = self._run("attention", feed)["attention_isp"]
+        counts = np.diff(batch.unit_offsets_b).tolist()
+        return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]
+
+    def _hidden(self, batch: Batch) -> Floats:
+        """Hidden states (N, D) of the batch's steps, one after another."""
+        if "text_packed" in self._variant.graphs:
+            return self._run("text_packed", batch.packed_text(shapes=self._shapes))["hidden_nd"]
+        # This encoder cannot be packed; its rows are, from here on.
+        text = batch.padded_text(shapes=self._shapes)
+        hidden: Floats = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
+        return hidden
 
     def _score_without_pictures(
         self, batch: Batch, hidden_nd: Floats, slot_b: npt.NDArray[np.int64]

@@ -63,7 +63,6 @@ class OpenVinoProvider:
         }
         self._check_arithmetic()
         self._packed = "fusion_packed" in variant.graphs
-        self._packed_text = self._packed and "text_packed" in variant.graphs
         self._no_image = np.zeros(
             (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
         )
@@ -91,21 +90,47 @@ class OpenVinoProvider:
 
     def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
         """Raw logits in the batch's order."""
+        if self._packed:
+            return self.fuse(batch, self._hidden(batch), images)
         pool = pool_images(images)
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        if not self._packed:
-            text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
-            hidden = self._graph("text").run(text)["hidden_btd"]
-            feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
-            return batch.from_padded(self._fuse("fusion", feed))
-        if self._packed_text:
-            text = batch.packed_text(shapes=self._shapes, round_up=bucket)
-            hidden = self._graph("text_packed").run(text)["hidden_nd"]
-        else:
-            text = batch.padded_text(shapes=self._shapes)
-            hidden = self._graph("text").run(text)["hidden_btd"][text["attention_mask"] == 1]
-        feed = batch.packed_fusion(hidden, pool_npd, pool.slot_b, round_up=bucket)
+        text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
+        hidden = self._graph("text").run(text)["hidden_btd"]
+        feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
+        return batch.from_padded(self._fuse("fusion", feed))
+
+    def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
+        """Raw logits from hidden states (N, D) of the batch's steps; more rows are not read."""
+        pool = pool_images(images)
+        pool_npd = np.stack(pool.features) if pool.features else self._no_image
+        feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b, round_up=bucket)
         return batch.from_packed(self._fuse("fusion_packed", feed), round_up=bucket)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the variant has the attention graph."""
+        return "attention" in self._variant.graphs
+
+    def attention(self, batch: Batch, images: Sequence[Floats]) -> list[Floats]:
+        """Where each unit looked, (U, P) for each window, mean over heads."""
+        if not self.has_attention:
+            raise BackendUnavailableError(
+                f"the {self.precision} variant has no attention graph; use fp32, or export again"
+            )
+        pool = pool_images(images)
+        feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
+        weights_isp = self._graph("attention").run(feed)["attention_isp"]
+        counts = np.diff(batch.unit_offsets_b).tolist()
+        return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]
+
+    def _hidden(self, batch: Batch) -> Floats:
+        """Hidden states (N, D) of the batch's steps, perhaps with rows behind them."""
+        if "text_packed" in self._variant.graphs:
+            text = batch.packed_text(shapes=self._shapes, round_up=bucket)
+            return self._graph("text_packed").run(text)["hidden_nd"]
+        text = batch.padded_text(shapes=self._shapes)
+        hidden: Floats = self._graph("text").run(text)["hidden_btd"][text["attention_mask"] == 1]
+        return hidden
 
     def close(self) -> None:
         """Forget the compiled graphs."""

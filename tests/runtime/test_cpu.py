@@ -31,3 +31,16 @@ def test_hyper_threads_and_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 4, 9}, raising=False)
     quota.unlink()
     assert cpu.usable_cores() == 2  # cores 0 and 9; 4 is a hyper-thread of 0
+
+
+def test_model_names_the_instruction_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu, "_INFO", info)
+    found = []
+    for flags in ("avx2 amx", "avx2"):
+        info.write_text(f"processor\t: 0\nmodel name\t: Fast\nflags\t\t: {flags}\n\nprocessor: 1\n")
+        found.append(cpu.cpu_model())
+    assert found[0] != found[1]
+    assert all(name.startswith("Fast ") for name in found)
+    info.unlink()
+    assert cpu.cpu_model()

@@ -1,0 +1,136 @@
+"""The fastest of several proved tiers on this host: timed once, remembered, and said.
+
+On one CPU bfloat16 wins, on the next int8, and for one post alone another library than for a batch;
+no record made elsewhere can tell. All candidates give the same entities by the record of parity, so
+only time decides.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.tier_memory import Memory
+from amlr.runtime.tier_timing import Choice, TierTime, time_tier
+from amlr.runtime.tiers import CPUS, Skipped, Tier, open_first, reason_of, try_tier
+
+if TYPE_CHECKING:
+    from amlr.runtime.engine import Engine
+
+BUDGET_S = 1.5
+# A later candidate must be faster by more than timing noise.
+CLEARLY_FASTER = 0.95
+E = TypeVar("E", bound="Engine")
+
+
+def open_fastest(
+    bundle: Bundle,
+    tiers: Sequence[Tier],
+    open_tier: Callable[[Tier], E],
+    *,
+    threads: int | None,
+    cache_dir: Path | None,
+    pictures: bool = True,
+) -> tuple[E, Choice, tuple[Skipped, ...]]:
+    """Open the first device that serves, or else the fastest CPU tier.
+
+    Args:
+        bundle: Their bundle.
+        tiers: In order of preference, devices first.
+        open_tier: Opens and proves one.
+        threads: As asked for; part of what a remembered choice depends on.
+        cache_dir: Where the choice is remembered; None remembers it in this process only.
+        pictures: Whether to time the image graph too, which loads it.
+
+    Returns:
+        The engine, the record of the choice, and the tiers not taken.
+
+    Raises:
+        AmlrError: As `open_first`.
+    """
+    skipped: list[Skipped] = []
+    cpus = [tier for tier in tiers if tier.provider in CPUS]
+    if len(cpus) < 2 or not bundle.golden:
+        tier, engine = open_first(bundle, tiers, open_tier, skipped)
+        return engine, _untimed(tier, tiers), tuple(skipped)
+    for tier in tiers:
+        if tier not in cpus:
+            opened = try_tier(bundle, tier, open_tier)
+            if not isinstance(opened, Exception):
+                return opened, _untimed(tier, tiers), tuple(skipped)
+            skipped.append(tier.passed_over(reason_of(opened)))
+    memory = Memory(bundle, cpus, threads, pictures, cache_dir)
+    remembered = memory.recall()
+    if remembered is not None:
+        tier, choice = remembered
+        opened = try_tier(bundle, tier, open_tier)
+        if not isinstance(opened, Exception):
+            skipped += [t.passed_over("slower when it was timed") for t in cpus if t is not tier]
+            return opened, choice, tuple(skipped)
+        # What served once no longer does: a library was changed under the same version.
+    tier, engine, choice = _race(bundle, cpus, open_tier, skipped, pictures)
+    memory.keep(tier, choice)
+    return engine, choice, tuple(skipped)
+
+
+def _untimed(tier: Tier, tiers: Sequence[Tier]) -> Choice:
+    reason = "the only one asked for" if len(tiers) == 1 else "the first that proved itself here"
+    return Choice(provider=tier.provider, precision=tier.variant.precision, reason=reason)
+
+
+def _race(
+    bundle: Bundle,
+    tiers: Sequence[Tier],
+    open_tier: Callable[[Tier], E],
+    skipped: list[Skipped],
+    pictures: bool,
+) -> tuple[Tier, E, Choice]:
+    """Open one after another within the budget; the best so far and one other are in memory."""
+    waiting = sorted(tiers, key=_expected_ms)
+    end = time.perf_counter() + BUDGET_S
+    tier, engine = open_first(bundle, waiting, open_tier, skipped)
+    waiting = waiting[waiting.index(tier) + 1 :]
+
+    def timed(tier: Tier, engine: E) -> TierTime:
+        share = (end - time.perf_counter()) / (len(waiting) + 1)
+        return time_tier(engine, bundle, tier, share, pictures=pictures)
+
+    best = timed(tier, engine) if waiting else None
+    times = [] if best is None else [best]
+    while best is not None and waiting:
+        other = waiting.pop(0)
+        if time.perf_counter() >= end:
+            skipped.append(other.passed_over("not timed: the time for choosing was used up"))
+            continue
+        try:
+            opened = try_tier(bundle, other, open_tier)
+        except BaseException:
+            engine.close()
+            raise
+        if isinstance(opened, Exception):
+            skipped.append(other.passed_over(reason_of(opened)))
+            continue
+        found = timed(other, opened)
+        times.append(found)
+        if found.total_ms < CLEARLY_FASTER * best.total_ms:
+            engine.close()
+            skipped.append(tier.passed_over(f"slower here: {best}"))
+            tier, engine, best = other, opened, found
+        else:
+            opened.close()
+            skipped.append(other.passed_over(f"not clearly faster here: {found}"))
+    reason = f"fastest of {len(times)} timed here" if len(times) > 1 else "the only one that opened"
+    precision = tier.variant.precision
+    return (
+        tier,
+        engine,
+        Choice(provider=tier.provider, precision=precision, reason=reason, times=tuple(times)),
+    )
+
+
+def _expected_ms(tier: Tier) -> float:
+    """What the export measured; decides only in which order tiers are timed."""
+    found = tier.variant.parity.get("ms_per_post")
+    return float(found) if isinstance(found, int | float) else math.inf

@@ -1,0 +1,117 @@
+"""Tiers: a provider with a variant. Which may serve, and the first of them that does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from amlr.errors import AmlrError, BackendUnavailableError, BundleError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.providers.registry import admitted_variants, provider_names
+
+CPUS = ("openvino", "onnxruntime-cpu")
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A tier that `auto` passed over."""
+
+    provider: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A provider and what it would run.
+
+    Attributes:
+        provider: Its name.
+        name: Name of the variant in the manifest.
+        variant: The variant.
+    """
+
+    provider: str
+    name: str
+    variant: Variant
+
+    def passed_over(self, reason: str) -> Skipped:
+        """The record of not taking it."""
+        return Skipped(provider=self.provider, precision=self.variant.precision, reason=reason)
+
+
+def list_tiers(
+    manifest: Manifest, provider: str, precision: str, max_changed: float = 0.0
+) -> list[Tier]:
+    """What may serve, in the order in which it is tried; arguments as in `Engine.load`.
+
+    Raises:
+        InputError: No provider has this name.
+        BundleError: The bundle holds nothing for what was asked.
+    """
+    tiers = [
+        Tier(provider=owner, name=name, variant=variant)
+        for owner in provider_names(provider)
+        for name, variant in admitted_variants(manifest, owner, precision, max_changed)
+    ]
+    if tiers:
+        return tiers
+    found = ", ".join(
+        f"{name} ({variant.provider or 'any provider'})"
+        for name, variant in manifest.variants.items()
+    )
+    raise BundleError(
+        f"this bundle has no {precision} variant for provider {provider!r}, only: {found}; "
+        "choose one of these, or export with amlr-export --precision"
+    )
+
+
+def open_first(
+    bundle: Bundle, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], skipped: list[Skipped]
+) -> tuple[Tier, E]:
+    """Open tiers in order until one serves.
+
+    Args:
+        bundle: Their bundle.
+        tiers: What to try.
+        open_tier: Opens and proves one.
+        skipped: Tiers that could not serve so far; receives the others.
+
+    Raises:
+        BackendUnavailableError: None could.
+        BundleError: A file is damaged; that is not for the next tier to hide.
+        AmlrError: The reason itself, where only one tier was asked for.
+    """
+    is_only = len(tiers) == 1 and not skipped
+    for tier in tiers:
+        found = try_tier(bundle, tier, open_tier)
+        if not isinstance(found, Exception):
+            return tier, found
+        if is_only:
+            raise found
+        skipped.append(tier.passed_over(reason_of(found)))
+    reasons = "; ".join(f"{s.provider} {s.precision}: {s.reason}" for s in skipped)
+    raise BackendUnavailableError(f"no provider can serve this bundle here: {reasons}")
+
+
+def try_tier(bundle: Bundle, tier: Tier, open_tier: Callable[[Tier], E]) -> E | Exception:
+    """Open one tier, or give back why not.
+
+    Raises:
+        BundleError: A file of it is damaged, whichever tier meets it first.
+    """
+    bundle.verify(tier.variant)
+    try:
+        return open_tier(tier)
+    # A library may fail in any way of its own; the next tier is there for that.
+    except Exception as error:
+        return error
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, AmlrError):
+        return str(error)
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
