@@ -1,0 +1,271 @@
+"""The models for Triton's python backend, run with a double of the module that it provides."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from amlr.runtime import Engine
+from amlr.runtime.results import Post, Result
+from amlr.serving.triton import decode, prepare
+from amlr.serving.triton.model import TritonPythonModel, choose_device
+from amlr.serving.triton.repository import write_repository
+from doubles.triton_backend import (
+    TritonError,
+    TritonModelException,
+    arguments,
+    backend_double,
+    parse_config,
+    request,
+    run_ensemble,
+)
+from drawings import saved, smooth
+from live_server import LiveServer
+
+pytest.importorskip("grpc", reason="pip install tritonclient[http,grpc]")
+PICTURE, OTHER = saved(smooth()), saved(smooth(40, 50))
+LONG = "Jordan son in New York at the apple street " * 12
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(tiny_plan, tmp_path_factory.mktemp("triton") / "triton")
+
+
+@pytest.fixture
+def pb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = backend_double()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.fixture
+def model(repository: Path, pb: Any) -> Iterator[TritonPythonModel]:
+    loaded = TritonPythonModel()
+    loaded.initialize(arguments(repository / "models" / "amlr"))
+    yield loaded
+    loaded.finalize()
+
+
+def results(response: Any) -> list[bytes]:
+    assert not response.has_error(), response.error().message()
+    (tensor,) = response.output_tensors()
+    return list(tensor.as_numpy().reshape(-1))
+
+
+def test_answers_are_the_engines(model: TritonPythonModel, engine: Engine, pb: Any) -> None:
+    batch = [
+        request(["Jordan in Paris", ""], [PICTURE, b""]),
+        request(["New York"]),
+        request([LONG, "apple"], [b"broken", OTHER]),
+    ]
+    first, second, third = model.execute(batch)
+    posts = [Post("Jordan in Paris", PICTURE), Post(""), Post("New York")]
+    posts += [Post(LONG, b"broken"), Post("apple", OTHER)]
+    found = [json.loads(r) for response in (first, second, third) for r in results(response)]
+    assert found == [result.to_dict() for result in engine.tag_batch(posts)]
+    assert any(answer["entities"] for answer in found)
+    assert found[3]["warnings"][0]["code"] == "image_unreadable"
+    assert first.output_tensors()[0].as_numpy().shape == (2, 1)
+    assert json.loads(third.parameters()) == {
+        "tier": "onnxruntime-cpu/fp32",
+        "posts": 2,
+        "images_used": 1,
+        "entities": sum(len(answer["entities"]) for answer in found[3:]),
+        "warnings": 1,
+        "errors": 0,
+    }
+    assert any("onnxruntime-cpu" in line for line in pb.Logger.lines)
+
+
+def test_answers_are_those_of_amlr_serve(model: TritonPythonModel, server: LiveServer) -> None:
+    texts = ["Jordan in Paris", "é ünï", ""]
+    tensor = {"name": "text", "shape": [3, 1], "datatype": "BYTES", "data": texts}
+    with server.client() as client:
+        answer = client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}).json()
+    (response,) = model.execute([request(texts)])
+    assert [r.decode() for r in results(response)] == answer["outputs"][0]["data"]
+
+
+def test_bad_requests_fail_alone(model: TritonPythonModel, engine: Engine) -> None:
+    bad, cancelled, uneven, good = model.execute(
+        [
+            request([b"\xff\xfe"]),
+            request(["Paris"], cancelled=True),
+            request(["Paris", "Rome"], [PICTURE]),
+            request(["Jordan in Paris"]),
+        ]
+    )
+    assert (bad.error().code(), uneven.error().code()) == (TritonError.INVALID_ARG,) * 2
+    assert "UTF-8" in bad.error().message()
+    assert cancelled.error().code() == TritonError.CANCELLED
+    (found,) = results(good)
+    assert json.loads(found) == engine.tag("Jordan in Paris").to_dict()
+    (tooth,) = results(model.execute([request(["a" * 100_001])])[0])
+    assert json.loads(tooth)["error"]["code"]
+
+
+class Broken:
+    """Fails on any batch that holds a certain post."""
+
+    provider = precision = "double"
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def tag_batch(self, posts: Sequence[Post]) -> list[Result]:
+        self.calls.append(len(posts))
+        if any(post.text == "boom" for post in posts):
+            raise RuntimeError("out of memory at 0x7f")
+        return [Result(provider="double", precision="fp32") for _ in posts]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_failing_engine_fails_one_request(model: TritonPythonModel, pb: Any) -> None:
+    model._engine.close()
+    broken: Any = Broken()
+    model._engine = broken
+    a, boom, c = model.execute([request(["a"]), request(["boom"]), request(["c", "d"])])
+    assert len(results(a)) == 1
+    assert len(results(c)) == 2
+    assert boom.error().code() == TritonError.INTERNAL
+    assert "0x7f" not in boom.error().message()
+    assert "0x7f" in "".join(pb.Logger.lines)
+    assert broken.calls == [4, 1, 1, 2]
+    assert model.execute([]) == []
+
+
+def test_older_servers_get_no_parameters(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = backend_double(old=True)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    model = TritonPythonModel()
+    model.initialize(arguments(repository / "models" / "amlr"))
+    (response,) = model.execute([request(["Paris"])])
+    assert len(results(response)) == 1
+    assert response.parameters() == "null"
+    model.finalize()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("manifest_sha256", "0" * 64, "was pinned"),
+        ("threads", "many", "whole number"),
+        ("colour", "red", "unknown colour"),
+        ("provider", "abacus", "abacus"),
+        ("bundle", "gone.plan", "no bundle at"),
+    ],
+)
+def test_wrong_configurations_are_refused(
+    repository: Path, pb: Any, name: str, value: str, message: str
+) -> None:
+    args = arguments(repository / "models" / "amlr")
+    config = json.loads(args["model_config"])
+    config["parameters"][name] = {"string_value": value}
+    with pytest.raises(TritonModelException, match=message):
+        TritonPythonModel().initialize(args | {"model_config": json.dumps(config)})
+
+
+def test_finalize_closes_the_engine(repository: Path, pb: Any) -> None:
+    model = TritonPythonModel()
+    model.initialize(arguments(repository / "models" / "amlr"))
+    model.finalize()
+    (response,) = model.execute([request(["Paris"])])
+    assert "closed" in response.error().message()
+
+
+def test_an_instance_sees_its_own_gpu() -> None:
+    gpu = {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
+    for before, after in (({}, "1"), ({"CUDA_VISIBLE_DEVICES": "4,6"}, "6")):
+        environ: dict[str, str] = dict(before)
+        choose_device(gpu, environ)
+        assert environ == {"CUDA_VISIBLE_DEVICES": after}
+    untouched: dict[str, str] = {}
+    choose_device(gpu | {"model_instance_kind": "CPU"}, untouched)
+    assert untouched == {}
+
+
+# The ensemble ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ensemble(repository: Path) -> Iterator[Any]:
+    """A function from a request's tensors to results; graphs run in onnxruntime."""
+    patch = pytest.MonkeyPatch()
+    module: Any = backend_double()
+    patch.setitem(sys.modules, module.__name__, module)
+    place = repository / "ensemble"
+    halves: dict[str, Any] = {
+        "amlr_prepare": prepare.TritonPythonModel(),
+        "amlr_decode": decode.TritonPythonModel(),
+    }
+    for name, half in halves.items():
+        half.initialize(arguments(place / name))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = {
+        f"amlr_{graph}": onnxruntime.InferenceSession(
+            str(place / f"amlr_{graph}" / "1" / "model.onnx"), options
+        )
+        for graph in ("text", "image", "fusion")
+    }
+
+    def run_half(name: str, feed: dict[str, Any]) -> dict[str, Any]:
+        inputs = [module.Tensor(key, value) for key, value in feed.items()]
+        (response,) = halves[name].execute([type(request(["a"]))(inputs=inputs)])
+        if response.has_error():
+            raise response.error()
+        return {t.name(): t.as_numpy() for t in response.output_tensors()}
+
+    def run_graph(name: str, feed: dict[str, Any]) -> dict[str, Any]:
+        names = [output.name for output in sessions[name].get_outputs()]
+        return dict(zip(names, sessions[name].run(names, feed), strict=True))
+
+    runs: dict[str, Any] = {
+        name: lambda feed, name=name: run_half(name, feed) for name in halves
+    } | {name: lambda feed, name=name: run_graph(name, feed) for name in sessions}
+    config = parse_config(place / "amlr_ensemble" / "config.pbtxt")
+
+    def run(texts: Sequence[str | bytes], images: Sequence[bytes]) -> list[dict[str, Any]]:
+        inputs = request(texts, images, flat=True)._inputs
+        feed = {name: tensor.as_numpy() for name, tensor in inputs.items()}
+        return [json.loads(r) for r in run_ensemble(config, runs, feed)["result"]]
+
+    yield run
+    for half in halves.values():
+        half.finalize()
+    patch.undo()
+
+
+def test_ensemble_gives_the_engines_answers(ensemble: Any, engine: Engine) -> None:
+    texts = ["Jordan in Paris", LONG, "", "New York apple", "Paris", "x" * 100_001]
+    images = [PICTURE, OTHER, PICTURE, b"broken", PICTURE, b""]
+    for chosen in (slice(None), slice(2, 3), slice(0, 1), slice(1, 4)):
+        found = ensemble(texts[chosen], images[chosen])
+        posts = [
+            Post(text, image or None)
+            for text, image in zip(texts[chosen], images[chosen], strict=True)
+        ]
+        for answer, expected in zip(found, engine.tag_batch(posts), strict=True):
+            wanted = expected.to_dict()
+            assert answer.pop("provider") == "triton-ensemble"
+            del wanted["provider"]
+            scores = [[e.pop("score") for e in value["entities"]] for value in (answer, wanted)]
+            assert answer == wanted
+            np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_ensemble_refuses_what_it_cannot_hold(ensemble: Any) -> None:
+    with pytest.raises(TritonError, match="at most 128 posts"):
+        ensemble(["a"] * 129, [b""] * 129)
+    with pytest.raises(TritonError, match="windows of text, at most 128"):
+        ensemble([LONG * 40] * 12, [b""] * 12)
+    with pytest.raises(TritonError, match="UTF-8"):
+        ensemble([b"\xff"], [b""])
