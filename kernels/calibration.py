@@ -20,6 +20,8 @@ from amlr.kernels.units import Units
 from amlr.kernels.validation import Bools, Doubles
 
 _GOLDEN = (5**0.5 - 1) / 2
+# Neighbours differ by a factor of 1.3 between the default bounds.
+_GRID = 31
 
 
 class Reliability(NamedTuple):
@@ -118,14 +120,17 @@ def segmentation_nll(
 def fit_temperature(
     loss: Callable[[float], float],
     *,
-    low: float = 0.1,
-    high: float = 10.0,
+    low: float = 0.02,
+    high: float = 50.0,
     tolerance: float = 1e-3,
 ) -> float:
-    """Minimise a loss over the temperature by golden-section search on its logarithm.
+    """Minimise a loss over the temperature: an even grid of its logarithm, then golden sections.
+
+    The grid finds the valley, because the loss of real answers may have more than one; the search
+    then runs between the neighbours of the grid's best point.
 
     Args:
-        loss: Loss at a temperature, e.g. the NLL of entity marginals; unimodal between the bounds.
+        loss: Loss at a temperature, e.g. the NLL of entity marginals.
         low: Smallest temperature.
         high: Largest temperature.
         tolerance: Relative width at which to stop.
@@ -139,7 +144,9 @@ def fit_temperature(
     """
     if not 0 < low < high:
         raise ShapeError(f"temperatures must satisfy 0 < low < high, got {low} and {high}")
-    left, right = float(np.log(low)), float(np.log(high))
+    grid = np.linspace(np.log(low), np.log(high), _GRID)
+    best = int(np.argmin([loss(float(np.exp(place))) for place in grid]))
+    left, right = float(grid[max(0, best - 1)]), float(grid[min(_GRID - 1, best + 1)])
     inner, outer = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
     at_inner, at_outer = loss(float(np.exp(inner))), loss(float(np.exp(outer)))
     while right - left > tolerance:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from amlr.runtime.engine_record import describe_engine
 from amlr.runtime.manifest import Manifest
 
 
@@ -22,6 +23,7 @@ def describe(manifest: Manifest, digest: str) -> Iterator[str]:
         "regions",
         "decoder": f"{decoder.kind}, b = {decoder.bias:g}, w = {decoder.weight:g}, "
         f"temperature {decoder.temperature:g}",
+        "calibration": _calibration(manifest.provenance),
         "text": f"windows of {text.max_tokens} subwords, overlap {text.overlap_tokens}, "
         f"word rule {text.word_rule}",
         "pictures": f"{image.size}x{image.size}, {image.resize}, {image.resample}; at most "
@@ -39,9 +41,27 @@ def describe(manifest: Manifest, digest: str) -> Iterator[str]:
             f"{name:<16} {variant.provider or 'any provider':<14} {len(variant.graphs):>6} "
             f"{_changed(variant.parity):>18}  {_errors(variant.parity)}"
         )
-    for kind, items in (("engine", manifest.engines), ("kernel", manifest.kernels)):
-        for item in items:
-            yield f"{kind}: " + ", ".join(f"{key} {value}" for key, value in item.items())
+    for engine in manifest.engines:
+        yield from describe_engine(engine)
+    if manifest.kernels:
+        kinds = sorted({str(kernel.get("architecture")) for kernel in manifest.kernels})
+        yield f"kernels: {len(manifest.kernels)} compiled CUDA decoders for {', '.join(kinds)}"
+
+
+def _calibration(provenance: dict[str, Any]) -> str:
+    training = provenance.get("training")
+    found = training.get("calibration") if isinstance(training, dict) else None
+    if not isinstance(found, dict):
+        return "not measured"
+    try:
+        before, after = found["ece_before"], found["ece_after"]
+        return (
+            f"expected error {before:.4f} at temperature 1, {after:.4f} at "
+            f"{found['temperature']:g}, on {found['entities']} entities of {found['posts']} "
+            "held-out posts"
+        )
+    except (KeyError, TypeError, ValueError):
+        return "not measured"
 
 
 def _changed(parity: dict[str, Any]) -> str:

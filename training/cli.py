@@ -101,6 +101,7 @@ def train_command(**options: Any) -> None:
         for name in ("dev", "dev_without_pictures"):
             if name in result:
                 click.echo(f"{name.replace('_', ' ')} (b, w tuned here)\n{table(result[name])}")
+        _print_calibration(result["calibration"])
         if "picture_gain" in result:
             click.echo(
                 f"pictures add {100 * result['picture_gain']:.1f} points of F1 (joint, strict)"
@@ -112,6 +113,17 @@ def train_command(**options: Any) -> None:
             err=True,
         )
         sys.exit(130)
+
+
+def _print_calibration(found: dict[str, Any]) -> None:
+    if found["fitted"] and found["ece_after"] is not None:
+        click.echo(
+            f"entity scores: temperature {found['temperature']:g} from half of dev; expected "
+            f"calibration error on the other half {found['ece_before']:.4f} before, "
+            f"{found['ece_after']:.4f} after ({found['entities']} entities)"
+        )
+    else:
+        click.echo("entity scores: too few entities in dev to fit a temperature; left at 1")
 
 
 def _collect(options: dict[str, Any]) -> tuple[Any, Any, Any]:

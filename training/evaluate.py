@@ -1,7 +1,7 @@
 """Scores of a model on a corpus: every decoder, strict and lenient, per type."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from amlr.runtime.manifest import DecoderSettings
@@ -10,17 +10,25 @@ from amlr.training.conll import LabelledPost
 from amlr.training.predict import PostScores, decode, settings_for
 from amlr.training.score import MODES, Mode, Span, read_spans, score_posts
 from amlr.training.scorer import Scorer
-from amlr.training.tune import tune_joint, tune_segmental, tune_temperature
+from amlr.training.temperature import calibrated
+from amlr.training.tune import tune_joint, tune_segmental
 
 ARGMAX = "argmax"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """Decoder settings chosen on dev: the joint ones also serve the linear chain."""
+    """Decoder settings chosen on dev: the joint ones also serve the linear chain.
+
+    Attributes:
+        joint: Of the joint decoder.
+        segmental: Of the segmental decoder.
+        calibration: How the joint temperature was fitted, and its error on the held half.
+    """
 
     joint: DecoderSettings
     segmental: DecoderSettings
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def gold_spans(
@@ -39,14 +47,15 @@ def tune(
     config: AmlrConfig,
     rename: Mapping[str, str],
 ) -> Tuned:
-    """Choose b, w and temperature by strict F1 on these posts."""
+    """Choose b and w by strict F1 on these posts, the temperature on the tuning half of them."""
     gold = gold_spans(posts, rename)
+    # Posts of one picture stay together; without pictures equal texts do.
+    ids = [post.image_id or post.text for post in posts]
     joint, _ = tune_joint(scores, gold, config)
     segmental, _ = tune_segmental(scores, gold, config)
-    return Tuned(
-        joint=tune_temperature(scores, gold, config, joint),
-        segmental=tune_temperature(scores, gold, config, segmental),
-    )
+    joint, record = calibrated(scores, gold, ids, config, joint)
+    segmental, _ = calibrated(scores, gold, ids, config, segmental)
+    return Tuned(joint=joint, segmental=segmental, calibration=record)
 
 
 def score_decoders(

@@ -271,8 +271,11 @@ def finish(
         decoder: {mode: modes[mode]["f1"] for mode in ("strict", "lenient")}
         for decoder, modes in reports["dev"].items()
     }
-    save_checkpoint(out, with_decoder(checkpoint, tuned.joint, dev_f1=summary))
-    return {**reports, **gain, "decoder": asdict(tuned.joint)}
+    calibration = dict(tuned.calibration)
+    save_checkpoint(
+        out, with_decoder(checkpoint, tuned.joint, dev_f1=summary, calibration=calibration)
+    )
+    return {**reports, **gain, "decoder": asdict(tuned.joint), "calibration": calibration}
 
 
 def _provenance(

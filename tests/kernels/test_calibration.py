@@ -64,6 +64,17 @@ def test_fitted_temperature_recovers_the_true_one(truth: float) -> None:
     assert expected_calibration_error(before, right) > expected_calibration_error(after, right)
 
 
+@pytest.mark.parametrize("wanted", [0.03, 0.9, 7.3, 41.0])
+def test_temperature_is_found_past_a_shallower_valley(wanted: float) -> None:
+    def loss(temperature: float) -> float:
+        distance = abs(np.log(temperature / wanted))
+        # Another valley, wider and less deep, at the far end.
+        other = abs(np.log(temperature / (0.05 if wanted > 1 else 20)))
+        return float(min(distance, 0.5 + 0.1 * other))
+
+    assert fit_temperature(loss) == pytest.approx(wanted, rel=2e-3)
+
+
 def test_halves_are_stable_and_even() -> None:
     ids = [f"post-{i}" for i in range(1000)]
     half = is_tuning_half(ids)

@@ -56,6 +56,9 @@ def test_training_reports_and_leaves_its_files(trained: dict[str, Any]) -> None:
     assert (
         checkpoint.provenance["dev_f1"]["joint"]["strict"] == values["dev"]["joint"]["strict"]["f1"]
     )
+    assert checkpoint.provenance["calibration"] == values["calibration"]
+    assert checkpoint.decoder.temperature == values["calibration"]["temperature"]
+    assert values["calibration"]["posts"] + values["calibration"]["tuning_posts"] == 8
     assert "pictures:" in trained["result"].stderr
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from amlr.kernels import is_tuning_half
 from amlr.runtime import Engine, Post
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.conll import LabelledPost
@@ -16,7 +18,8 @@ from amlr.training.predict import PostScores, decode_segments, legal_moves, pred
 from amlr.training.run import make_corpus
 from amlr.training.score import Span
 from amlr.training.scorer import Scorer
-from amlr.training.tune import tune_joint, tune_segmental, tune_temperature
+from amlr.training.temperature import calibrated
+from amlr.training.tune import tune_joint, tune_segmental
 from corpora import first_posts
 from tiny import tiny_checkpoint
 
@@ -69,8 +72,52 @@ def test_tuning_finds_settings_that_are_at_least_as_good() -> None:
     assert tune_joint(scores, gold, CONFIG) == (joint, counts)
     segmental, _ = tune_segmental(scores, gold, CONFIG)
     assert segmental.weight == 0
-    assert tune_temperature(scores, gold, CONFIG, joint).temperature > 0
-    assert tune_temperature(scores[:1], [[]], CONFIG, DecoderSettings(bias=99.0)).temperature == 1
+
+
+def _boastful(count: int, factor: float) -> tuple[list[PostScores], list[list[Span]], list[str]]:
+    """Posts of one word, true labels drawn from the scores, which are then multiplied."""
+    rng = np.random.default_rng(5)
+    scores: list[PostScores] = []
+    gold: list[list[Span]] = []
+    for _ in range(count):
+        logits = rng.normal(0, 2, 5)
+        chances = np.exp(logits - np.logaddexp.reduce(logits))
+        label = int(rng.choice(5, p=chances))
+        gold.append([(0, 1, CONFIG.labels[label - 1])] if label else [])
+        one = _oracle(1, [], 0.0, 0)
+        scores.append(replace(one, unit_logits_uc=(factor * logits[None]).astype(np.float32)))
+    return scores, gold, [f"post-{n}" for n in range(count)]
+
+
+@pytest.mark.parametrize("factor", [0.25, 12.5])
+def test_temperature_is_fitted_on_one_half_and_measured_on_the_other(factor: float) -> None:
+    scores, gold, ids = _boastful(1600, factor)
+    segmental = DecoderSettings(kind="segmental", temperature=3.0)
+    settings, record = calibrated(scores, gold, ids, CONFIG, segmental)
+    # Far from 1 and from the ends of any short list, as the scores were made.
+    assert settings.temperature == pytest.approx(factor, rel=0.1)
+    assert record["temperature"] == settings.temperature
+    assert record["ece_after"] < 0.05 < record["ece_before"]
+    half = is_tuning_half(ids)
+    assert (record["tuning_posts"], record["posts"]) == (half.sum(), 1600 - half.sum())
+
+    wrong_held = [spans if own else [] for spans, own in zip(gold, half, strict=True)]
+    same, worse = calibrated(scores, wrong_held, ids, CONFIG, segmental)
+    assert same == settings, "the held half has no say in the temperature"
+    assert worse["ece_after"] > record["ece_after"]
+    wrong_tuning = [[] if own else spans for spans, own in zip(gold, half, strict=True)]
+    unfitted, left = calibrated(scores, wrong_tuning, ids, CONFIG, segmental)
+    assert unfitted.temperature == 1, "nothing is right: no temperature is best"
+    assert left["fitted"] is False
+    assert left["ece_after"] == left["ece_before"] == record["ece_before"]
+
+
+def test_too_few_posts_leave_the_temperature_alone() -> None:
+    scores, gold, ids = _boastful(2, 9.0)
+    settings, record = calibrated(scores[:1], gold[:1], ids[:1], CONFIG, DecoderSettings())
+    assert (settings.temperature, record["fitted"]) == (1.0, False)
+    assert record["posts"] + record["tuning_posts"] == 1
+    assert (record["ece_before"] is None) == (record["entities"] == 0)
 
 
 def test_legal_moves_know_special_tags() -> None:
