@@ -107,10 +107,10 @@ def apply_additions(
         ParityError: A variant changes entities and none of its parts may stay float32.
     """
     additions.check_libraries()
-    posts = None
+    posts = proof = None
     if "fp16" in additions.precisions and additions.calib is not None:
         read = read_posts(additions.calib, additions.images, most=additions.most)
-        posts = [proof.post for proof in read.tuning]
+        posts, proof = ([item.post for item in half] for half in (read.tuning, read.proof))
     # fp16 is what engines are for; fp32 ones are built where there is nothing else.
     has_fp16 = "fp16" in additions.precisions or "fp16" in manifest.variants
     gpu = replace(
@@ -118,6 +118,7 @@ def apply_additions(
         targets=additions.engine_targets,
         precisions=("fp16",) if has_fp16 else ("fp32",),
         posts=posts,
+        proof=proof,
     )
     manifest = add_gpu_parts(folder, manifest, gpu, model=model, fold=fold, reuse=reuse, say=say)
     cpu = tuple(p for p in additions.precisions if p in CPU_PRECISIONS)

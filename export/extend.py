@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # extending a bundle needs no torch
     from amlr.training.model import AmlrModel
 
 CALIBRATION_POSTS = 256
+PROOF_POSTS = 128
+# Not the default seed of the calibration posts.
+_PROOF_SEED = 11
 Say = Callable[[str], None]
 
 
@@ -41,6 +44,7 @@ class TargetOptions:
         buckets: Shapes to capture, from the planner.
         build: Architectures and compatibility.
         posts: Calibration posts for the half variant; None takes invented ones.
+        proof: Other posts, to prove it on; None takes invented ones.
     """
 
     targets: tuple[str, ...] = ()
@@ -49,6 +53,7 @@ class TargetOptions:
     buckets: tuple[tuple[int, int], ...] = ()
     build: BuildOptions = field(default_factory=BuildOptions)
     posts: Sequence[Post] | None = None
+    proof: Sequence[Post] | None = None
 
 
 def extend_bundle(
@@ -112,7 +117,9 @@ def add_gpu_parts(
         ParityError: The half variant changes entities.
     """
     if "fp16" in options.precisions and "fp16" not in manifest.variants:
-        manifest = add_fp16(folder, manifest, options.posts, model=model, fold=fold, say=say)
+        manifest = add_fp16(
+            folder, manifest, options.posts, options.proof, model=model, fold=fold, say=say
+        )
     for target in options.targets:
         library = load_tensorrt(family_of(target))
         manifest = add_engines(folder, manifest, library, options, reuse=reuse, say=say)
@@ -165,6 +172,7 @@ def add_fp16(
     folder: Path,
     manifest: Manifest,
     posts: Sequence[Post] | None = None,
+    proof: Sequence[Post] | None = None,
     *,
     model: "AmlrModel | None" = None,
     fold: bool | None = None,
@@ -177,6 +185,7 @@ def add_fp16(
         folder: The staged bundle with its fp32 variant, golden posts and manifest written.
         manifest: The same manifest.
         posts: Calibration posts; None invents some.
+        proof: Posts the search never sees; None invents others.
         model: The eager model: entities are compared with it, and regions are centred before they
             are rounded. None converts the fp32 graphs and compares with them; needs no torch.
         fold: As for `build_graphs`.
@@ -186,7 +195,10 @@ def add_fp16(
     Raises:
         ParityError: More entities change, even with every block float32.
     """
+    if posts is None:
+        say("  no --calib: float16 is searched and proved on invented posts, not on yours")
     posts = sample_posts(CALIBRATION_POSTS) if posts is None else posts
+    proof = sample_posts(PROOF_POSTS, seed=_PROOF_SEED) if proof is None else proof
     bundle = Bundle.open(folder)
     specs = None
     if model is None:
@@ -199,7 +211,7 @@ def add_fp16(
         judge = Engine(bundle, EagerProvider(model))
     with judge:
         variant, _ = write_fp16(
-            folder, bundle, judge, posts, specs=specs, max_changed=max_changed, say=say
+            folder, bundle, judge, posts, proof, specs=specs, max_changed=max_changed, say=say
         )
     return save_manifest(folder, replace(manifest, variants={**manifest.variants, "fp16": variant}))
 

@@ -43,10 +43,20 @@ def test_variant_keeps_all_entities_and_says_what_is_float32(
     lines: list[str] = []
     with Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact:
         variant, report = write_fp16(
-            tmp_path, bundle, exact, posts, specs=centred, say=lines.append
+            tmp_path,
+            bundle,
+            exact,
+            posts,
+            sample_posts(16, seed=5),
+            specs=centred,
+            say=lines.append,
         )
     parity = variant.parity
     assert parity["changed_entities"] == 0 < parity["entities"]
+    # The record is of the other posts; the search's own is kept beside it.
+    assert (parity["posts"], parity["search"]["posts"]) == (16, 24)
+    assert parity["change_bound"] == 3 / 16
+    assert parity["search"]["changed_entities"] == 0
     assert 0 < parity["max_abs_error"]["unit_logits"] < 0.05
     assert set(variant.graphs) == {"text", "image", "fusion"}
     reasons = {reason for _, _, reason in parity["islands"]["fusion"]}
@@ -170,7 +180,7 @@ def test_a_variant_that_changes_entities_is_refused(
         Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact,
         pytest.raises(ParityError, match="1 of 1 entities change"),
     ):
-        write_fp16(tmp_path, bundle, exact, sample_posts(1))
+        write_fp16(tmp_path, bundle, exact, sample_posts(1), sample_posts(1))
 
 
 def _first(self: object, chosen: object, candidates: list[object], changed: object) -> object:
