@@ -18,6 +18,7 @@ from amlr.export.ladder.int8 import write_int8
 from amlr.export.ladder.measure import Answers, Parity, ask, compare
 from amlr.export.ladder.pictures import fit_margin
 from amlr.export.ladder.posts import ProofPost, ProofPosts, read_posts
+from amlr.export.samples import sample_posts
 from amlr.export.staging import list_files
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -30,6 +31,7 @@ from amlr.runtime.providers.registry import open_provider
 
 PRECISIONS = ("bf16", "int8")
 CALIBRATION_POSTS = 96
+_INVENTED = 8
 SEARCH_POSTS = 64
 # Share of the regions' spread by which bfloat16 may move them.
 LARGEST_PICTURE_ERROR = 0.03
@@ -101,7 +103,12 @@ class _Ladder:
         """Quantize the graphs that CPUs run."""
         tuning = self._posts.tuning[:CALIBRATION_POSTS]
         self._say(f"calibrating int8 on {len(tuning)} posts of {self._posts.source}")
-        feeds = record_feeds(self.bundle, [proof.post for proof in tuning])
+        posts = [proof.post for proof in tuning]
+        if all(post.image is None for post in posts):
+            # Without one picture the image graph would have no range of values at all.
+            self._say("  they have no picture: invented ones are used; give --images for your own")
+            posts += sample_posts(_INVENTED, images=_INVENTED)
+        feeds = record_feeds(self.bundle, posts)
         target = folder / "onnx" / "int8"
         target.mkdir(parents=True, exist_ok=True)
         sources = {

@@ -1,6 +1,7 @@
 """Int8 graphs compute what their scales say; variants enter a bundle with what they change."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,20 @@ def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
 def test_unknown_precision_is_refused(tiny_plan: Path) -> None:
     with pytest.raises(ExportError, match="unknown"):
         add_variants(tiny_plan, LadderOptions(precisions=("int3",)))
+
+
+def test_calibration_posts_without_pictures_get_invented_ones(
+    tiny_plan: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "int8.plan"
+    shutil.copytree(tiny_plan, plan)
+    file = tmp_path / "posts.jsonl"
+    texts = [post.text for post in sample_posts(60, images=0)]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    said: list[str] = []
+    manifest = add_variants(plan, LadderOptions(precisions=("int8",), calib=file), say=said.append)
+    assert any("no picture" in line for line in said)
+    with Engine.load(plan, provider="onnxruntime", precision="int8", check="off") as engine:
+        (result,) = engine.tag_batch([sample_posts(1, images=1)[0]])
+    assert result.error is None
+    assert "int8" in manifest.variants
