@@ -1,5 +1,6 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ Examples:
   amlr-bench --engine amlr.plan --data posts.jsonl --parity-only
   amlr-bench --engine amlr.plan --provider openvino --precision fp32,bf16,int8
   amlr-bench --compare before.json after.json
+  amlr-bench --engine amlr.plan --capacity traffic.json --capacity-check 30 --html plan.html
 """
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -59,6 +61,14 @@ def _split(text: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Compare two bench.json files instead of running.",
 )
+@click.option("--capacity", type=_FILE, help="Plan machines for this traffic; see docs/scale.md.")
+@click.option(
+    "--capacity-check",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Compare the plan with real servers, so long at each load.",
+)
 @click.option("--debug", is_flag=True, help="Show what peer processes print.")
 def bench_command(**given: Any) -> None:
     """Prove that an engine gives the eager model's entities, then measure it beside its peers.
@@ -78,6 +88,9 @@ def bench_command(**given: Any) -> None:
     # Before any numeric library is imported: afterwards it is too late.
     for name in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{name}_NUM_THREADS"] = str(given["threads"])
+    if given["capacity"]:
+        _plan_capacity(given)
+        return
     report = _run(given)
     _write(report, given)
     parity = report["parity"]
@@ -180,6 +193,30 @@ def _write(report: dict[str, Any], given: dict[str, Any]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     click.echo(table)
+
+
+def _plan_capacity(given: dict[str, Any]) -> None:
+    from amlr.benchmarks.capacity.page import render_page, render_text
+    from amlr.benchmarks.capacity.plan import run_capacity
+    from amlr.benchmarks.capacity.traffic import Traffic
+
+    report = run_capacity(
+        given["engine"],
+        Traffic.read(given["capacity"]),
+        check_seconds=given["capacity_check"],
+        engine_options=("--provider", given["provider"], "--precision", given["precision"]),
+        say=lambda line: click.echo(line, err=True),
+    )
+    text = render_text(report)
+    for path, content in (
+        (given["json_path"], json.dumps(report, indent=1, allow_nan=False) + "\n"),
+        (given["html_path"], render_page(report)),
+        (given["markdown_path"], text),
+    ):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+    click.echo(text)
 
 
 def _compare(before: Path, after: Path, markdown: Path | None) -> None:

@@ -1,0 +1,202 @@
+"""One server, simulated event by event, by the rules of `amlr.serving.queue` and `admission`.
+
+A worker takes the oldest post and those of most similar length; it waits for company only while
+posts arrive more often than the longest wait. Work on arrival (HTTP, JSON) shares the workers'
+cores, so it delays what they are computing.
+"""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.benchmarks.capacity.costs import CostGrid
+from amlr.benchmarks.capacity.traffic import Replica
+
+# The queue's own constants: how far it looks for company, and its memory of arrival times.
+_LOOK_AHEAD = 4
+_GAP_MEMORY = 0.2
+_MARGIN = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """Requests of one post each.
+
+    Attributes:
+        at_s: Times, ascending, (N,).
+        tokens: Estimated tokens, (N,).
+        state: Index into `costs.STATES`, (N,).
+    """
+
+    at_s: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int64]
+    state: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of them.
+
+    Attributes:
+        latency_s: Of each request, NaN where it was refused, (N,).
+        busy: Share of the workers' time that was spent computing.
+        batch_posts: Mean size of a batch.
+    """
+
+    latency_s: npt.NDArray[np.float64]
+    busy: float
+    batch_posts: float
+
+    @property
+    def refused(self) -> float:
+        """Share of the requests that were refused."""
+        return float(np.isnan(self.latency_s).mean())
+
+    def percentile_s(self, percent: float) -> float:
+        """Latency of accepted requests; infinite where none was."""
+        answered = self.latency_s[~np.isnan(self.latency_s)]
+        return float(np.percentile(answered, percent)) if len(answered) else float("inf")
+
+
+def simulate(
+    arrivals: Arrivals,
+    costs: CostGrid,
+    replica: Replica,
+    *,
+    deadline_s: float = float("inf"),
+    extra_s: float = 0.0,
+) -> Outcome:
+    """Run the requests through one server.
+
+    Args:
+        arrivals: The requests.
+        costs: Measured costs.
+        replica: Settings of the server.
+        deadline_s: Of every request; those that are not expected to keep it are refused.
+        extra_s: CPU time that something else on the same cores takes for each request, such as a
+            load generator.
+    """
+    return _Run(arrivals, costs, replica, deadline_s, extra_s).run()
+
+
+class _Run:
+    def __init__(
+        self, arrivals: Arrivals, costs: CostGrid, replica: Replica, deadline_s: float, extra: float
+    ) -> None:
+        self.costs, self.replica, self.deadline_s = costs, replica, deadline_s
+        self.tokens, self.state = arrivals.tokens.tolist(), arrivals.state.tolist()
+        picture = np.where(arrivals.state > 0, costs.request_image_s, 0.0)
+        self.arrival = arrivals.at_s.tolist()
+        self.handling = (costs.request_s + picture + extra).tolist()
+        self.ready = (arrivals.at_s + np.array(self.handling)).tolist()
+        self.latency = np.full(len(self.arrival), np.nan)
+        self.queue: deque[int] = deque()
+        self.next = 0
+        self.gap_s, self.last_put = 1.0, 0.0
+        self.waiting_s = self.busy_s = 0.0
+        self.batches = self.taken = 0
+        # (end, expected cost) of what the workers are doing.
+        self.running: list[tuple[float, float]] = []
+        # Expected share of a post, as the admission computes it.
+        self.cost = [
+            costs.post_s(t, s, replica.batch_posts) / replica.workers
+            for t, s in zip(self.tokens, self.state, strict=True)
+        ]
+
+    def run(self) -> Outcome:
+        free = [0.0] * self.replica.workers
+        heapq.heapify(free)
+        while self.next < len(self.arrival) or self.queue:
+            now = heapq.heappop(free)
+            self._absorb(now)
+            while not self.queue and self.next < len(self.arrival):
+                now = max(now, self.ready[self.next])
+                self._absorb(now)
+            if not self.queue:
+                break
+            now = self._company(now)
+            end = self._serve(now)
+            heapq.heappush(free, end)
+        span = max(max(free, default=0.0), self.arrival[-1] if self.arrival else 0.0) or 1.0
+        return Outcome(
+            latency_s=self.latency,
+            busy=self.busy_s / (span * self.replica.workers),
+            batch_posts=self.taken / max(1, self.batches),
+        )
+
+    def _absorb(self, now: float) -> None:
+        while self.next < len(self.arrival) and self.ready[self.next] <= now:
+            job, self.next = self.next, self.next + 1
+            at = self.ready[job]
+            self.gap_s += _GAP_MEMORY * (min(1.0, at - self.last_put) - self.gap_s)
+            self.last_put = at
+            under_way = sum(min(cost, max(0.0, end - at)) for end, cost in self.running)
+            own = self.costs.batch_s(
+                [self.tokens[job]], int(self.state[job] == 1), int(self.state[job] == 2)
+            )
+            if (self.waiting_s + under_way + own) * _MARGIN > self.deadline_s:
+                continue
+            self.queue.append(job)
+            self.waiting_s += self.cost[job]
+
+    def _company(self, now: float) -> float:
+        """Wait for more posts as the queue does; the time at which the batch is formed."""
+        wait_s = self.replica.wait_ms / 1000
+        while self.gap_s < wait_s and not self._is_full() and self.next < len(self.arrival):
+            end: float = self.ready[self.queue[0]] + wait_s
+            if end <= now:
+                break
+            if self.ready[self.next] > end:
+                return end
+            now = max(now, self.ready[self.next])
+            self._absorb(now)
+        return now
+
+    def _is_full(self) -> bool:
+        return (
+            len(self.queue) >= self.replica.batch_posts
+            or sum(self.tokens[job] for job in self.queue) >= self.replica.batch_tokens
+        )
+
+    def _form(self) -> list[int]:
+        window = min(len(self.queue), _LOOK_AHEAD * self.replica.batch_posts)
+        oldest = self.queue[0]
+        near = sorted(
+            range(1, window),
+            key=lambda i: (abs(self.tokens[self.queue[i]] - self.tokens[oldest]), i),
+        )
+        chosen, total = [0], self.tokens[oldest]
+        for index in near:
+            size = self.tokens[self.queue[index]]
+            if len(chosen) >= self.replica.batch_posts or total + size > self.replica.batch_tokens:
+                break
+            chosen.append(index)
+            total += size
+        batch = [self.queue[i] for i in chosen]
+        gone = set(batch)
+        self.queue = deque(job for job in self.queue if job not in gone)
+        return batch
+
+    def _serve(self, now: float) -> float:
+        batch = self._form()
+        expected = sum(self.cost[job] for job in batch)
+        self.waiting_s = max(0.0, self.waiting_s - expected)
+        states = [self.state[job] for job in batch]
+        end = now + self.costs.batch_s(
+            [self.tokens[job] for job in batch], states.count(1), states.count(2)
+        )
+        # Requests that arrive meanwhile are handled on the same cores.
+        arriving = self.next
+        while arriving < len(self.arrival) and self.arrival[arriving] < end:
+            end += self.handling[arriving] / self.replica.workers
+            arriving += 1
+        self.busy_s += end - now
+        self.batches += 1
+        self.taken += len(batch)
+        for job in batch:
+            self.latency[job] = end - self.arrival[job]
+        self.running = [(e, c) for e, c in self.running if e > now] + [(end, expected)]
+        return end
