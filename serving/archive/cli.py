@@ -21,7 +21,7 @@ EXAMPLES = (
   amlr-tag --engine amlr.plan --input posts.jsonl --output tagged/ --ray
 """
 )
-_ONLY_STDIN = ("text", "image")
+_ONLY_STDIN = ("text", "image", "threads")
 
 
 def _option(*names: str, **settings: Any) -> click.Option:
@@ -33,8 +33,8 @@ _OPTIONS = [
     _option("--output", help="Folder of the parts; any address."),
     _option("--input-format", type=click.Choice(["auto", "jsonl", "csv", "tsv", "parquet"]),
             default="auto", show_default=True),
-    _option("--output-format", type=click.Choice(["parquet", "jsonl"]), default="parquet",
-            show_default=True),
+    _option("--output-format", "--format", type=click.Choice(["parquet", "jsonl"]),
+            default="parquet", show_default=True),
     _option("--id-column", default="id", show_default=True),
     _option("--text-column", default="text", show_default=True),
     _option("--image-column", default="image", show_default=True, help="Path or address."),
@@ -80,7 +80,8 @@ def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
         raise InputError("--input needs --output, the folder of the parts")
     for name in _ONLY_STDIN:
         if values[name] is not None:
-            raise InputError(f"--{name} and --input exclude each other")
+            hint = "; workers have one thread each: give --workers" if name == "threads" else ""
+            raise InputError(f"--{name} and --input exclude each other{hint}")
     engine = {
         "path": str(values["bundle"]),
         "image": values["image_mode"],

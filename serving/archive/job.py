@@ -112,7 +112,7 @@ def _plan(job: Job, folder: Folder, bundle: str) -> Plan:
         )
     if job.chunk_rows < 1:
         raise InputError(f"--chunk-rows must be at least 1, got {job.chunk_rows}")
-    sources = find_sources(job.inputs, job.input_format, job.columns)
+    sources = find_sources(job.inputs, job.input_format, job.columns, job.output)
     if found is not None:
         plan = Plan.from_dict(found)
         plan.check_same(job.options(), bundle, sources)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +57,26 @@ class Piece:
     number: int
 
 
-def find_sources(inputs: tuple[str, ...], kind: str, columns: Columns) -> list[Source]:
-    """Files of paths, folders and patterns, in the order given, each pattern sorted."""
+def find_sources(
+    inputs: tuple[str, ...], kind: str, columns: Columns, output: str | None = None
+) -> list[Source]:
+    """Files of paths, folders and patterns, in the order given, each pattern sorted.
+
+    Args:
+        inputs: As the user gave them.
+        kind: Format of all, or `auto`.
+        columns: Names of the columns.
+        output: Folder of the parts; what lies in it is no input.
+
+    Raises:
+        InputError: Something is absent, named twice, or of no known format.
+    """
     addresses: list[str] = []
+    out = None if output is None else _full_address(output) + "/"
     for text in inputs:
         fs, path = open_place(text)
-        if any(mark in path for mark in "*?["):
+        # A file may be called posts[1].csv.
+        if any(mark in path for mark in "*?[") and not fs.exists(path):
             found = sorted(map(str, fs.glob(path)))
         elif fs.isdir(path):
             found = [str(name) for name in sorted(fs.find(path)) if _format(str(name))]
@@ -68,10 +84,16 @@ def find_sources(inputs: tuple[str, ...], kind: str, columns: Columns) -> list[S
             found = [path]
         if not found:
             raise InputError(f"no input file at {text}; expected .jsonl, .csv or .parquet files")
-        addresses += [str(fs.unstrip_protocol(name)) for name in found]
+        full = [str(fs.unstrip_protocol(name)) for name in found]
+        addresses += [name for name in full if out is None or not name.startswith(out)]
     if len(set(addresses)) < len(addresses):
         raise InputError("an input file is named twice; name each once")
     return [_source(address, kind, columns) for address in addresses]
+
+
+def _full_address(place: str) -> str:
+    fs, path = open_place(place)
+    return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
 def _format(name: str) -> str | None:
@@ -94,7 +116,9 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
             schema = file.schema_arrow
             header = tuple(schema.names)
             if columns.id in header:
-                is_integer = bool(pa.types.is_integer(schema.field(columns.id).type))
+                kind_of_id = schema.field(columns.id).type
+                # Parts hold signed ones, into which the largest unsigned do not fit.
+                is_integer = pa.types.is_integer(kind_of_id) and kind_of_id != pa.uint64()
     elif found in ("csv", "tsv"):
         with _open(address) as stream:
             header = tuple(
@@ -121,10 +145,17 @@ def scan(source: Source) -> Iterator[tuple[int, int]]:
 
 def record_offsets(source: Source) -> Iterator[tuple[int, bytes]]:
     """Where each record begins, and the record."""
+    offset = 0
+    is_first = source.format != "jsonl"
     with _open(source.address) as stream:
-        offset = 0
-        is_first = source.format != "jsonl"
-        for record in _records(stream, source.format):
+        records = _records(stream, source.format)
+        while True:
+            try:
+                record = next(records, None)
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise InputError(f"cannot unpack {source.address}: {error}") from error
+            if record is None:
+                return
             if not is_first and not _is_blank(record, source.format):
                 yield offset, record
             is_first = False
@@ -231,7 +262,10 @@ def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Ro
 def _open(address: str) -> Any:
     import fsspec
 
-    return fsspec.open(address, "rb", compression="infer").open()
+    try:
+        return fsspec.open(address, "rb", compression="infer").open()
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(f"cannot read the input {address}: {error}") from error
 
 
 def open_parquet(address: str) -> Any:
