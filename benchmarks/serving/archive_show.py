@@ -4,6 +4,7 @@ python -m amlr.benchmarks.serving.archive_show --engine amlr.plan --posts posts.
         --images photos --rows 100000 --out build/archive
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--chunk-rows", default=1000, show_default=True)
 @click.option("--provider", default="auto", show_default=True)
 @click.option("--out", type=_PATH, required=True, help="Emptied first.")
+@click.option("--grouped", is_flag=True, help="Sort by picture, and tell amlr-tag so.")
 @click.option("--ray/--no-ray", default=True)
 def main(
     engine: Path,
@@ -43,16 +45,17 @@ def main(
     chunk_rows: int,
     provider: str,
     out: Path,
+    grouped: bool,
     ray: bool,
 ) -> None:
     """Print one JSON line a run; compare all rows and entities."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     few, many = out / "few.jsonl", out / "many.jsonl"
-    _write_rows(posts, few, min(rows, one_process_rows))
-    _write_rows(posts, many, rows)
+    _write_rows(posts, few, min(rows, one_process_rows), grouped)
+    _write_rows(posts, many, rows, grouped)
     common = ["--engine", str(engine), "--image-root", str(images), "--provider", provider]
-    common += ["--chunk-rows", str(chunk_rows)]
+    common += ["--chunk-rows", str(chunk_rows)] + ["--group-by-picture"] * grouped
 
     def run(name: str, source: Path, *more: str, kill: bool = False) -> dict[str, Any]:
         command = [*_RUN, *common, "--input", str(source), "--output", str(out / name), *more]
@@ -84,13 +87,16 @@ def main(
     click.echo(json.dumps(verdict))
 
 
-def _write_rows(posts: Path, path: Path, rows: int) -> None:
+def _write_rows(posts: Path, path: Path, count: int, grouped: bool) -> None:
     lines = [json.loads(line) for line in posts.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        {"id": f"row-{i}", "text": post["text"], "image": post["image"]}
+        for i, post in zip(range(count), itertools.cycle(lines), strict=False)
+    ]
+    if grouped:
+        rows.sort(key=lambda row: str(row["image"]))
     with path.open("w", encoding="utf-8") as file:
-        for i in range(rows):
-            post = lines[i % len(lines)]
-            file.write(json.dumps({"id": f"row-{i}", "text": post["text"], "image": post["image"]}))
-            file.write("\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _measure(command: list[str]) -> dict[str, Any]:
