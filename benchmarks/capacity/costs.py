@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.serving.costs import CostRow, CostTable
 
 STATES = ("none", "hit", "cold")
 """No picture; one whose regions are cached; a new one, decoded and encoded."""
@@ -59,6 +60,25 @@ class CostGrid:
         """Time of one of `batch` equal posts, the server's part included."""
         picture = self.request_image_s if state else 0.0
         return self._at(tokens, batch)[state] / batch + self.request_s + picture
+
+    def server_table(self, batch_posts: int, workers: int) -> CostTable:
+        """The coarser table that the server itself would measure, for its admission."""
+        shortest = self.tokens[0]
+        none, _, cold = self._at(shortest, batch_posts)
+        rows = [
+            CostRow(
+                tokens=tokens,
+                single_s=self._at(tokens, 1)[0],
+                full_s=max(self._at(tokens, 1)[0], self._at(tokens, batch_posts)[0]),
+            )
+            for tokens in self.tokens
+        ]
+        return CostTable(
+            rows=tuple(rows),
+            image_s=max(1e-6, (cold - none) / batch_posts),
+            batch_posts=batch_posts,
+            workers=workers,
+        )
 
     def _at(self, tokens: float, batch: float) -> tuple[float, float, float]:
         """Straight lines between grid points; past the ends in proportion."""

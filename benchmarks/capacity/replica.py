@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.traffic import Replica
+from amlr.serving.costs import CostModel
 
 # The queue's own constants: how far it looks for company, and its memory of arrival times.
 _LOOK_AHEAD = 4
@@ -98,11 +99,12 @@ class _Run:
         self.gap_s, self.last_put = 1.0, 0.0
         self.waiting_s = self.busy_s = 0.0
         self.batches = self.taken = 0
-        # (end, expected cost) of what the workers are doing.
-        self.running: list[tuple[float, float]] = []
-        # Expected share of a post, as the admission computes it.
+        # (begin, end, expected cost) of what the workers are doing.
+        self.running: list[tuple[float, float, float]] = []
+        # The server's own expectations and their running correction decide what it refuses.
+        self.model = CostModel(costs.server_table(replica.batch_posts, replica.workers))
         self.cost = [
-            costs.post_s(t, s, replica.batch_posts) / replica.workers
+            self.model.post_s(t, has_image=s > 0)
             for t, s in zip(self.tokens, self.state, strict=True)
         ]
 
@@ -133,11 +135,14 @@ class _Run:
             at = self.ready[job]
             self.gap_s += _GAP_MEMORY * (min(1.0, at - self.last_put) - self.gap_s)
             self.last_put = at
-            under_way = sum(min(cost, max(0.0, end - at)) for end, cost in self.running)
-            own = self.costs.batch_s(
-                [self.tokens[job]], int(self.state[job] == 1), int(self.state[job] == 2)
+            under_way = sum(
+                max(0.0, cost - (at - begun) / self.replica.workers)
+                for begun, end, cost in self.running
+                if end > at
             )
-            if (self.waiting_s + under_way + own) * _MARGIN > self.deadline_s:
+            own = self.model.batch_s([self.tokens[job]], int(self.state[job] > 0))
+            expected = self.model.cautious * (self.waiting_s + under_way) + own
+            if expected * _MARGIN > self.deadline_s:
                 continue
             self.queue.append(job)
             self.waiting_s += self.cost[job]
@@ -181,13 +186,17 @@ class _Run:
         return batch
 
     def _serve(self, now: float) -> float:
-        batch = self._form()
-        expected = sum(self.cost[job] for job in batch)
-        self.waiting_s = max(0.0, self.waiting_s - expected)
+        formed = self._form()
+        self.waiting_s = max(0.0, self.waiting_s - sum(self.cost[job] for job in formed))
+        images = sum(self.state[job] > 0 for job in formed)
+        late = now + self.model.batch_s([self.tokens[job] for job in formed], images)
+        batch = [job for job in formed if late <= self.ready[job] + self.deadline_s]
+        if not batch:
+            return now
         states = [self.state[job] for job in batch]
-        end = now + self.costs.batch_s(
-            [self.tokens[job] for job in batch], states.count(1), states.count(2)
-        )
+        tokens = [self.tokens[job] for job in batch]
+        seconds = self.costs.batch_s(tokens, states.count(1), states.count(2))
+        end = now + seconds
         # Requests that arrive meanwhile are handled on the same cores.
         arriving = self.next
         while arriving < len(self.arrival) and self.arrival[arriving] < end:
@@ -198,5 +207,7 @@ class _Run:
         self.taken += len(batch)
         for job in batch:
             self.latency[job] = end - self.arrival[job]
-        self.running = [(e, c) for e, c in self.running if e > now] + [(end, expected)]
+        self.model.observe(tokens, sum(state > 0 for state in states), end - now)
+        expected = sum(self.cost[job] for job in batch)
+        self.running = [item for item in self.running if item[1] > now] + [(now, end, expected)]
         return end
