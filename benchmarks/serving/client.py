@@ -102,6 +102,9 @@ class Connection:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body; status 0 where the connection broke, 1 where nothing listens."""
+        # A server closes connections that were idle for long; that is no broken request.
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
