@@ -46,7 +46,10 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], feeds: Feeds) -> d
         values = dict(zip(computed, session.run(computed, dict(feed)), strict=True))
         rng = np.random.default_rng(number)
         for name in tensors:
-            parts[name].append(_sample(values[name] if name in values else feed[name], rng))
+            value = values[name] if name in values else feed[name]
+            # Posts without pictures leave nothing in what pictures flow through.
+            if value.size:
+                parts[name].append(_sample(value, rng))
     return {name: _joined(found) for name, found in parts.items()}
 
 
