@@ -115,9 +115,8 @@ def render_page(report: dict[str, Any]) -> str:
             bar_chart(
                 [
                     Bar(
-                        label=f"{row['cache_mb']} MB",
+                        label=f"{row['cache_mb']} MB, {row['hits']:.0%} hits",
                         value=row["capacity_per_s"],
-                        note=f"{row['hits']:.0%} hits",
                         is_own=row["cache_mb"] == report["traffic"]["replica"]["image_cache_mb"],
                     )
                     for row in plan["caches"]
