@@ -165,7 +165,7 @@ def _witnesses(
         plain = {graph: session_runner(model, threads) for graph, model in models.items()}
         yield _WITNESS, GraphProvider(plain, bundle, name="fp16-onnxruntime")
         return
-    provider = variant.provider or "onnxruntime"
+    provider = variant.provider or "onnxruntime-cpu"
     try:
         yield provider, open_provider(provider, bundle, variant, ProviderOptions(threads=threads))
     except BackendUnavailableError as error:
