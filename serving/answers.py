@@ -1,6 +1,7 @@
 """From jobs to answers within a request: waits, notices a client that left, times the parts."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from amlr.runtime.results import Post
 from amlr.serving.bodies import PreparedPost, TagRequest, error_dict, result_dict
 from amlr.serving.encoding import json_bytes as json_bytes
 from amlr.serving.guard import Exchange
-from amlr.serving.jobs import Answer, Job, RefusedError
+from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -107,21 +108,49 @@ async def wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | BaseE
     Raises:
         ApiError: The client left (status 499, which nobody sees).
     """
-    done: asyncio.Future[list[Answer | BaseException]] = asyncio.gather(
-        *(asyncio.wrap_future(job.future) for job in jobs), return_exceptions=True
-    )
+    if not jobs:
+        return []
+    # One wake-up for the whole request: a future of asyncio for every post, and a gathering one,
+    # would cost more than all the rest of waiting.
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    lacking = len(jobs)
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def one_done() -> None:
+        nonlocal lacking
+        lacking -= 1
+        if not lacking:
+            end()
+
+    def tell(_: object) -> None:  # in a worker's thread
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and so is who asked
+            loop.call_soon_threadsafe(one_done)
+
+    for job in jobs:
+        job.future.add_done_callback(tell)
     left = asyncio.create_task(_until_left(request))
+    left.add_done_callback(lambda _: end())
     try:
-        both: set[asyncio.Future[Any]] = {done, left}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            return done.result()
+        await ended
+        if not lacking:
+            return [_outcome(job) for job in jobs]
         service_of(request).metrics.cancelled.inc(len(jobs))
         raise ApiError(CLIENT_LEFT, "client_left", "the client left")
     finally:
         left.cancel()
         # Also when this request itself is cancelled: nobody will read the answers.
-        done.cancel()
+        for job in jobs:
+            job.future.cancel()
+
+
+def _outcome(job: Job) -> Answer | BaseException:
+    if job.future.cancelled():
+        return WorkerFailedError("this post was dropped")
+    return job.future.exception() or job.future.result()
 
 
 async def _until_left(request: Request) -> None:

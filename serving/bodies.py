@@ -1,8 +1,6 @@
 """Request bodies to posts: JSON with base64 pictures, or multipart with picture files."""
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +9,7 @@ from starlette.requests import Request
 
 from amlr.errors import InputError
 from amlr.runtime.results import Post, Problem, Result
+from amlr.serving.encoding import decode_base64
 from amlr.serving.parsing import (
     ParsedBody,
     content_type,
@@ -115,9 +114,9 @@ def prepare_base64(body: PostBody, limits: RequestLimits) -> PreparedPost:
     image: bytes | None = None
     if body.image is not None:
         try:
-            image = base64.b64decode(body.image, validate=True)
-        except (binascii.Error, ValueError):
-            return _bad(body, "image_invalid", "the picture is not valid base64")
+            image = decode_base64(body.image)
+        except InputError as error:
+            return _bad(body, error.code, str(error))
     return _prepare(body, image, limits)
 
 

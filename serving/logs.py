@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -24,7 +25,7 @@ class JsonFormatter(logging.Formatter):
         values |= {k: v for k, v in vars(record).items() if k not in _STANDARD and v is not None}
         if record.exc_info:
             values["trace"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False, default=str)
+        return _encode(values)
 
 
 def configure(level: str = "info") -> None:

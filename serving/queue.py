@@ -24,7 +24,11 @@ class JobQueue:
         """Make an empty, open queue."""
         self._settings, self._batch = settings, batch
         self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        # Workers that wait for any post, and the one that waits for company of the posts it will
+        # take: waking a thread for every post that arrives would cost more than the waiting saves.
+        self._changed, self._filled = threading.Condition(lock), threading.Condition(lock)
+        self._collecting = False
         self._bytes = self._reserved = 0
         self._tokens = 0
         self._cost_s = 0.0
@@ -94,7 +98,10 @@ class JobQueue:
                 self._bytes += job.size_bytes
                 self._tokens += job.tokens
                 self._cost_s += job.cost_s
-            self._changed.notify()
+            if not self._collecting:
+                self._changed.notify()
+            elif self._is_full():
+                self._filled.notify()
 
     def take(self) -> list[Job] | None:
         """Wait for work and take a batch; None once the queue is closed and empty.
@@ -103,8 +110,8 @@ class JobQueue:
         """
         with self._changed:
             while True:
-                while not self._jobs:
-                    if self._closed:
+                while not self._jobs or self._collecting:
+                    if self._closed and not self._jobs:
                         return None
                     self._changed.wait()
                 self._wait_for_company()
@@ -112,6 +119,8 @@ class JobQueue:
                 if batch:
                     if self._jobs:
                         self._changed.notify()
+                    elif self._closed:  # those that waited for this one to choose
+                        self._changed.notify_all()
                     return batch
 
     def close(self) -> None:
@@ -119,6 +128,7 @@ class JobQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._filled.notify_all()
 
     def drain(self) -> list[Job]:
         """Remove and return everything that waits."""
@@ -133,10 +143,14 @@ class JobQueue:
         # Waiting pays only where another post is likely to come in time.
         if self._gap_s >= self._batch.max_wait_s:
             return
-        while self._jobs and not self._closed and not self._is_full():
-            left = self._jobs[0].submitted + self._batch.max_wait_s - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
-                return
+        self._collecting = True
+        try:
+            while self._jobs and not self._closed and not self._is_full():
+                left = self._jobs[0].submitted + self._batch.max_wait_s - time.monotonic()
+                if left <= 0 or not self._filled.wait(left):
+                    return
+        finally:
+            self._collecting = False
 
     def _is_full(self) -> bool:
         return len(self._jobs) >= self._batch.max_posts or self._tokens >= self._batch.max_tokens

@@ -13,6 +13,7 @@ from amlr.serving.answers import (
     tag_posts,
 )
 from amlr.serving.bodies import read_tag_request
+from amlr.serving.direct import DirectRoute
 from amlr.serving.guard import STREAM_PATH
 from amlr.serving.parsing import content_type
 from amlr.serving.problems import ApiError
@@ -22,7 +23,7 @@ from amlr.serving.schemas import (
 )
 from amlr.serving.stream import LinesResponse, tag_lines
 
-router = APIRouter(prefix="/v1", tags=["tagging"])
+router = APIRouter(prefix="/v1", tags=["tagging"], route_class=DirectRoute)
 DEADLINE_HEADER: dict[str, Any] = {
     "name": "X-Deadline-Ms",
     "in": "header",

@@ -4,8 +4,6 @@ A BYTES tensor on the wire is, for each element, its length (4 bytes, little end
 In JSON an element of `image` is base64, because JSON holds text only.
 """
 
-import base64
-import binascii
 import json
 import math
 import struct
@@ -13,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amlr.errors import InputError
+from amlr.serving.encoding import decode_base64
 from amlr.serving.problems import ApiError
 
 _MAX_ELEMENTS = 100_000
@@ -161,8 +161,8 @@ def _image(value: bytes | str) -> bytes:
     if isinstance(value, bytes):
         return value
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(value)
+    except InputError:
         raise _bad("an element of 'image' is not base64, which JSON data must be") from None
 
 

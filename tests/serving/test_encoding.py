@@ -1,0 +1,50 @@
+"""Base64 is taken strictly, whichever library decodes it."""
+
+import base64
+import sys
+
+import pytest
+
+from amlr.errors import InputError
+from amlr.serving import encoding
+from amlr.serving.encoding import decode_base64
+
+
+@pytest.fixture(params=["found", "standard library"], autouse=True)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "standard library":
+        monkeypatch.setitem(sys.modules, "pybase64", None)
+    else:
+        pytest.importorskip("pybase64")
+    monkeypatch.setattr(encoding, "_DECODE", encoding._decoder())
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 47, 48, 49, 10_000])
+def test_bytes_come_back(size: int) -> None:
+    data = bytes(i * 7 % 256 for i in range(size))
+    assert decode_base64(base64.b64encode(data).decode()) == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A",
+        "AB",
+        "ABC",
+        "A===",
+        "AB==CD==",
+        "AB=C",
+        "QUJD\n",
+        "QU JD",
+        "QU-_",
+        "é",
+        "QUJD=",
+        "QUJD====",
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not valid base64") as caught:
+        decode_base64(text)
+    assert caught.value.code == "image_invalid"
+    with pytest.raises(InputError):
+        decode_base64("QUJD" * 100 + text)
