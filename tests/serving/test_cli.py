@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from amlr.serving.cli import serve_command
 
 RUN = [sys.executable, "-c", "from amlr.serving.cli import main; main()"]
+OPTIONS = ("--provider", "onnxruntime", "--precision", "exact", "--answer-cache", "5")
 
 
 def test_serves_and_stops(tiny_plan: Path, tmp_path: Path) -> None:
@@ -23,8 +24,7 @@ def test_serves_and_stops(tiny_plan: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*RUN, "--engine", str(tiny_plan), "--uds", str(socket), "--provider", "onnxruntime"]
-            + ["--precision", "exact", "--answer-cache", "5"],
+            [*RUN, "--engine", str(tiny_plan), "--uds", str(socket), *OPTIONS],
             stderr=stderr,
             env={**os.environ, "AMLR_API_KEYS": "k"},
         )
