@@ -21,17 +21,18 @@ from amlr.errors import BackendUnavailableError, InputError, ParityError
 from amlr.export.eager import EagerProvider
 from amlr.export.ladder.measure import Answers, compare
 from amlr.export.ladder.posts import ProofPost
+from amlr.export.parity import Key
 from amlr.export.precision.emulate import emulate
-from amlr.export.precision.judge import GRAPHS, GraphProvider, session_runner
+from amlr.export.precision.judge import GRAPHS, GraphProvider, ask, session_runner
 from amlr.export.reference import load_reference
 from amlr.kernels import is_tuning_half
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.engine import Engine
 from amlr.runtime.escalation_certificate import Radii, certified
 from amlr.runtime.manifest import Variant
-from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
+from amlr.runtime.windows import PostScores
 
 _PATH = click.Path(path_type=Path)
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
@@ -139,10 +140,7 @@ def measure_variants(
         variant = bundle.manifest.variants[name]
         for label, provider in _witnesses(bundle, name, variant, threads, say):
             say(f"{name}, {label}")
-            try:
-                found = _answers(bundle, provider, variant, data.posts)
-            finally:
-                provider.close()
+            found = _answers(bundle, provider, variant, data.posts)
             rows.append(
                 {
                     "variant": name,
@@ -175,26 +173,13 @@ def _witnesses(
 def _answers(
     bundle: Bundle, provider: Provider, variant: Variant, posts: Sequence[BenchPost]
 ) -> Answers:
-    manifest = bundle.manifest
-    pipeline = Pipeline(bundle, provider, variant=variant)
-    scores = []
-    for begin in progress(range(0, len(posts), _CHUNK), "batches"):
-        chunk = [item.post for item in posts[begin : begin + _CHUNK]]
-        scores += [scored.scores for scored in pipeline.score(chunk)]
-    pipeline.close()
-    decoded = iter(
-        decode_posts(
-            [each for each in scores if each is not None],
-            manifest.decoder,
-            bundle.decoder,
-            labels=manifest.labels,
-            tags=manifest.tags,
-        )
-    )
-    entities = [
-        frozenset() if each is None else frozenset((e.start, e.end, e.label) for e in next(decoded))
-        for each in scores
-    ]
+    scores: list[PostScores | None] = []
+    entities: list[frozenset[Key]] = []
+    with Engine(bundle, provider, variant=variant) as engine:
+        for begin in progress(range(0, len(posts), _CHUNK), "batches"):
+            for answer in ask(engine, [item.post for item in posts[begin : begin + _CHUNK]]):
+                scores.append(answer.scores)
+                entities.append(answer.entities)
     return Answers(scores=scores, entities=entities, cold_ms=0.0, hit_ms=0.0)
 
 

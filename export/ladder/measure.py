@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.export.ladder.posts import Key, ProofPost
+from amlr.export.ladder.posts import ProofPost
+from amlr.export.parity import Key, change_bound, count_changes, entity_keys
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Result
 from amlr.runtime.windows import PostScores
 
 WARM_UP = 32
@@ -63,8 +63,7 @@ class Parity:
             "entities": self.entities,
             "changed_entities": self.changed_entities,
             "changed_posts": self.changed_posts,
-            # Three in n: what no change in n posts still allows, at 95 %.
-            "change_bound": min(1.0, 3 / max(1, self.posts)) if not self.changed_posts else None,
+            "change_bound": change_bound(self.changed_posts, self.posts),
             "max_abs_error": dict(self.max_abs_error),
         }
         if self.f1 is not None:
@@ -86,7 +85,7 @@ def ask(engine: Engine, posts: Sequence[ProofPost]) -> Answers:
     per_post = 1e3 / max(1, len(own))
     return Answers(
         scores=scores,
-        entities=[_keys(result) for result in results],
+        entities=[entity_keys(result.entities) for result in results],
         cold_ms=(middle - start) * per_post,
         hit_ms=(end - middle) * per_post,
     )
@@ -105,9 +104,7 @@ def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parit
         )
         errors["emissions"] = max(errors["emissions"], tokens)
         per_post[row] = _largest(_gains(a) - _gains(b)), tokens
-    changed = [
-        max(len(a - b), len(b - a)) for a, b in zip(exact.entities, other.entities, strict=True)
-    ]
+    changed = [count_changes(a, b) for a, b in zip(exact.entities, other.entities, strict=True)]
     errors["unit_gains"] = float(per_post[:, 0].max(initial=0.0))
     return Parity(
         posts=len(posts),
@@ -128,10 +125,6 @@ def _gains(scores: PostScores) -> npt.NDArray[np.float32]:
 
 def _largest(difference: npt.NDArray[np.float32]) -> float:
     return float(np.abs(difference).max(initial=0.0))
-
-
-def _keys(result: Result) -> frozenset[Key]:
-    return frozenset((e.start, e.end, e.label) for e in result.entities)
 
 
 def _f1s(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> tuple[float, float] | None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amlr.errors import InputError
+from amlr.export.parity import Key
 from amlr.export.samples import sample_posts
 from amlr.kernels import is_tuning_half
 from amlr.runtime.jsonl import parse_line
 from amlr.runtime.results import Post
 
-Key = tuple[int, int, str]
 INVENTED = 240
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from amlr.export.parity import OUTPUTS
+from amlr.export.parity import OUTPUTS, Key, count_changes, entity_keys
 from amlr.export.precision.emulate import RangeScan, emulate, open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import Evaluation
@@ -17,7 +17,7 @@ from amlr.runtime.batching import Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import decode_posts
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Entity, Post
+from amlr.runtime.results import Post
 from amlr.runtime.windows import PostScores
 
 Floats = npt.NDArray[np.float32]
@@ -93,12 +93,12 @@ class Answer:
 
     Attributes:
         scores: Raw scores; None for a post without words, and for one that failed.
-        entities: Its entities.
+        entities: Offsets and label of each.
         failed: Why it could not be scored, NaN or infinite scores for example.
     """
 
     scores: PostScores | None
-    entities: tuple[Entity, ...]
+    entities: frozenset[Key]
     failed: str
 
 
@@ -118,15 +118,11 @@ def ask(engine: Engine, posts: Sequence[Post]) -> list[Answer]:
     return [
         Answer(
             scores=post.scores,
-            entities=() if post.scores is None else next(decoded),
+            entities=frozenset() if post.scores is None else entity_keys(next(decoded)),
             failed="" if post.error is None else str(post.error),
         )
         for post in scored
     ]
-
-
-def _keys(answer: Answer) -> set[tuple[int, int, str]]:
-    return {(e.start, e.end, e.label) for e in answer.entities}
 
 
 def answer_errors(expected: Answer, actual: Answer) -> dict[str, float]:
@@ -192,8 +188,7 @@ class PostJudge:
             expected = self.answers[index]
             entities += len(expected.entities)
             # Overflow shows as NaN, which the engine refuses post by post: a change too.
-            before, after = _keys(expected), _keys(answer)
-            count = max(len(before - after), len(after - before))
+            count = count_changes(expected.entities, answer.entities)
             if answer.failed and not expected.failed:
                 count = max(1, count)
             different += count

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from amlr.errors import ExportError, ParityError
+from amlr.export.parity import change_bound
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import (
     Evaluation,
@@ -55,8 +56,7 @@ class Fp16Report:
             "posts": proof.posts,
             "entities": proof.entities,
             "changed_entities": proof.changed_entities,
-            # Three in n: what no change in n posts still allows, at 95 %.
-            "change_bound": None if proof.changed else min(1.0, 3 / max(1, proof.posts)),
+            "change_bound": change_bound(len(proof.changed), proof.posts),
             "max_abs_error": dict(proof.max_abs_error),
             "judged_by": "emulated float16",
             "search": {
