@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amlr.errors import InputError
+from amlr.whole import write_whole
 
 SCHEMA_VERSION = 1
 _FILE = "bench.schema.json"
@@ -39,11 +40,7 @@ def validate(report: dict[str, Any]) -> None:
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON; the file appears whole or not at all."""
     validate(report)
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Write aside, then rename: a bundle exists whole under its name, or not at all."""
+"""A bundle being written: a folder aside, its files listed, its name given at the end."""
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from amlr.errors import ExportError
 from amlr.runtime.manifest import MANIFEST, FileEntry
+from amlr.whole import staged_folder
 
 CHUNK_BYTES = 1 << 20
 
@@ -51,16 +51,9 @@ def staged(out: Path) -> Iterator[Path]:
         ExportError: `out` exists and is not a bundle.
     """
     check_target(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
+    with staged_folder(out) as staging:
         yield staging
         _share(staging)
-        _replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _share(folder: Path) -> None:
@@ -70,19 +63,3 @@ def _share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
-
-
-def _replace(staging: Path, out: Path) -> None:
-    if not out.exists():
-        staging.rename(out)
-        return
-    # A folder cannot be renamed over a full one: the old one steps aside first, and comes back if
-    # the second rename fails.
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    try:
-        staging.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

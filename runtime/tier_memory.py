@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import cpu_model
 from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
+from amlr.whole import write_whole
 
 _SCHEMA = 1
 _remembered: dict[str, dict[str, Any]] = {}
@@ -67,11 +67,8 @@ class Memory:
         _remembered[self._key] = values
         if self._file is None:
             return
-        aside = self._file.with_suffix(f".{os.getpid()}")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(values), encoding="utf-8")
-            aside.replace(self._file)
+            write_whole(self._file, json.dumps(values))
         # A folder that cannot be written to costs the next start its timing, no more.
         except OSError:
             return

@@ -9,7 +9,6 @@ from starlette.requests import Request
 
 from amlr.runtime.results import Post
 from amlr.serving.bodies import PreparedPost, TagRequest, error_dict, result_dict
-from amlr.serving.encoding import json_bytes as json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure

@@ -1,9 +1,10 @@
-"""Answers as JSON bytes, and pictures from base64, the same over every protocol."""
+"""Answers and tensors as bytes, and pictures from base64, the same over every protocol."""
 
 import base64
 import binascii
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from amlr.errors import InputError
@@ -40,6 +41,11 @@ def decode_base64(text: str) -> bytes:
     except (binascii.Error, ValueError):
         pass
     raise InputError("the picture is not valid base64", code="image_invalid")
+
+
+def encode_bytes(elements: Iterable[bytes]) -> bytes:
+    """A BYTES tensor: each element after its length (4 bytes, little endian)."""
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -8,12 +8,12 @@ from starlette.responses import Response
 from amlr.serving.answers import (
     check_open,
     exchange_of,
-    json_bytes,
     service_of,
     tag_posts,
 )
 from amlr.serving.bodies import read_tag_request
 from amlr.serving.direct import DirectRoute
+from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import STREAM_PATH
 from amlr.serving.parsing import content_type
 from amlr.serving.problems import ApiError

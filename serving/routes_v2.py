@@ -12,12 +12,12 @@ from amlr.runtime.results import Post
 from amlr.serving.answers import (
     answer_dict,
     exchange_of,
-    json_bytes,
     service_of,
     submit,
     wait_for,
 )
 from amlr.serving.bodies import PreparedPost
+from amlr.serving.encoding import json_bytes
 from amlr.serving.problems import ApiError, from_failure
 from amlr.serving.schemas import V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
 from amlr.serving.service import TaggingService

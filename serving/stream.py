@@ -10,8 +10,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from amlr.serving.answers import answer_dict, json_bytes
+from amlr.serving.answers import answer_dict
 from amlr.serving.bodies import PreparedPost, error_dict, prepare_base64
+from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Job, RefusedError
 from amlr.serving.parsing import validated

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import InputError
-from amlr.serving.encoding import decode_base64
+from amlr.serving.encoding import decode_base64, encode_bytes
 from amlr.serving.problems import ApiError
 
 _MAX_ELEMENTS = 100_000
@@ -206,7 +206,7 @@ def encode_output(
     if not request.binary_output:
         output["data"] = [result.decode() for result in results]
         return json.dumps(answer).encode(), None
-    data = b"".join(struct.pack("<I", len(result)) + result for result in results)
+    data = encode_bytes(results)
     output["parameters"] = {"binary_data_size": len(data)}
     head = json.dumps(answer).encode()
     return head + data, len(head)

@@ -1,7 +1,6 @@
 """Write a model repository from a bundle: whole under its name, or not at all."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,12 +9,13 @@ from amlr import __version__
 from amlr.errors import ExportError
 from amlr.runtime.bundle import Bundle, GoldenPost
 from amlr.runtime.manifest import MANIFEST
+from amlr.serving.encoding import encode_bytes
 from amlr.serving.triton.config import MODEL, Config, model_config
 from amlr.serving.triton.ensemble import ensemble_models
 from amlr.serving.triton.parameters import BUNDLE, EngineParameters
 from amlr.serving.triton.pbtxt import to_text
 from amlr.serving.triton.readme import readme
-from amlr.serving.triton.tensors import encode_bytes
+from amlr.whole import staged_folder
 
 MODELS, ENSEMBLE = "models", "ensemble"
 # Says that a folder is one of ours and may be replaced.
@@ -45,14 +45,8 @@ def write_repository(source: Path, out: Path) -> Path:
         raise ExportError(
             f"{out} exists and was not written by amlr-export --triton; choose another folder"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with staged_folder(out) as staging:
         _write(bundle, staging)
-        _replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return out
 
 
@@ -118,17 +112,3 @@ def _copy(source: Path, target: Path) -> None:
     # may be replaced while a server maps these.
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _replace(staging: Path, out: Path) -> None:
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    try:
-        staging.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
