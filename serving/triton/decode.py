@@ -1,44 +1,27 @@
 """The ensemble's last model: scores of the graphs to results."""
 
-import importlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import InputError
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Result
-from amlr.serving.triton.opening import open_half
+from amlr.serving.triton.ensemble import Limits
+from amlr.serving.triton.opening import HalfModel
 from amlr.serving.triton.replay import Replay
 from amlr.serving.triton.requests import read_posts, refusal, result_tensor
 
 _OUTPUTS = ("unit_logits_bsc", "emissions_bty")
 
 
-class TritonPythonModel:
+class TritonPythonModel(HalfModel):
     """What the python backend looks for."""
 
-    def initialize(self, args: dict[str, str]) -> None:
-        """Open the bundle's tokenizer and decoder.
-
-        Raises:
-            TritonModelException: It cannot be read.
-        """
-        self._pb: Any = importlib.import_module("triton_python_backend_utils")
-        config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        try:
-            bundle, _ = open_half(config, folder)
-        except AmlrError as error:
-            raise self._pb.TritonModelException(str(error)) from error
+    def _begin(self, bundle: Bundle, limits: Limits) -> None:
         self._replay = Replay("fp32")
         self._engine = Engine(bundle, self._replay)
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request."""
-        return [self._respond(request) for request in requests]
 
     def finalize(self) -> None:
         """Close the engine."""

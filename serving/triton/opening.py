@@ -1,10 +1,13 @@
-"""What the ensemble's two Python models open: a bundle without graphs, and limits."""
+"""What the ensemble's two Python models share: a bundle without graphs, limits, one answer each."""
 
-from collections.abc import Mapping
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amlr.errors import InputError
+from amlr.errors import AmlrError, InputError
 from amlr.runtime.bundle import Bundle
 from amlr.serving.triton.ensemble import Limits
 from amlr.serving.triton.parameters import BUNDLE
@@ -24,3 +27,35 @@ def open_half(config: Mapping[str, Any], version_folder: Path) -> tuple[Bundle, 
     except (KeyError, ValueError) as error:
         raise InputError(f"a parameter of config.pbtxt is missing or wrong: {error}") from error
     return Bundle.open(version_folder / BUNDLE, pinned), limits
+
+
+class HalfModel(ABC):
+    """A model of Triton's python backend that runs the engine up to the graphs, or from them on."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the bundle.
+
+        Raises:
+            TritonModelException: It cannot be read.
+        """
+        # This module exists only where Triton runs Python.
+        self._pb: Any = importlib.import_module("triton_python_backend_utils")
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        try:
+            bundle, limits = open_half(config, folder)
+        except AmlrError as error:
+            raise self._pb.TritonModelException(str(error)) from error
+        self._begin(bundle, limits)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response a request."""
+        return [self._respond(request) for request in requests]
+
+    @abstractmethod
+    def _begin(self, bundle: Bundle, limits: Limits) -> None:
+        """Make what serves requests."""
+
+    @abstractmethod
+    def _respond(self, request: Any) -> Any:
+        """Answer one request."""

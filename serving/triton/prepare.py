@@ -1,44 +1,27 @@
 """The ensemble's first model: texts and pictures to the inputs of the graphs."""
 
-import importlib
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import InputError
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.pipeline import CHUNK_POSTS, Pipeline
 from amlr.runtime.results import Post
 from amlr.serving.encoding import json_bytes
-from amlr.serving.triton.opening import open_half
+from amlr.serving.triton.ensemble import Limits
+from amlr.serving.triton.opening import HalfModel
 from amlr.serving.triton.replay import Arrays, Recorder
 from amlr.serving.triton.requests import read_posts, refusal
 
 
-class TritonPythonModel:
+class TritonPythonModel(HalfModel):
     """What the python backend looks for."""
 
-    def initialize(self, args: dict[str, str]) -> None:
-        """Open the bundle's tokenizer and limits.
-
-        Raises:
-            TritonModelException: It cannot be read.
-        """
-        self._pb: Any = importlib.import_module("triton_python_backend_utils")
-        config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        try:
-            bundle, self._limits = open_half(config, folder)
-        except AmlrError as error:
-            raise self._pb.TritonModelException(str(error)) from error
+    def _begin(self, bundle: Bundle, limits: Limits) -> None:
+        self._limits = limits
         self._recorder = Recorder(bundle.manifest, "fp32")
         self._pipeline = Pipeline(bundle, self._recorder)
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request."""
-        return [self._respond(request) for request in requests]
 
     def finalize(self) -> None:
         """Free the cache."""
