@@ -87,10 +87,10 @@ def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
         "image": values["image_mode"],
         "cache_dir": None if values["cache_dir"] is None else str(values["cache_dir"]),
     }
-    same = ("provider", "precision", "image_cache_mb", "answer_cache", "check")
+    same = (
+        "provider", "precision", "image_cache_mb", "answer_cache", "check", "manifest_sha256",
+    )  # fmt: skip
     engine |= {name: values[name] for name in same}
-    if values["manifest_sha256"]:
-        _check_pinned(values["bundle"], values["manifest_sha256"])
     columns = Columns(
         id=own["id_column"],
         text=own["text_column"],
@@ -113,14 +113,6 @@ def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
         ray=own["ray"],
     )
     click.echo(json.dumps(run_job(job), ensure_ascii=False))
-
-
-def _check_pinned(bundle: Path, expected: str) -> None:
-    from amlr.runtime.bundle import read_manifest
-
-    found = read_manifest(bundle)[1]
-    if found != expected:
-        raise InputError(f"manifest.json has sha256 {found}, but {expected} was pinned")
 
 
 def _params() -> list[click.Parameter]:

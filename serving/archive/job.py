@@ -79,7 +79,7 @@ def run_job(job: Job) -> dict[str, Any]:
     require_packages()
     begun = time.monotonic()
     folder = Folder(job.output)
-    bundle = read_manifest(Path(job.engine["path"]))[1]
+    _, bundle = read_manifest(Path(job.engine["path"]), job.engine.get("manifest_sha256"))
     plan = _plan(job, folder, bundle)
     done = {chunk.number: _report(folder, chunk, job.output_format) for chunk in plan.chunks}
     left = [chunk for chunk in plan.chunks if done[chunk.number] is None]
