@@ -17,6 +17,7 @@ from amlr.errors import BackendUnavailableError, InputError
 from amlr.runtime.batching import Batch
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import load_pixels
+from amlr.runtime.providers.attention import GRAPH
 from amlr.runtime.providers.base import ProviderOptions, ShowsAttention
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Entity, Post, Result
@@ -24,7 +25,6 @@ from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.windows import window_units
 
 Floats = npt.NDArray[np.float32]
-GRAPH = "attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

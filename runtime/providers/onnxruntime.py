@@ -15,6 +15,7 @@ from amlr.runtime.batching import Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.attention import AttentionByGraph
 from amlr.runtime.providers.base import ProviderOptions
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +40,7 @@ def open_cuda(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "On
     return OnnxRuntimeProvider(bundle, variant, options, device="cuda")
 
 
-class OnnxRuntimeProvider:
+class OnnxRuntimeProvider(AttentionByGraph):
     """Runs a variant's ONNX graphs; a session is made when its graph is first needed."""
 
     def __init__(
@@ -108,23 +109,6 @@ class OnnxRuntimeProvider:
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
         feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b)
         return batch.from_packed(self._run("fusion_packed", feed))
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the variant has the attention graph."""
-        return "attention" in self._variant.graphs
-
-    def attention(self, batch: Batch, images: Sequence[Floats]) -> list[Floats]:
-        """Where each unit looked, (U, P) for each window, mean over heads."""
-        if not self.has_attention:
-            raise BackendUnavailableError(
-                f"the {self.precision} variant has no attention graph; use fp32, or export again"
-            )
-        pool = pool_images(images)
-        feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
-        weights_isp = self._run("attention", feed)["attention_isp"]
-        counts = np.diff(batch.unit_offsets_b).tolist()
-        return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]
 
     def _hidden(self, batch: Batch) -> Floats:
         """Hidden states (N, D) of the batch's steps, one after another."""

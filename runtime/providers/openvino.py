@@ -17,6 +17,7 @@ from amlr.runtime.batching import Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.attention import AttentionByGraph
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.openvino_graph import CompiledGraph, read_graph, split_heads
 
@@ -34,7 +35,7 @@ def open_openvino(bundle: Bundle, variant: Variant, options: ProviderOptions) ->
     return OpenVinoProvider(bundle, variant, options)
 
 
-class OpenVinoProvider:
+class OpenVinoProvider(AttentionByGraph):
     """Runs a variant's graphs; each is compiled when it is first needed."""
 
     name = "openvino"
@@ -95,7 +96,7 @@ class OpenVinoProvider:
         pool = pool_images(images)
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
         text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
-        hidden = self._graph("text").run(text)["hidden_btd"]
+        hidden = self._run("text", text)["hidden_btd"]
         feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
         return batch.from_padded(self._fuse("fusion", feed))
 
@@ -106,30 +107,13 @@ class OpenVinoProvider:
         feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b, round_up=bucket)
         return batch.from_packed(self._fuse("fusion_packed", feed), round_up=bucket)
 
-    @property
-    def has_attention(self) -> bool:
-        """Whether the variant has the attention graph."""
-        return "attention" in self._variant.graphs
-
-    def attention(self, batch: Batch, images: Sequence[Floats]) -> list[Floats]:
-        """Where each unit looked, (U, P) for each window, mean over heads."""
-        if not self.has_attention:
-            raise BackendUnavailableError(
-                f"the {self.precision} variant has no attention graph; use fp32, or export again"
-            )
-        pool = pool_images(images)
-        feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
-        weights_isp = self._graph("attention").run(feed)["attention_isp"]
-        counts = np.diff(batch.unit_offsets_b).tolist()
-        return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]
-
     def _hidden(self, batch: Batch) -> Floats:
         """Hidden states (N, D) of the batch's steps, perhaps with rows behind them."""
         if "text_packed" in self._variant.graphs:
             text = batch.packed_text(shapes=self._shapes, round_up=bucket)
-            return self._graph("text_packed").run(text)["hidden_nd"]
+            return self._run("text_packed", text)["hidden_nd"]
         text = batch.padded_text(shapes=self._shapes)
-        hidden: Floats = self._graph("text").run(text)["hidden_btd"][text["attention_mask"] == 1]
+        hidden: Floats = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
         return hidden
 
     def close(self) -> None:
@@ -137,12 +121,15 @@ class OpenVinoProvider:
         with self._lock:
             self._graphs.clear()
 
+    def _run(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
+        return self._graph(graph).run(feed)
+
     def _fuse(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
         if self._hint(graph) == "f32":
-            return self._graph(graph).run(feed)
-        found = self._graph(graph).run(feed)
+            return self._run(graph, feed)
+        found = self._run(graph, feed)
         hidden = "hidden_nd" if graph == "fusion_packed" else "hidden_btd"
-        return self._graph(f"{graph}.{_TAIL}").run({**found, hidden: feed[hidden]})
+        return self._run(f"{graph}.{_TAIL}", {**found, hidden: feed[hidden]})
 
     def _hint(self, graph: str) -> str:
         return {"bf16": "bf16"}.get(self._variant.compute.get(graph, ""), "f32")
