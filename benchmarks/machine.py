@@ -3,10 +3,10 @@
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
-_CPUINFO = Path("/proc/cpuinfo")
+from amlr.runtime.cpu import cpu_fields
+
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = (
     "numpy", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino",
@@ -14,19 +14,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def _cpu_fields() -> dict[str, str]:
-    """First processor's fields in /proc/cpuinfo; empty elsewhere."""
-    try:
-        block = _CPUINFO.read_text().split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
 def cpu_vendor() -> str | None:
     """`AuthenticAMD`, `GenuineIntel`, ..., or None where that is unknown."""
-    return _cpu_fields().get("vendor_id")
+    return cpu_fields().get("vendor_id")
 
 
 def package_versions() -> dict[str, str]:
@@ -42,7 +32,7 @@ def package_versions() -> dict[str, str]:
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, system and library versions; unknown values are None."""
-    fields = _cpu_fields()
+    fields = cpu_fields()
     flags = fields.get("flags", "").split()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     memory_gb = None

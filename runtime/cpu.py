@@ -38,14 +38,21 @@ def _quota_cores(default: int) -> int:
         return default
 
 
-def cpu_model() -> str:
-    """Name of the CPU and a hash of its instruction sets: what measured speed depends on."""
+def cpu_fields() -> dict[str, str]:
+    """The first processor's fields in /proc/cpuinfo; empty where there is no such file."""
     try:
         lines = _INFO.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:  # not Linux
-        return f"{platform.machine()} {platform.processor()}"
+        return {}
     values = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in values.items()}
+    return {name.strip(): value.strip() for name, value in values.items()}
+
+
+def cpu_model() -> str:
+    """Name of the CPU and a hash of its instruction sets: what measured speed depends on."""
+    fields = cpu_fields()
+    if not fields:
+        return f"{platform.machine()} {platform.processor()}"
     flags = fields.get("flags") or fields.get("Features", "")
     model = fields.get("model name") or platform.machine()
     return f"{model} {hashlib.sha256(flags.encode()).hexdigest()[:16]}"
