@@ -10,6 +10,7 @@ import click
 
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError, ParityError
+from amlr.whole import write_whole
 
 EXAMPLES = """\b
 Examples:
@@ -185,13 +186,14 @@ def _write(report: dict[str, Any], given: dict[str, Any]) -> None:
     table = render_markdown(report)
     if given["json_path"]:
         write_report(given["json_path"], report)
-    pages = {given["markdown_path"]: table}
     if given["html_path"]:
-        pages[given["html_path"]] = render_html(report)
-    for path, text in pages.items():
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        write_whole(given["html_path"], render_html(report))
+    _print_table(table, given)
+
+
+def _print_table(table: str, given: dict[str, Any]) -> None:
+    if given["markdown_path"]:
+        write_whole(given["markdown_path"], table)
     click.echo(table)
 
 
@@ -207,16 +209,11 @@ def _plan_capacity(given: dict[str, Any]) -> None:
         engine_options=("--provider", given["provider"], "--precision", given["precision"]),
         say=lambda line: click.echo(line, err=True),
     )
-    text = render_text(report)
-    for path, content in (
-        (given["json_path"], json.dumps(report, indent=1, allow_nan=False) + "\n"),
-        (given["html_path"], render_page(report)),
-        (given["markdown_path"], text),
-    ):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-    click.echo(text)
+    if given["json_path"]:
+        write_whole(given["json_path"], json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if given["html_path"]:
+        write_whole(given["html_path"], render_page(report))
+    _print_table(render_text(report), given)
 
 
 def _compare(before: Path, after: Path, markdown: Path | None) -> None:

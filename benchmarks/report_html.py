@@ -13,8 +13,7 @@ from amlr.benchmarks.report_parts import (
     resources_section,
     roofline_section,
 )
-from amlr.benchmarks.report_pieces import card, html_table, section
-from amlr.benchmarks.report_style import STYLE
+from amlr.benchmarks.report_pieces import card, html_page, html_table, section
 from amlr.benchmarks.rows import ENGINE_PREFIX
 
 _NO_TILE = ("end-to-end-hit", "end-to-end-text-only", "block", "block-text-only")
@@ -53,13 +52,7 @@ def render_html(report: dict[str, Any]) -> str:
         _all_rows(rows),
         _method(report),
     ]
-    name = escape(engine["name"])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: parity and speed</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return html_page(f"{engine['name']}: parity and speed", body)
 
 
 def _verdict(report: dict[str, Any]) -> str:

@@ -3,6 +3,18 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from amlr.benchmarks.report_style import STYLE
+
+
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """A whole page: inline style, nothing to fetch."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
 
 def section(title: str, lead: str, content: str) -> str:
     """A heading, a sentence, and what follows; nothing when there is no content."""

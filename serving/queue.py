@@ -13,8 +13,10 @@ from amlr.serving.jobs import Job, RefusedError
 from amlr.serving.settings import BatchSettings, QueueSettings
 
 # How far past the oldest posts to look for company of similar length, in full batches.
-_LOOK_AHEAD = 4
-_GAP_MEMORY = 0.2
+LOOK_AHEAD = 4
+# Weight of one more time between puts in their running mean, and the longest that counts.
+GAP_MEMORY = 0.2
+LONGEST_GAP_S = 1.0
 
 
 class JobQueue:
@@ -35,7 +37,7 @@ class JobQueue:
         self._closed = False
         self._last_put = time.monotonic()
         # Running mean of the time between puts; long at first, so the first post never waits.
-        self._gap_s = 1.0
+        self._gap_s = LONGEST_GAP_S
 
     def __len__(self) -> int:
         """Posts waiting."""
@@ -91,7 +93,7 @@ class JobQueue:
                     "bytes_full", "too many bytes are waiting; try again later", self._cost_s
                 )
             now = time.monotonic()
-            self._gap_s += _GAP_MEMORY * (min(1.0, now - self._last_put) - self._gap_s)
+            self._gap_s += GAP_MEMORY * (min(LONGEST_GAP_S, now - self._last_put) - self._gap_s)
             self._last_put = now
             for job in jobs:
                 self._jobs.append(job)
@@ -161,7 +163,7 @@ class JobQueue:
         if not self._jobs:
             return []
         oldest = self._jobs[0]
-        window = min(len(self._jobs), _LOOK_AHEAD * self._batch.max_posts)
+        window = min(len(self._jobs), LOOK_AHEAD * self._batch.max_posts)
         candidates = [self._jobs.popleft() for _ in range(window)]
         order = sorted(
             range(1, window), key=lambda i: (abs(candidates[i].tokens - oldest.tokens), i)

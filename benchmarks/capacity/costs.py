@@ -1,5 +1,6 @@
 """What a batch costs on one core, by length, size and pictures: measured once, then read."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -39,6 +40,8 @@ class CostGrid:
     precision: str = "unknown"
 
     def __post_init__(self) -> None:
+        if min(len(self.tokens), len(self.batches)) < 2:
+            raise InputError("costs need at least two lengths and two batch sizes")
         expected = (len(STATES), len(self.tokens), len(self.batches))
         if self.seconds.shape != expected or not np.isfinite(self.seconds).all():
             raise InputError(f"costs need finite seconds of shape {expected}")
@@ -109,8 +112,6 @@ class CostGrid:
 
 def _place(points: Sequence[int], x: float) -> tuple[int, float]:
     """Interval of the grid and the place in it; beyond the last point the last line goes on."""
-    if len(points) == 1:
-        raise InputError("costs need at least two lengths and two batch sizes")
-    index = int(np.clip(np.searchsorted(points, x, side="right") - 1, 0, len(points) - 2))
+    index = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
     low, high = points[index], points[index + 1]
     return index, max(0.0, (x - low) / (high - low))

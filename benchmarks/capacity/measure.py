@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
-from amlr.benchmarks.serving.client import closed_loop, request_bytes
+from amlr.benchmarks.serving.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import running
 from amlr.runtime import Engine, Post
 from amlr.serving.warmup import picture, sample_text
@@ -100,15 +100,9 @@ async def _server_costs() -> tuple[float, float]:
         for post in kinds:
             requests = [request_bytes(post)]
             await closed_loop(server.port, requests, clients=4, seconds=0.5, take=lambda _: None)
-            answered: list[int] = []
+            answered: list[Reply] = []
             before = server.cpu_s
-            await closed_loop(
-                server.port,
-                requests,
-                clients=4,
-                seconds=2.0,
-                take=lambda reply, answered=answered: answered.append(reply.status),  # type: ignore[misc]
-            )
+            await closed_loop(server.port, requests, clients=4, seconds=2.0, take=answered.append)
             costs.append((server.cpu_s - before) / max(1, len(answered)))
     return costs[0], costs[1]
 

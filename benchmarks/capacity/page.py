@@ -5,8 +5,7 @@ from html import escape
 from typing import Any
 
 from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart
-from amlr.benchmarks.report_pieces import card, html_table, section
-from amlr.benchmarks.report_style import STYLE
+from amlr.benchmarks.report_pieces import card, html_page, html_table, section
 
 _CHECK_HEAD = ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
                "predicted", "error")  # fmt: skip
@@ -144,12 +143,7 @@ def render_page(report: dict[str, Any]) -> str:
         ),
         section("The day by hours", "Replicas follow the rate.", _hours(hours)),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Capacity plan</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return html_page("Capacity plan", body)
 
 
 def _tiles(report: dict[str, Any]) -> str:

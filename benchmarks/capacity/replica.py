@@ -15,11 +15,10 @@ import numpy.typing as npt
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.traffic import Replica
 from amlr.serving.costs import CostModel
+from amlr.serving.queue import GAP_MEMORY, LONGEST_GAP_S, LOOK_AHEAD
+from amlr.serving.settings import QueueSettings
 
-# The queue's own constants: how far it looks for company, and its memory of arrival times.
-_LOOK_AHEAD = 4
-_GAP_MEMORY = 0.2
-_MARGIN = 1.25
+_MARGIN = QueueSettings().margin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ class _Run:
         self.latency = np.full(len(self.arrival), np.nan)
         self.queue: deque[int] = deque()
         self.next = 0
-        self.gap_s, self.last_put = 1.0, 0.0
+        self.gap_s, self.last_put = LONGEST_GAP_S, 0.0
         self.waiting_s = self.busy_s = 0.0
         self.batches = self.taken = 0
         # (begin, end, expected cost) of what the workers are doing.
@@ -133,7 +132,7 @@ class _Run:
         while self.next < len(self.arrival) and self.ready[self.next] <= now:
             job, self.next = self.next, self.next + 1
             at = self.ready[job]
-            self.gap_s += _GAP_MEMORY * (min(1.0, at - self.last_put) - self.gap_s)
+            self.gap_s += GAP_MEMORY * (min(LONGEST_GAP_S, at - self.last_put) - self.gap_s)
             self.last_put = at
             under_way = sum(
                 max(0.0, cost - (at - begun) / self.replica.workers)
@@ -167,7 +166,7 @@ class _Run:
         )
 
     def _form(self) -> list[int]:
-        window = min(len(self.queue), _LOOK_AHEAD * self.replica.batch_posts)
+        window = min(len(self.queue), LOOK_AHEAD * self.replica.batch_posts)
         oldest = self.queue[0]
         near = sorted(
             range(1, window),
