@@ -51,6 +51,13 @@ class ServerProcess:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def machine_cpu_s() -> float:
+    """CPU time that all processes of this machine have used (Linux)."""
+    fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = fields[3] + fields[4]  # times of guests, behind the eight, are part of user time
+    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
 def read_posts(path: Path, images: Path, count: int) -> list[Post]:
     """Posts of JSON lines {text, image}, their pictures as bytes."""
     posts = []
