@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
@@ -89,6 +90,9 @@ class Guard:
             await self._app(scope, self._limited(scope, receive, exchange), tell)
         except ApiError as error:
             await self._refuse(error, scope, exchange, receive, tell)
+        except ClientDisconnect:  # before its body was complete
+            left = ApiError(CLIENT_LEFT, "client_left", "the client left")
+            await self._refuse(left, scope, exchange, receive, tell)
         except Exception:
             LOG.exception("unexpected error", extra={"request_id": exchange.request_id})
             internal = ApiError(500, "internal", "something unexpected failed; see the log")

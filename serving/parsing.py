@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import MAX_DEADLINE_MS, PostBody, PostsBody, SinglePostBody
@@ -113,7 +113,7 @@ async def read_form(request: Request, limits: RequestLimits) -> ParsedBody:
     try:
         async with form as parts:
             texts, fields, files = await _collect(parts)
-    except ApiError:
+    except (ApiError, ClientDisconnect):
         raise
     # The parser has several error classes of its own and lets decoding errors through.
     except Exception:

@@ -116,6 +116,29 @@ def test_slow_senders_are_cut_off() -> None:
             assert client.post("/v1/tag", json={"text": "a"}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/tag", "/v1/explain", "/v2/models/fake/infer"])
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+def test_leaving_while_sending_is_no_error_of_the_server(
+    path: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LiveServer(FakeEngine(), settings()) as server, caplog.at_level(logging.INFO):
+        with socket.create_connection(server.address, 10) as one:
+            begin = head(1000).replace(b"/v1/tag", path.encode())
+            one.sendall(begin.replace(b"application/json", kind.encode()) + b"--b")
+            wait(lambda: server.service.queue.size_bytes == 1000)
+        wait(lambda: any(r.name == "amlr.serving.access" for r in caplog.records))
+        assert server.service.queue.size_bytes == 0
+    (access,) = [
+        json.loads(JsonFormatter().format(r)) for r in caplog.records if "access" in r.name
+    ]
+    assert (access["route"], access["status"], access["error"]) == (
+        path.replace("fake", "{name}"),
+        499,
+        "client_left",
+    )
+    assert max(r.levelno for r in caplog.records) < logging.ERROR
+
+
 def test_work_of_a_client_that_left_is_dropped() -> None:
     engine = FakeEngine()
     engine.gate.clear()
