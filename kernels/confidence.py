@@ -3,6 +3,7 @@
 Shape letters: B batch, T steps, Y tags, U units, C classes, N words, L longest unit, E spans.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -70,12 +71,43 @@ def outside_scores(
     words, longest, posts = table.shape
     if not len(scores_uc):
         return np.zeros(0), np.zeros(posts)
-    cells = np.append(combine(scores_uc, 1), -np.inf).take(table)
-    forward, backward = _segment_sums(cells, combine)
+    gains_u = combine(scores_uc, 1)
+    if combine is log_sum_exp and posts == 1:
+        return _outside_of_one(units, gains_u, words)
+    cells = np.append(gains_u, -np.inf).take(table)
+    if combine is log_sum_exp:
+        forward, backward = _segment_log_sums(cells)
+    else:
+        forward, backward = _segment_sums(cells, combine)
     rows = np.arange(words)[:, None] + np.arange(longest)
     outside_u = np.empty(len(scores_uc) + 1)
     outside_u[table] = forward[:-1][rows] + backward[1:, None] - forward[-1]
     return outside_u[:-1], forward[-1]
+
+
+def _outside_of_one(units: Units, gains_u: Doubles, words: int) -> tuple[Doubles, Doubles]:
+    """`outside_scores` of a single post: too few numbers for NumPy's overhead at every word."""
+    starts, stops, gains = units.start_u.tolist(), (units.end_u + 1).tolist(), gains_u.tolist()
+    into: list[list[tuple[int, float]]] = [[] for _ in range(words + 1)]
+    onward: list[list[tuple[int, float]]] = [[] for _ in range(words + 1)]
+    for start, stop, gain in zip(starts, stops, gains, strict=True):
+        into[stop].append((start, gain))
+        onward[start].append((stop, gain))
+    forward, backward = [0.0] * (words + 1), [0.0] * (words + 1)
+    for j in range(1, words + 1):
+        forward[j] = _log_sum([forward[j - 1], *[forward[i] + gain for i, gain in into[j]]])
+    for j in range(words - 1, -1, -1):
+        backward[j] = _log_sum([backward[j + 1], *[backward[i] + gain for i, gain in onward[j]]])
+    before, after = np.array(forward), np.array(backward)
+    return before[units.start_u] + after[1:][units.end_u] - before[-1], before[-1:]
+
+
+def _log_sum(values: list[float]) -> float:
+    """As `log_sum_exp`; the first value is finite, so the largest is."""
+    if len(values) == 1:
+        return values[0]
+    peak = max(values)
+    return math.log(sum([math.exp(value - peak) for value in values])) + peak
 
 
 def maximum(values: Doubles, axis: int) -> Doubles:
@@ -100,6 +132,35 @@ def _segment_sums(
         starting = flat[_rows_starting_at(j, words, longest)]
         following = backward[j + 1 : j + 1 + len(starting)]
         backward[j] = combine(np.concatenate([backward[j + 1 : j + 2], starting + following]), 0)
+    return forward, backward
+
+
+def _segment_log_sums(cells_nlb: Doubles) -> tuple[Doubles, Doubles]:
+    """`_segment_sums` with `log_sum_exp`, the same numbers for half the calls.
+
+    "No entity here" is always possible, so every sum has a finite largest term: nothing to guard.
+    """
+    words, longest, posts = cells_nlb.shape
+    forward = np.zeros((longest + words, posts))
+    terms = np.empty((longest + 1, posts))
+    add, exp, log, subtract = np.add, np.exp, np.log, np.subtract
+    largest, total = np.maximum.reduce, np.add.reduce
+    for j in range(words):
+        terms[0] = forward[j + longest - 1]
+        add(forward[j : j + longest], cells_nlb[j], terms[1:])
+        peak = largest(terms, 0)
+        exp(subtract(terms, peak, terms), terms)
+        add(log(total(terms, 0)), peak, forward[j + longest])
+    backward = np.zeros((words + 1, posts))
+    flat = cells_nlb.reshape(words * longest, posts)
+    for j in range(words - 1, -1, -1):
+        starting = flat[_rows_starting_at(j, words, longest)]
+        used = terms[: len(starting) + 1]
+        used[0] = backward[j + 1]
+        add(starting, backward[j + 1 : j + 1 + len(starting)], used[1:])
+        peak = largest(used, 0)
+        exp(subtract(used, peak, used), used)
+        add(log(total(used, 0)), peak, backward[j])
     return forward, backward
 
 

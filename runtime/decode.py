@@ -102,6 +102,8 @@ def _segmental(
 ) -> list[_Found]:
     units, lengths = build_units(posts, settings, labels=labels, tags=tags)
     chosen, _ = segmental_decode(units, lengths)
+    if not any(map(len, chosen)):
+        return [[] for _ in posts]
     marginals = entity_marginals(units, lengths, temperature=settings.temperature)
     found: list[_Found] = []
     for post, rows in enumerate(chosen):

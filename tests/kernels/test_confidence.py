@@ -9,6 +9,8 @@ from hypothesis import example, given, settings
 
 from amlr.errors import ShapeError
 from amlr.kernels import (
+    Units,
+    confidence,
     entity_marginals,
     margin,
     n_best,
@@ -185,3 +187,33 @@ def test_a_chain_needs_its_parameters() -> None:
         margin(emissions, [2])
     with pytest.raises(ShapeError, match="needs start_y, transitions_yy and end_y"):
         n_best(emissions, [2], 2)
+
+
+@pytest.mark.parametrize(("words", "longest", "posts"), [(1, 1, 1), (20, 10, 1), (7, 3, 5)])
+def test_fast_log_sums_are_the_plain_ones(words: int, longest: int, posts: int) -> None:
+    rng = np.random.default_rng(words)
+    cells = rng.normal(0, 30, (words, longest, posts))
+    cells[rng.random(cells.shape) < 0.4] = -np.inf
+    plain = confidence._segment_sums(cells.copy(), confidence.log_sum_exp)
+    for fast, slow in zip(confidence._segment_log_sums(cells), plain, strict=True):
+        np.testing.assert_array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("words", [1, 2, 9])
+def test_a_post_alone_is_as_sure_as_in_a_batch(words: int) -> None:
+    rng = np.random.default_rng(words)
+    spans = [(s, e) for e in range(words) for s in range(e + 1) if rng.random() < 0.7 or s == e]
+    start, end = np.array(spans).T
+    scores = rng.normal(0, 4, (len(spans), 3)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    alone = confidence.entity_marginals(
+        Units(np.array([0, len(spans)]), start, end, scores), [words]
+    )
+    twice = Units(
+        np.array([0, len(spans), 2 * len(spans)]),
+        np.tile(start, 2),
+        np.tile(end, 2),
+        np.tile(scores, (2, 1)),
+    )
+    both = confidence.entity_marginals(twice, [words, words])
+    np.testing.assert_allclose(np.tile(alone, (2, 1)), both, rtol=1e-6, atol=1e-30)

@@ -100,3 +100,8 @@ def test_groups_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("amlr.runtime.decode.GROUP_CELLS", 1)
     assert decode(POSTS, kind=kind, weight=0.5) == together
     assert decode([], kind=kind) == []
+
+
+def test_posts_without_entities_cost_no_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amlr.runtime.decode.entity_marginals", None)
+    assert decode(POSTS[1:2], kind="segmental", bias=5.0) == [[]]
