@@ -227,6 +227,21 @@ class PackedFusion(nn.Module):
         return model.classify(units, taken), model.token_head(hidden_nd)
 
 
+class ClosedFusion(nn.Module):
+    """Graph `fusion_closed`: as `fusion_packed` where no post has a picture, without attention."""
+
+    def __init__(self, block: Block, scales: int) -> None:
+        super().__init__()
+        self.block, self.scales = block, scales
+
+    def forward(self, hidden_nd: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit logits (M, 1+C) and emissions (N, Y); `rows_k` (n_k, k) as in `fusion_packed`."""
+        model = self.block.model
+        units = model.units.select(hidden_nd, list(rows[: self.scales]))
+        constant = self.block.get_buffer("constant")[None]
+        return model.classify(units, constant), model.token_head(hidden_nd)
+
+
 class AttentionMap(nn.Module):
     """Graph `attention`: where in the picture each chosen unit looked, mean over heads."""
 

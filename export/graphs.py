@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from amlr.export.fusion_graph import (
     AttentionMap,
     Block,
+    ClosedFusion,
     PackedFusion,
     PaddedFusion,
     fold_pays,
@@ -57,7 +58,7 @@ def build_graphs(
 
     Returns:
         `text`, `text_packed` where the encoder can be packed, `image`, `fusion`,
-        `fusion_packed`, `attention`.
+        `fusion_packed`, `fusion_closed`, `attention`.
     """
     config = model.config
     regions = regions_of(model, image_size)
@@ -184,6 +185,14 @@ def _packed_fusion(block: Block, pool: Tensor) -> list[GraphSpec]:
         outputs=("unit_logits_mc", "emissions_ny"),
         axes={**axes, "unit_logits_mc": {0: "M"}, "emissions_ny": {0: "N"}},
     )
+    closed_inputs = ("hidden_nd", *rows)
+    closed = GraphSpec(
+        name="fusion_closed",
+        module=ClosedFusion(block, scales),
+        inputs={n: t for n, t in inputs.items() if n in closed_inputs},
+        outputs=fusion.outputs,
+        axes={n: a for n, a in fusion.axes.items() if n in (*closed_inputs, *fusion.outputs)},
+    )
     left_out = ("attend_unpad_r", "context_index_m")
     attention = GraphSpec(
         name="attention",
@@ -195,4 +204,4 @@ def _packed_fusion(block: Block, pool: Tensor) -> list[GraphSpec]:
             "attention_isp": {0: "I", 1: "S"},
         },
     )
-    return [fusion, attention]
+    return [fusion, closed, attention]

@@ -134,6 +134,11 @@ class Batch:
         self.scale_m = np.concatenate([u.scale_u for u in units]).astype(np.int64)
         self.start_m = np.concatenate([u.start_step_u for u in units]).astype(np.int64)
         self.window_m = np.repeat(np.arange(len(units)), np.diff(self.unit_offsets_b))
+        counts = np.bincount(self.scale_m, minlength=scales + 1)[1:]
+        self._scale_counts: list[int] = counts.tolist()
+        # Stable: units of one scale keep their order.
+        self._by_scale = np.argsort(self.scale_m, kind="stable")
+        self._places: dict[RoundUp, tuple[Ints, int]] = {}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -244,19 +249,26 @@ class Batch:
             allow_empty: Leave R and I at 0 where no window has a picture, for engines that take
                 empty inputs: a dummy would read all weights of the attention for nothing.
         """
-        first_row_m = self.step_offsets_b[self.window_m] + self.start_m
-        feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
-        for scale in range(1, self.scales + 1):
-            rows = first_row_m[self.scale_m == scale]
-            # The graph wants no empty input: a scale without units scores one that nobody reads.
-            rows = _lengthened(rows, round_up(max(1, len(rows))))
-            last = hidden_nd.shape[0] - 1
-            feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
+        feed = self.closed_fusion(hidden_nd, round_up=round_up)
         place_m, count = self._graph_places(round_up)
         feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b, round_up)
         if allow_empty and not (slot_b >= 0).any():
             feed |= _nothing_attended(count)
         return feed | {"pool_npd": pool_npd}
+
+    def closed_fusion(
+        self, hidden_nd: Floats, *, round_up: RoundUp = exact
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of graph `fusion_closed`: those of `fusion_packed` that are not about pictures."""
+        first_row_m = (self.step_offsets_b[self.window_m] + self.start_m)[self._by_scale]
+        feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
+        last, stop = hidden_nd.shape[0] - 1, 0
+        for scale, count in enumerate(self._scale_counts, start=1):
+            rows, stop = first_row_m[stop : stop + count], stop + count
+            # The graph wants no empty input: a scale without units scores one that nobody reads.
+            rows = _lengthened(rows, round_up(max(1, count)))
+            feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
+        return feed
 
     def attention(
         self, hidden_nd: Floats, pool_npd: Floats, slot_b: Ints
@@ -277,15 +289,17 @@ class Batch:
 
     def _graph_places(self, round_up: RoundUp) -> tuple[Ints, int]:
         """Where each unit sits in the graph's scale-major order, dummies counted; their number."""
-        counts = np.bincount(self.scale_m, minlength=self.scales + 1)[1:]
-        sizes = [round_up(max(1, count)) for count in counts.tolist()]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        place = np.empty(len(self.scale_m), np.int64)
-        # Stable, so that units of one scale keep their order, as in `packed_fusion`'s rows.
-        order = np.argsort(self.scale_m, kind="stable")
-        within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-        place[order] = np.repeat(starts[:-1], counts) + within
-        return place, int(starts[-1])
+        found = self._places.get(round_up)
+        if found is None:
+            counts = np.array(self._scale_counts)
+            sizes = np.array([round_up(max(1, count)) for count in self._scale_counts])
+            ends = sizes.cumsum()
+            place = np.empty(len(self.scale_m), np.int64)
+            # Dummies of the scales before push a unit back.
+            shift = ends - sizes - (counts.cumsum() - counts)
+            place[self._by_scale] = np.arange(len(place)) + np.repeat(shift, counts)
+            found = self._places[round_up] = place, int(ends[-1])
+        return found
 
 
 def _lengthened(column: Ints, size: int) -> Ints:

@@ -22,6 +22,12 @@ def packed_fusion(feed: Arrays, scales: int) -> Arrays:
     return {"unit_logits_mc": units + taken, "emissions_ny": hidden * 2}
 
 
+def closed_fusion(feed: Arrays, scales: int) -> Arrays:
+    hidden = feed["hidden_nd"]
+    units = np.concatenate([hidden[feed[f"rows_{k}"]].sum(1) for k in range(1, scales + 1)])
+    return {"unit_logits_mc": units - 100.0, "emissions_ny": hidden * 2}
+
+
 def padded_fusion(feed: Arrays, scales: int) -> Arrays:
     hidden = feed["hidden_btd"]
     steps = hidden.shape[1]

@@ -1,6 +1,6 @@
 """What graphs see when posts go through the runtime: the inputs that calibration needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class RecordingProvider(OnnxRuntimeProvider):
         return outputs
 
 
-def record_feeds(bundle: Bundle, posts: Iterable[Post]) -> dict[str, Sequence[Feed]]:
+def record_feeds(bundle: Bundle, posts: Iterable[Post]) -> Mapping[str, Sequence[Feed]]:
     """Inputs of the graphs that CPUs run, for the posts given.
 
     Args:
@@ -47,4 +47,15 @@ def record_feeds(bundle: Bundle, posts: Iterable[Post]) -> dict[str, Sequence[Fe
     provider = RecordingProvider(bundle, variant)
     with Engine(bundle, provider, variant=variant) as engine:
         engine.tag_batch(posts)
-    return dict(provider.feeds)
+    feeds = dict(provider.feeds)
+    if "fusion_closed" in variant.graphs:
+        # The same units, pictures or not: the graph without attention needs no posts of its own.
+        feeds["fusion_closed"] = feeds.get("fusion_closed", []) + [
+            {
+                name: array
+                for name, array in feed.items()
+                if name == "hidden_nd" or name.startswith("rows_")
+            }
+            for feed in feeds.get("fusion_packed", [])
+        ]
+    return feeds

@@ -10,7 +10,7 @@ from amlr.runtime.manifest import Variant
 PARTS = {
     "text": ("text", "text_packed"),
     "image": ("image",),
-    "fusion": ("fusion", "fusion_packed"),
+    "fusion": ("fusion", "fusion_packed", "fusion_closed"),
 }
 LEVELS = ("int8", "bf16", "fp32")
 Mix = dict[str, str]

@@ -68,6 +68,8 @@ class OnnxRuntimeProvider(AttentionByGraph):
         self._threads = options.threads or usable_cores()
         wanted = device == "cpu" if packed is None else packed
         self._packed = wanted and "fusion_packed" in variant.graphs
+        # Bundles of older exports lack it.
+        self._closed = self._packed and "fusion_closed" in variant.graphs
         # Float kernels take empty inputs; quantised ones are not known to.
         self._allow_empty = variant.precision == "fp32"
         self._shapes = bundle.manifest.shape_embedding
@@ -103,9 +105,12 @@ class OnnxRuntimeProvider(AttentionByGraph):
         """Raw logits from hidden states (N, D) of the batch's steps."""
         pool = pool_images(images)
         if self._allow_empty and not pool.features:
+            # As fast as the graph without attention, and no weights twice in memory.
             scores = self._score_without_pictures(batch, hidden_nd, pool.slot_b)
             if scores is not None:
                 return scores
+        if self._closed and not pool.features:
+            return batch.from_packed(self._run("fusion_closed", batch.closed_fusion(hidden_nd)))
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
         feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b)
         return batch.from_packed(self._run("fusion_packed", feed))

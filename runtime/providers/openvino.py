@@ -64,6 +64,8 @@ class OpenVinoProvider(AttentionByGraph):
         }
         self._check_arithmetic()
         self._packed = "fusion_packed" in variant.graphs
+        # Bundles of older exports lack it.
+        self._closed = self._packed and "fusion_closed" in variant.graphs
         self._no_image = np.zeros(
             (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
         )
@@ -103,6 +105,9 @@ class OpenVinoProvider(AttentionByGraph):
     def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
         """Raw logits from hidden states (N, D) of the batch's steps; more rows are not read."""
         pool = pool_images(images)
+        if self._closed and not pool.features:
+            feed = batch.closed_fusion(hidden_nd, round_up=bucket)
+            return batch.from_packed(self._fuse("fusion_closed", feed), round_up=bucket)
         pool_npd = np.stack(pool.features) if pool.features else self._no_image
         feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b, round_up=bucket)
         return batch.from_packed(self._fuse("fusion_packed", feed), round_up=bucket)
@@ -127,9 +132,9 @@ class OpenVinoProvider(AttentionByGraph):
     def _fuse(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
         if self._hint(graph) == "f32":
             return self._run(graph, feed)
-        found = self._run(graph, feed)
-        hidden = "hidden_nd" if graph == "fusion_packed" else "hidden_btd"
-        return self._run(f"{graph}.{_TAIL}", {**found, hidden: feed[hidden]})
+        found = feed | self._run(graph, feed)
+        tail = self._graph(f"{graph}.{_TAIL}")
+        return tail.run({name: found[name] for name in tail.inputs})
 
     def _hint(self, graph: str) -> str:
         return {"bf16": "bf16"}.get(self._variant.compute.get(graph, ""), "f32")

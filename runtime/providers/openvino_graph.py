@@ -1,6 +1,7 @@
 """Compiled OpenVINO graphs: one infer request per concurrent call, and graphs cut in two."""
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class CompiledGraph:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self._outputs = [_short_name(output) for output in compiled.outputs]
+        self.inputs = frozenset(_short_name(given) for given in compiled.inputs)
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
@@ -66,8 +68,8 @@ def split_heads(model: Any) -> tuple[Any, Any]:
     must stay float32 becomes a graph of its own.
 
     Returns:
-        The body, which gives `joined_units`, and the tail, which takes it and the hidden states
-        and gives the graph's outputs. The model given is used up.
+        The body, which gives `joined_units`, and the tail, which takes it and what else it needs of
+        the graph's inputs, and gives the graph's outputs. The model given is used up.
     """
     import openvino
     from openvino import opset13 as ops
@@ -78,10 +80,24 @@ def split_heads(model: Any) -> tuple[Any, Any]:
     parameter.output(0).get_tensor().set_names({JOINED})
     norm.input(0).replace_source_output(parameter.output(0))
     joined.get_tensor().set_names({JOINED})
-    hidden = next(p for p in model.get_parameters() if p.get_friendly_name().startswith("hidden"))
-    tail = openvino.Model(model.get_results(), [parameter, hidden], "tail")
+    results = model.get_results()
+    used = _ancestors(results)
+    others = [p for p in model.get_parameters() if p.get_friendly_name() in used]
+    tail = openvino.Model(results, [parameter, *others], "tail")
     body = openvino.Model([joined], model.get_parameters(), "body")
     return body, tail
+
+
+def _ancestors(nodes: Iterable[Any]) -> set[str]:
+    """Names of all nodes that these depend on."""
+    found: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node.get_friendly_name() not in found:
+            found.add(node.get_friendly_name())
+            waiting += [value.get_source_output().get_node() for value in node.inputs()]
+    return found
 
 
 def _short_name(output: Any) -> str:

@@ -155,11 +155,16 @@ def check_packed(batch: Batch, sessions: Any, regions: np.ndarray, scales: int) 
     }
     attention = sessions["attention"].run(None, feeds)[0]
     np.testing.assert_allclose(attention.sum(-1), 1.0, atol=1e-5)
+    closed = {n: a for n, a in feeds.items() if n == "hidden_nd" or n.startswith("rows_")}
     feeds |= {"attend_unpad_r": np.array(unpad), "context_index_m": context}
     logits, emissions = sessions["fusion_packed"].run(None, feeds)
     np.testing.assert_allclose(emissions, batch.emissions[real], atol=TOLERANCE)
     expected = [batch.logits[b, scale_major_index(s, k, batch.steps)] for b, s, k in listed]
     np.testing.assert_allclose(logits, np.array(expected), atol=TOLERANCE)
+    if not posts:
+        logits, emissions = sessions["fusion_closed"].run(None, closed)
+        np.testing.assert_allclose(emissions, batch.emissions[real], atol=TOLERANCE)
+        np.testing.assert_allclose(logits, np.array(expected), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("fold", [False, True])

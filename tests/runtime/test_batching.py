@@ -3,10 +3,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amlr.runtime.batching import Batch, pool_images, split_batches
+from amlr.runtime.batching import Batch, exact, pool_images, split_batches
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, all_units
-from numpy_graphs import packed_fusion, padded_fusion
+from numpy_graphs import closed_fusion, packed_fusion, padded_fusion
 
 WIDTH = 3
 
@@ -107,6 +107,14 @@ def test_without_pictures_the_attention_may_be_empty(posts: list[list[int]], sca
         batch.from_packed(packed_fusion(full, scales)).unit_logits_mc,
         batch.from_packed(packed_fusion(empty, scales)).unit_logits_mc,
     )
+    for size in (exact, lambda count: -(-count // 8) * 8):
+        rows = np.concatenate([hidden, np.full((3, WIDTH), 777.0, np.float32)])
+        closed = batch.closed_fusion(rows, round_up=size)
+        assert set(closed) == {"hidden_nd", *(f"rows_{k}" for k in range(1, scales + 1))}
+        np.testing.assert_array_equal(
+            batch.from_packed(packed_fusion(full, scales)).unit_logits_mc,
+            batch.from_packed(closed_fusion(closed, scales), round_up=size).unit_logits_mc,
+        )
     slots[0] = 0
     both = (batch.packed_fusion(hidden, pool, slots, allow_empty=flag) for flag in (True, False))
     for a, b in zip(*(feed.values() for feed in both), strict=True):

@@ -16,7 +16,7 @@ from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.openvino import OpenVinoProvider, bucket
 
 pytest.importorskip("openvino")
-FUSION = ("text", "text_packed", "fusion", "fusion_packed")
+FUSION = ("text", "text_packed", "fusion", "fusion_packed", "fusion_closed")
 
 
 @pytest.fixture(scope="module")
