@@ -79,7 +79,10 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
 
 def _add_metrics(app: FastAPI) -> None:
     described: dict[int | str, dict[str, object]] = {
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+        200: {
+            "description": "Text for Prometheus.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
     }
 
     @app.get(

@@ -91,6 +91,7 @@ class ExplainQueue:
     "/explain",
     summary="Explain one post",
     response_model=ExplanationBody,
+    response_description="The answer with and without the picture, attention and times.",
     responses=errors(400, 401, 408, 413, 415, 422, 429, 501, 503),
     openapi_extra=TAG_BODY,
 )

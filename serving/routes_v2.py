@@ -29,13 +29,23 @@ _HEADER_LENGTH = "inference-header-content-length"
 _INLINE_BYTES = 500_000
 
 
-@router.get("", summary="About the server", response_model=V2Server)
+@router.get(
+    "",
+    summary="About the server",
+    response_model=V2Server,
+    response_description="Name, version and extensions.",
+)
 async def server() -> dict[str, Any]:
     """Name, version and extensions."""
     return {"name": "amlr-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
-@router.get("/health/live", summary="Is the process alive?", response_model=V2Live)
+@router.get(
+    "/health/live",
+    summary="Is the process alive?",
+    response_model=V2Live,
+    response_description="It is.",
+)
 async def live() -> dict[str, bool]:
     """Always true where it can be answered at all."""
     return {"live": True}
@@ -45,6 +55,7 @@ async def live() -> dict[str, bool]:
     "/health/ready",
     summary="May requests be sent?",
     response_model=V2Ready,
+    response_description="Ready.",
     responses={503: {"model": V2Ready, "description": "Not ready."}},
 )
 async def ready(request: Request) -> Response:
@@ -58,6 +69,7 @@ async def ready(request: Request) -> Response:
     "/models/{name}",
     summary="Inputs and outputs",
     response_model=V2Model,
+    response_description="Names, types and shapes of the tensors.",
     responses=errors(401, 404, 422, v2=True),
 )
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
@@ -80,6 +92,7 @@ async def model(request: Request, name: str, version: str = _VERSION) -> dict[st
     "/models/{name}/ready",
     summary="May requests be sent to this model?",
     response_model=V2Ready,
+    response_description="Ready.",
     responses={
         **errors(401, 404, 422, v2=True),
         503: {"model": V2Ready, "description": "Not ready."},
@@ -96,6 +109,7 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> R
     "/models/{name}/infer",
     summary="Tag a batch of posts",
     response_model=V2InferAnswer,
+    response_description="The tensor `result`.",
     responses=errors(400, 401, 404, 408, 413, 422, 429, 503, v2=True),
     openapi_extra={
         "requestBody": {

@@ -2,7 +2,7 @@
 import { drawAttention, describeAttention } from "/static/attention.js";
 
 const $ = (id) => document.getElementById(id);
-const form = $("form"), textBox = $("text"), fileBox = $("image"), submit = $("submit");
+const form = $("form"), textBox = $("text"), fileBox = $("image"), submit = $("submit"), thumb = $("thumb");
 let picture = null;      // File to send
 let shown = null;        // {answer, bitmap} on the page
 let running = null;      // AbortController of the request under way
@@ -11,12 +11,19 @@ let running = null;      // AbortController of the request under way
 
 function setPicture(file) {
   picture = file;
+  // The box names the file, also one that was dropped or pasted.
+  const files = new DataTransfer();
+  if (file) files.items.add(file);
+  fileBox.files = files.files;
   $("picture-name").hidden = !file;
-  $("picture-name").querySelector("span").textContent = file ? `${file.name || "pasted picture"} (${kilobytes(file.size)})` : "";
-  if (!file) fileBox.value = "";
+  $("picture-name").querySelector("span").textContent = file ? kilobytes(file.size) : "";
+  URL.revokeObjectURL(thumb.src);
+  thumb.hidden = !file;
+  if (file) thumb.src = URL.createObjectURL(file); else thumb.removeAttribute("src");
 }
 const kilobytes = (bytes) => `${Math.max(1, Math.round(bytes / 1000))} kB`;
 
+thumb.addEventListener("error", () => { thumb.hidden = true; });  // no picture: the server will say so
 fileBox.addEventListener("change", () => setPicture(fileBox.files[0] ?? null));
 $("remove").addEventListener("click", () => { setPicture(null); fileBox.focus(); });
 const drop = $("drop");
@@ -76,7 +83,8 @@ async function ask() {
 
 function message(status, answer) {
   if (status === 401) { $("key-box").open = true; return "This server needs an API key: enter it above."; }
-  const detail = answer?.error?.message ?? `The server answered ${status}.`;
+  const said = answer?.error?.message ?? `The server answered ${status}.`;
+  const detail = said[0].toUpperCase() + said.slice(1);
   return answer?.error?.request_id ? `${detail} (request ${answer.error.request_id.slice(0, 8)})` : detail;
 }
 
@@ -95,7 +103,8 @@ async function show(text, file, answer, totalMs) {
   fillTimes(answer.milliseconds, totalMs, answer);
   $("warnings").replaceChildren(...result.warnings.map((w) => element("li", `Picture not used: ${w.message}`)));
   $("warnings").hidden = !result.warnings.length;
-  $("figure").hidden = !shown.bitmap;
+  $("figure").hidden = $("choose").hidden = !shown.bitmap;
+  $("choose").hidden ||= !result.entities.length;
   const count = result.entities.length;
   $("status").textContent = `${count || "No"} ${count === 1 ? "entity" : "entities"} found in ${Math.round(totalMs)} milliseconds.`;
   $("result").hidden = false;
@@ -119,7 +128,7 @@ function entityButton(entity, index) {
   button.addEventListener("click", () => select(index));
   return button;
 }
-const percent = (score) => `${Math.round(100 * score)} %`;
+const percent = (score) => `${Math.round(100 * score)}\u00a0%`;
 
 function fillText(text, entities) {
   // Offsets count code points, JavaScript's strings count UTF-16 units.
@@ -150,7 +159,8 @@ function fillTable({ result, without_image: without }) {
   });
   $("table").tBodies[0].replaceChildren(...rows);
   $("table").hidden = !rows.length;
-  $("changes").textContent = compare ? changes(result.entities, without.entities) : rows.length ? "" : "No entity found.";
+  $("changes").replaceChildren(...(compare ? changes(result.entities, without.entities)
+    : rows.length ? [] : [element("p", "No entity found.")]));
 }
 
 const same = (a, b) => a.start === b.start && a.end === b.end;
@@ -164,13 +174,14 @@ function change(entity, others) {
 function changes(entities, others) {
   const only = others.filter((o) => !entities.some((e) => same(o, e)));
   const lost = entities.filter((e) => !others.some((o) => same(o, e)));
-  const turned = entities.filter((e) => others.some((o) => same(o, e) && o.label !== e.label));
+  const turned = entities.flatMap((e) => others.filter((o) => same(o, e) && o.label !== e.label).map((o) => [e, o]));
   const names = (list) => list.map((e) => `“${e.text}” (${e.label})`).join(", ");
-  const parts = [];
-  if (lost.length) parts.push(`found only with the picture: ${names(lost)}`);
-  if (only.length) parts.push(`found only without it: ${names(only)}`);
-  if (turned.length) parts.push(`of another type without it: ${names(turned)}`);
-  return parts.length ? `The picture changes the answer: ${parts.join("; ")}.` : "Without the picture the entities are the same.";
+  const list = element("ul");
+  if (lost.length) list.append(element("li", `Only with the picture: ${names(lost)}`));
+  if (only.length) list.append(element("li", `Only without it: ${names(only)}`));
+  for (const [e, o] of turned) list.append(element("li", `“${e.text}”: ${e.label} with the picture, ${o.label} without it`));
+  if (!list.childElementCount) return [element("p", "Without the picture the entities are the same.")];
+  return [element("p", "The picture changes the answer:"), list];
 }
 
 function select(index) {

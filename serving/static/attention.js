@@ -13,7 +13,7 @@ export function drawAttention(canvas, bitmap, map, crop) {
   if (!map || isFlat(map)) return;
   const side = crop === "crop" ? CROP_SHARE * Math.min(width, height) : null;
   const box = side ? [(width - side) / 2, (height - side) / 2, side, side] : [0, 0, width, height];
-  context.fillStyle = "rgba(10, 12, 20, 0.45)";
+  context.fillStyle = "rgba(10, 12, 20, 0.4)";
   context.fillRect(0, 0, width, height);
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
@@ -35,7 +35,8 @@ function mask(map, [red, green, blue], strength) {
   const context = small.getContext("2d");
   const data = context.createImageData(columns, rows);
   map.flat().forEach((value, i) => {
-    const share = (value - least) / (most - least);
+    // A root, for one region with most of the weight would leave nothing of the others to see.
+    const share = Math.sqrt((value - least) / (most - least));
     data.data.set([red, green, blue, Math.round(255 * strength * share)], 4 * i);
   });
   context.putImageData(data, 0, 0);

@@ -1,6 +1,6 @@
 // The OpenAPI document, readable: operations, bodies, answers. No external viewer, so it works offline.
 
-const box = document.getElementById("operations");
+const box = document.getElementById("operations"), contents = document.getElementById("contents");
 
 function element(tag, text) {
   const node = document.createElement(tag);
@@ -22,38 +22,67 @@ function sample(schema, all, depth = 0) {
 
 function fields(schema, all) {
   if (schema?.$ref) schema = all[schema.$ref.split("/").at(-1)];
-  const list = element("ul");
-  for (const [name, field] of Object.entries(schema?.properties ?? {})) {
-    if (!field.description) continue;
-    const item = element("li");
-    item.append(element("code", name), `: ${field.description}`);
-    list.append(item);
+  const rows = Object.entries(schema?.properties ?? {}).filter(([, field]) => field.description);
+  return pairs(rows.map(([name, field]) => [name, field.description]));
+}
+
+function pairs(rows) {
+  const list = element("dl");
+  for (const [name, text] of rows) {
+    const term = element("dt"), row = element("div");
+    term.append(element("code", name));
+    row.append(term, element("dd", text));
+    list.append(row);
   }
   return list;
 }
 
+// A form is no JSON: one line a part, as curl's -F takes them.
+function formLines(schema) {
+  return Object.entries(schema.properties).map(([name, field]) =>
+    field.format === "binary" ? `${name}=@FILE` : `${name}=${field.description ?? (field.type === "integer" ? "NUMBER" : "TEXT")}`).join("\n");
+}
+
 function operation(method, path, details, all) {
   const article = element("article");
-  article.append(element("h3", `${method.toUpperCase()} ${path}`), element("p", details.summary));
+  const title = element("h3");
+  title.append(element("b", method.toUpperCase()), ` ${path}`);
+  article.id = `${method}${path.replaceAll(/[^\w]+/g, "-")}`;
+  article.append(title, element("p", details.summary));
   if (details.description) article.append(element("p", details.description));
   for (const [type, content] of Object.entries(details.requestBody?.content ?? {})) {
     article.append(element("h4", `Body: ${type}`));
-    const schemas = content.schema.anyOf ?? [content.schema];
+    const schemas = content.schema.anyOf ?? content.schema.oneOf ?? [content.schema];
+    if (type === "multipart/form-data") {
+      for (const schema of schemas) {
+        if (schema.description) article.append(element("p", schema.description));
+        article.append(element("pre", formLines(schema)));
+      }
+      continue;
+    }
     const example = content.example ?? sample(schemas[0], all);
     article.append(element("pre", typeof example === "string" ? example : JSON.stringify(example, null, 1)));
     article.append(...schemas.map((schema) => fields(schema, all)));
   }
-  const answers = element("ul");
-  for (const [status, answer] of Object.entries(details.responses ?? {})) answers.append(element("li", `${status}: ${answer.description}`));
-  article.append(element("h4", "Answers"), answers);
+  const answers = Object.entries(details.responses ?? {}).map(([status, answer]) => [status, answer.description]);
+  article.append(element("h4", "Answers"), pairs(answers));
   return article;
+}
+
+function entry(article) {
+  const item = element("li"), link = element("a", article.querySelector("h3").textContent);
+  link.href = `#${article.id}`;
+  item.append(link, ` ${article.querySelector("p").textContent}`);
+  return item;
 }
 
 try {
   const api = await (await fetch("/openapi.json")).json();
   const all = api.components?.schemas ?? {};
-  box.replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, details]) => operation(method, path, details, all))));
+  const articles = Object.entries(api.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, details]) => operation(method, path, details, all)));
+  contents.replaceChildren(...articles.map(entry));
+  box.replaceChildren(...articles);
 } catch {
   box.replaceChildren(element("p", "The description could not be loaded."));
 }

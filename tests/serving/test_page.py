@@ -1,5 +1,6 @@
 """The page in headless Chromium: type, upload, read, fail, on narrow and dark screens."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_errors_are_shown_and_go_away(page: Page, server: LiveServer) -> None:
     assert page.run("document.getElementById('error').hidden")
 
 
+def test_pasted_picture_is_named_shown_and_removed(page: Page, picture: Path) -> None:
+    content = base64.b64encode(picture.read_bytes()).decode()
+    page.run(
+        f"""(() => {{
+          const bytes = Uint8Array.from(atob("{content}"), (c) => c.charCodeAt(0));
+          const clipboardData = new DataTransfer();
+          clipboardData.items.add(new File([bytes], "pasted.png", {{ type: "image/png" }}));
+          window.dispatchEvent(new ClipboardEvent("paste", {{ clipboardData, cancelable: true }}));
+        }})()"""
+    )
+    page.wait("document.getElementById('thumb').naturalWidth === 300")
+    assert page.run("document.getElementById('image').files[0].name") == "pasted.png"
+    page.run("document.getElementById('remove').click()")
+    assert page.run("document.getElementById('image').files.length") == 0
+    assert page.run("document.getElementById('picture-name').hidden")
+
+
 def test_bad_picture_is_said_and_the_text_still_tagged(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
@@ -188,6 +206,11 @@ def test_docs_list_every_operation(page: Page, server: LiveServer) -> None:
     with server.client() as client:
         paths = client.get("/openapi.json").json()["paths"]
     assert sorted(shown) == sorted(f"{m.upper()} {p}" for p, ms in paths.items() for m in ms)
+    contents = "[...document.querySelectorAll('#contents a')].map((a) => "
+    assert page.run(contents + "a.textContent)") == shown
+    assert page.run(
+        contents + "document.querySelector(a.hash).querySelector('h3').textContent)"
+    ) == (shown)
 
 
 def test_page_needs_nothing_from_elsewhere(server: LiveServer) -> None:
