@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from amlr.benchmarks.report_markdown import number
+from amlr.benchmarks.figures import number
 
 Bins = Sequence[Sequence[float | None]]
 # The label column fits the longest own name, "amlr-onnxruntime-cpu", in bold.

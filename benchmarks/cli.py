@@ -1,5 +1,6 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
+import hashlib
 import json
 import os
 import time
@@ -18,9 +19,13 @@ Examples:
   amlr-bench --engine amlr.plan --data valid.txt --images photos/ --workloads cold,hit
   amlr-bench --engine amlr.plan --data posts.jsonl --parity-only
   amlr-bench --engine amlr.plan --provider openvino --precision fp32,bf16,int8
+  amlr-bench --engine amlr.plan --budget 240 --workloads cold,hit --keep build/plain
+  amlr-bench --merge cold.json --merge blocks.json --html all.html
   amlr-bench --compare before.json after.json
   amlr-bench --engine amlr.plan --capacity traffic.json --capacity-check 30 --html plan.html
 """
+QUICK_S = 45.0
+"""A quick run ends within a minute: the last call under way, and the report, come on top."""
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -42,6 +47,17 @@ def _split(text: str) -> tuple[str, ...]:
 @click.option("--html", "html_path", type=_FILE, help="Write a self-contained page here.")
 @click.option("--markdown", "markdown_path", type=_FILE, help="Write a Markdown table here.")
 @click.option("--quick", is_flag=True, help="Small samples: under a minute for a small model.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="End about then: fewer rounds, last workloads left out.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep what plain peers are exported to, for the next run.",
+)
 @click.option("--workloads", help="Comma-separated; --workloads list shows them.")
 @click.option("--peers", help="Comma-separated; --peers list shows them, `none` runs none.")
 @click.option("--provider", default="auto", show_default=True, help="Comma-separated providers.")
@@ -62,6 +78,13 @@ def _split(text: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Compare two bench.json files instead of running.",
 )
+@click.option(
+    "--merge",
+    "merged",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Join reports of several runs instead of running; repeat it for each.",
+)
 @click.option("--capacity", type=_FILE, help="Plan machines for this traffic; see docs/scale.md.")
 @click.option(
     "--capacity-check",
@@ -80,6 +103,12 @@ def bench_command(**given: Any) -> None:
     if given["compare"]:
         before, after = given["compare"]
         _compare(before, after, given["markdown_path"])
+        return
+    if given["merged"]:
+        from amlr.benchmarks.merge import merge_reports
+        from amlr.benchmarks.schema import read_report
+
+        _write(merge_reports([read_report(path) for path in given["merged"]]), given)
         return
     _listings(given)
     if given["engine"] is None:
@@ -117,8 +146,9 @@ def _listings(given: dict[str, Any]) -> None:
 def _run(given: dict[str, Any]) -> dict[str, Any]:
     from amlr.benchmarks.calibration import calibrate
     from amlr.benchmarks.data import load_data
+    from amlr.benchmarks.deadline import Deadline
     from amlr.benchmarks.run import RunOptions, run_benchmark
-    from amlr.benchmarks.tiers import Tier, open_tiers
+    from amlr.benchmarks.tiers import Tiers, explain_auto, open_tiers
     from amlr.benchmarks.workloads import ALL, QUICK, check_groups
     from amlr.runtime.bundle import Bundle
 
@@ -137,6 +167,8 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         threads=given["threads"],
         clock=given["clock"],
         quick=quick,
+        deadline=Deadline(given["budget"] or (QUICK_S if quick else None)),
+        exports=_exports(given["keep"], given["engine"]),
         debug=given["debug"],
     )
     bundle = Bundle.open(options.engine)
@@ -145,25 +177,35 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             "--calibration needs labelled posts; give --data FILE in CoNLL form, or sample"
         )
-    tiers: list[Tier] = []
-    notes: list[str] = []
+    opened: list[Tiers] = []
 
-    def load_tiers() -> list[Tier]:
+    def load_tiers() -> Tiers:
         providers, precisions = _split(given["provider"]), _split(given["precision"])
-        tiers.extend(open_tiers(options.engine, providers, precisions, options.threads, notes))
-        if not tiers:
-            raise InputError(f"no tier of {options.engine} can run here: {'; '.join(notes)}")
+        tiers = open_tiers(options.engine, providers, precisions, options.threads)
+        opened.append(tiers)
+        if not tiers.tiers:
+            raise InputError(f"no tier of {options.engine} can run here: {'; '.join(tiers.notes)}")
+        if tiers.auto is None and not (quick or given["budget"]):
+            tiers.auto = explain_auto(options.engine, options.threads)
         return tiers
 
     try:
         report = run_benchmark(options, bundle, data, load_tiers, say)
         if given["calibration"]:
-            report["calibration"] = calibrate(tiers[0], options.threads, data.posts, say)
+            tier = opened[0].tiers[0]
+            report["calibration"] = calibrate(tier, options.threads, data.posts, say)
     finally:
-        for tier in tiers:
-            tier.engine.close()
-    report["engine"]["passed_over"] = notes
+        for tiers in opened:
+            tiers.close()
     return report
+
+
+def _exports(keep: Path | None, engine: Path) -> Path | None:
+    """A folder of its own for each bundle: its manifest has the hashes of all its files."""
+    manifest = engine / "manifest.json"
+    if keep is None or not manifest.is_file():
+        return None
+    return keep / hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
 
 
 def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from amlr.benchmarks.report_markdown import best_rows, number, ratio_text, table, verdict_line
+from amlr.benchmarks.figures import number, ratio_text
+from amlr.benchmarks.report_markdown import best_rows, table, verdict_line
 
 NOISE = 0.05
 """Changes of the median below this share are not called faster or slower."""

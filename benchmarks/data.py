@@ -3,6 +3,7 @@
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from amlr.errors import InputError
 from amlr.export.samples import sample_posts
 from amlr.runtime.results import Post
-from amlr.training.conll import ImageFolder, read_conll
+from amlr.training.conll import ImageFolder, match_labels, read_conll
 from amlr.training.sample import write_sample
 from amlr.training.sample_pictures import KINDS, draw_picture
 
@@ -138,6 +139,18 @@ def _read_conll(path: Path, images: Path | None, limit: int | None) -> BenchData
         posts.append(BenchPost(id=name, post=post, gold=gold))
     missing = folder.counts["missing"] if images is not None else 0
     return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)
+
+
+def relabelled(posts: Sequence[BenchPost], labels: Sequence[str]) -> tuple[BenchPost, ...]:
+    """The posts with true entities named as the model names its classes."""
+    names = sorted({label for item in posts for _, _, label in item.gold or ()})
+    known = match_labels(names, labels)
+    return tuple(
+        item
+        if item.gold is None
+        else replace(item, gold=tuple((s, e, known[label]) for s, e, label in item.gold))
+        for item in posts
+    )
 
 
 def _photo(number: int) -> bytes:

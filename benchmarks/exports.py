@@ -14,7 +14,7 @@ _TIMEOUT_S = 900
 
 
 def start_export(bundle: str, folder: Path) -> "subprocess.Popen[bytes]":
-    """Begin writing the files; other work may go on meanwhile."""
+    """Begin writing the files, unless they are there; other work may go on meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", _PROGRAM, bundle, str(folder)],
@@ -25,16 +25,21 @@ def start_export(bundle: str, folder: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-def finish_export(process: "subprocess.Popen[bytes]") -> None:
+def finish_export(process: "subprocess.Popen[bytes]", seconds: float = _TIMEOUT_S) -> None:
     """Wait for the files.
+
+    Args:
+        process: What `start_export` gave.
+        seconds: Longest wait.
 
     Raises:
         PeerError: The plain model could not be exported.
     """
     try:
-        _, stderr = process.communicate(timeout=_TIMEOUT_S)
+        _, stderr = process.communicate(timeout=min(seconds, _TIMEOUT_S))
     except subprocess.TimeoutExpired as error:
         process.kill()
+        process.communicate()
         raise PeerError("the one-graph export took too long") from error
     if process.returncode:
         lines = stderr.decode(errors="replace").strip().splitlines()
@@ -42,7 +47,10 @@ def finish_export(process: "subprocess.Popen[bytes]") -> None:
 
 
 def write_plain_graphs(bundle: str, folder: Path) -> None:
-    """Export the plain model of a bundle."""
+    """Export the plain model of a bundle, unless a finished export of it is there."""
+    done = folder / "done"
+    if done.exists():
+        return
     from amlr.benchmarks.peers.build import model_shape
     from amlr.benchmarks.peers.whole_model import whole_graphs
     from amlr.export.reference import load_reference
@@ -52,6 +60,7 @@ def write_plain_graphs(bundle: str, folder: Path) -> None:
     opened = Bundle.open(bundle)
     model = load_reference(opened)
     write_graphs(whole_graphs(model, model_shape(opened.manifest)), folder)
+    done.touch()
 
 
 if __name__ == "__main__":

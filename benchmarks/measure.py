@@ -27,7 +27,7 @@ class Budget:
     """How long to measure one workload.
 
     Attributes:
-        seconds: Stop after a round that ends past this.
+        seconds: No round begins that would probably end past this.
         min_rounds: Rounds run in any case.
         max_rounds: Rounds never exceeded.
     """
@@ -110,7 +110,8 @@ def measure(
     alive = dict(runners)
     samples = {label: Samples() for label in alive}
     repeats = dict.fromkeys(alive, 1)
-    start = now()
+    start = begin = now()
+    longest = 0.0
     for number in range(budget.max_rounds):
         for label in _rotated(list(alive), number):
             try:
@@ -123,7 +124,9 @@ def measure(
         if number == 0 and batches == 1 and budget.seconds > 0:
             repeats |= _repeats(samples)
         on_round(number + 1)
-        if number + 1 >= budget.min_rounds and now() - start >= budget.seconds:
+        end = now()
+        longest, begin = max(longest, end - begin), end
+        if number + 1 >= budget.min_rounds and end - start + longest > budget.seconds:
             break
     return samples
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from amlr.benchmarks.data import BenchPost
 from amlr.benchmarks.margins import entity_margin
+from amlr.benchmarks.tally import Tally
 from amlr.runtime.decode import decode_posts
 from amlr.runtime.engine import Engine
 from amlr.runtime.pipeline import Pipeline, ScoredPost
-from amlr.runtime.results import Entity, Raw
+from amlr.runtime.results import Entity, Raw, Result
 
 CHUNK_POSTS = 64
 FP32_TOLERANCE = 1e-4
@@ -68,6 +69,7 @@ class Parity:
     backend: str
     precision: str
     tolerance: float | None
+    promised: bool = True
     posts: int = 0
     entities: int = 0
     changed_entities: int = 0
@@ -79,6 +81,7 @@ class Parity:
     worst_post: str = ""
     smallest_margin: float | None = None
     changes: list[Change] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def verdict(self) -> str:
@@ -117,6 +120,9 @@ class Parity:
             "posts": self.posts,
             "entities": self.entities,
             "changed_entities": self.changed_entities,
+            "changed_posts": len(self.changes),
+            "promised": self.promised,
+            **self.tally.to_dict(),
             "max_abs_error": {k: _finite(v) for k, v in self.max_abs_error.items()},
             "backend": self.backend,
             "precision": self.precision,
@@ -212,7 +218,7 @@ def compare(
                     continue
                 raw = next(raws)
                 parity.warnings_differ += post.image_used != result.image_used
-                _record(parity, item, post, entities, margin, raw, result.entities)
+                _record(parity, item, post, entities, margin, raw, result)
 
 
 def _record(
@@ -222,7 +228,7 @@ def _record(
     entities: Sequence[Entity],
     margin: float | None,
     raw: Raw,
-    found: Sequence[Entity],
+    result: Result,
 ) -> None:
     errors = _errors(post, raw)
     if max(errors.values()) > max(parity.max_abs_error.values()):
@@ -237,7 +243,9 @@ def _record(
         known = parity.smallest_margin
         parity.smallest_margin = margin if known is None else min(known, margin)
     before = {(e.start, e.end, e.label) for e in entities}
-    after = {(e.start, e.end, e.label) for e in found}
+    after = {(e.start, e.end, e.label) for e in result.entities}
+    gold = None if item.gold is None else set(item.gold)
+    parity.tally.add(item.post.text, before, after, gold, result.precision)
     if before == after:
         return
     change = Change(

@@ -1,8 +1,10 @@
 """The command's side of a worker process."""
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from amlr.errors import AmlrError
 
 START_TIMEOUT_S = 600
 CALL_TIMEOUT_S = 1200
+CLOSE_TIMEOUT_S = 5
 
 
 class PeerError(AmlrError):
@@ -58,23 +61,37 @@ class RemotePeer:
             stdin=subprocess.DEVNULL,
             # What libraries print is only worth reading when a peer fails.
             stderr=None if debug else subprocess.DEVNULL,
+            # A group of its own: what a peer has started ends with it.
+            start_new_session=True,
         )
         child.close()
         self._send("start", spec, bundle, threads, exports)
 
-    def wait(self) -> Ready:
+    def wait(self, seconds: float | None = None) -> Ready:
         """Block until the peer has loaded.
 
+        Args:
+            seconds: Longest wait; None for a long one.
+
         Raises:
-            PeerError: It could not; says why.
+            PeerError: It could not, or not in time; says why.
         """
-        ready: Ready = self._receive(START_TIMEOUT_S)
+        ready: Ready = self._receive(_at_most(seconds, START_TIMEOUT_S))
         self.ready = ready
         return ready
 
-    def prepare(self, job: Job) -> Verdict:
-        """Hand over a job's batches; returns the outputs of their first pass."""
-        verdict: Verdict = self._call("prepare", job)
+    def prepare(self, job: Job, seconds: float | None = None) -> Verdict:
+        """Hand over a job's batches; returns the outputs of their first pass.
+
+        Args:
+            job: The batches.
+            seconds: Longest wait; None for a long one.
+
+        Raises:
+            PeerError: It failed, or took longer.
+        """
+        self._send("prepare", job)
+        verdict: Verdict = self._receive(_at_most(seconds, CALL_TIMEOUT_S))
         return verdict
 
     def run(self, key: str, index: int, repeats: int = 1) -> Timing:
@@ -95,10 +112,11 @@ class RemotePeer:
         """End the process."""
         if self._process.poll() is None:
             try:
-                self._call("close")
-                self._process.wait(timeout=5)
+                self._send("close")
+                self._receive(CLOSE_TIMEOUT_S)
+                self._process.wait(timeout=CLOSE_TIMEOUT_S)
             except (PeerError, subprocess.TimeoutExpired):
-                self._process.kill()
+                self._kill()
         self._process.wait()
         self._pipe.close()
 
@@ -115,7 +133,7 @@ class RemotePeer:
     def _receive(self, timeout_s: float) -> Any:
         try:
             if not self._pipe.poll(timeout_s):
-                self._process.kill()
+                self._kill()
                 raise PeerError(f"no answer within {timeout_s:.0f} s")
             status, value = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
@@ -124,9 +142,17 @@ class RemotePeer:
             raise PeerError(str(value))
         return value
 
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _death(self) -> str:
         code = self._process.wait(timeout=10)
         return f"its process ended with code {code} (--debug shows what it printed)"
+
+
+def _at_most(seconds: float | None, most: float) -> float:
+    return most if seconds is None else min(seconds, most)
 
 
 def missing_package(names: Sequence[str]) -> str | None:

@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from amlr.benchmarks.charts import Bar, bar_chart, reliability_chart
-from amlr.benchmarks.report_markdown import best_rows, is_growth, number, ratio_text, verdict_line
+from amlr.benchmarks.figures import number, ratio_text
+from amlr.benchmarks.report_markdown import best_rows, is_growth, verdict_line
 from amlr.benchmarks.report_parts import (
     growth_section,
     parity_section,
@@ -14,6 +15,7 @@ from amlr.benchmarks.report_parts import (
     roofline_section,
 )
 from amlr.benchmarks.report_pieces import card, html_page, html_table, section
+from amlr.benchmarks.report_tiers import tiers_section
 from amlr.benchmarks.rows import ENGINE_PREFIX
 
 _NO_TILE = ("end-to-end-hit", "end-to-end-text-only", "block", "block-text-only")
@@ -42,6 +44,7 @@ def render_html(report: dict[str, Any]) -> str:
         _verdict(report),
         _tiles(main),
         *(f'<p class="soft">Note: {escape(note)}</p>' for note in report["notes"]),
+        tiers_section(report),
         _speed_section(main, settings),
         growth_section(rows),
         resources_section(report),

@@ -3,24 +3,18 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from amlr.benchmarks.figures import number, ratio_text
+from amlr.benchmarks.precision_table import (
+    PRECISION_HEAD,
+    auto_lines,
+    eager_line,
+    precision_lines,
+)
 from amlr.benchmarks.rows import ENGINE_PREFIX
+from amlr.benchmarks.targets import TARGET_HEAD, target_lines
+from amlr.benchmarks.tier_table import SPEED_HEAD, speed_lines
 
 _SHOWN_BASELINES = ("research", "research-mkl", "openvino")
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits without an exponent; an unknown value is a dash."""
-    if value is None:
-        return "–"
-    if value == 0 or abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    text = f"{value:.{digits}g}"
-    return f"{value:.6f}".rstrip("0") if "e" in text else text
-
-
-def ratio_text(value: float | None) -> str:
-    """A ratio such as `3.4x`."""
-    return "–" if value is None else f"{number(value, 2 if value < 10 else 3)}x"
 
 
 def best_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -71,11 +65,24 @@ def render_markdown(report: dict[str, Any]) -> str:
         f"{machine['cpu']}, {settings['threads']} thread(s) each, {settings['clock']} clock, "
         f"{settings['data']}, {settings['pictures']} of {settings['posts']} posts with a picture.",
     ]
+    speed = speed_lines(report["rows"])
+    if speed:
+        parts += ["", "Tensors to logits, one call of the largest batch; then the same from text "
+                  "and picture file to entities:", "", table(SPEED_HEAD, speed)]  # fmt: skip
+    targets = list(target_lines(report))
+    if targets:
+        parts += ["", table(TARGET_HEAD, targets)]
+    eager = eager_line(report.get("peers", ()))
+    lines = precision_lines(report) + ([eager] if eager else [])
+    parts += ["", table(PRECISION_HEAD, lines)]
+    auto = auto_lines(report)
+    parts += ["", *(f"{line}  " for line in auto)] if auto else []
     rows = [row for row in best_rows(report["rows"]) if not is_growth(row["workload"])]
     if rows:
         head = ["workload", "backend", "precision", "batch", "p50 ms", "p95 ms", "p99 ms",
                 "posts/s", *(f"x {name}" for name in _SHOWN_BASELINES)]  # fmt: skip
-        parts += ["", table(head, [_line(row) for row in rows])]
+        listed = table(head, [_line(row) for row in rows])
+        parts += ["", "<details><summary>Every system</summary>", "", listed, "", "</details>"]
     skipped = [p for p in report.get("peers", ()) if p["status"] != "measured"]
     if skipped:
         parts += ["", "Not measured:"]

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart
-from amlr.benchmarks.report_markdown import number
+from amlr.benchmarks.figures import number
 from amlr.benchmarks.report_pieces import card, html_table, section
 from amlr.benchmarks.rows import ENGINE_PREFIX
 

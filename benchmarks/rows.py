@@ -27,6 +27,7 @@ class Row:
     posts_per_s: float | None
     baseline: str | None
     ratio: float | None
+    baseline_precision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in the schema's order."""
@@ -53,7 +54,8 @@ def make_rows(
     """Rows of one workload.
 
     The engine gets one row per peer measured beside it, that peer as baseline: an OpenVINO baseline
-    in the engine's own precision where there is one. A peer gets one row, against `research`.
+    in the engine's own precision where there is one, in the nearest above it otherwise. A peer gets
+    one row, against `research`.
     """
     found = {label: percentiles(s, clock) for label, s in samples.items() if s.wall_ns}
     rows = []
@@ -77,11 +79,23 @@ def _baselines(
         spec = specs[other]
         if spec.name.startswith(ENGINE_PREFIX):
             continue
-        # Same precision wins over fp32 where a peer was measured in both.
-        if spec.name not in by_name or spec.precision == precision:
+        # Where a peer was measured in several precisions, the one that is fair wins.
+        known = by_name.get(spec.name)
+        if known is None or _rank(spec.precision, precision) < _rank(
+            specs[known].precision, precision
+        ):
             by_name[spec.name] = other
     order = sorted(by_name.values(), key=lambda other: specs[other].name != BASELINE)
     return order or [None]
+
+
+def _rank(peer: str, own: str) -> int:
+    """How fair a peer's precision is to the engine's; 0 is best."""
+    if own in ("int8", "mixed"):
+        return ("int8", "bf16", "fp32").index(peer) if peer in ("int8", "bf16", "fp32") else 3
+    # An escalating engine gives float32's answers.
+    wanted = "fp32" if "+" in own else own
+    return 0 if peer == wanted else 1 if peer == "fp32" else 2
 
 
 def _row(
@@ -104,5 +118,6 @@ def _row(
         p99_ms=own.p99_ms,
         posts_per_s=1000 * workload.batch / own.p50_ms if own.p50_ms > 0 else None,
         baseline=specs[baseline].name if baseline else None,
+        baseline_precision=specs[baseline].precision if baseline else None,
         ratio=reference.p50_ms / own.p50_ms if reference and own.p50_ms > 0 else None,
     )

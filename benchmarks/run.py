@@ -2,12 +2,13 @@
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amlr import __version__
-from amlr.benchmarks.data import BenchData, BenchPost
+from amlr.benchmarks.data import BenchData, BenchPost, relabelled
+from amlr.benchmarks.deadline import Deadline
 from amlr.benchmarks.inputs import ModelInput, Picture
 from amlr.benchmarks.machine import describe_machine
 from amlr.benchmarks.measure import Clock
@@ -17,7 +18,8 @@ from amlr.benchmarks.resources import bundle_sizes, padding_waste
 from amlr.benchmarks.roofline import measure_roof, summarize
 from amlr.benchmarks.schema import SCHEMA_VERSION
 from amlr.benchmarks.session import Session
-from amlr.benchmarks.tiers import Tier
+from amlr.benchmarks.targets import judge_targets
+from amlr.benchmarks.tiers import Tier, Tiers
 from amlr.benchmarks.workloads import BATCH, GROWTH, Pool, make_pool, plan
 from amlr.cli_support import progress
 from amlr.runtime.batching import Scores
@@ -25,6 +27,8 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.pipeline import Pipeline
 
 Say = Callable[[str], None]
+ROOF_S = 10.0
+"""Seconds that measuring the roof takes; a quick run without them does without it."""
 BUSY = 1.15
 """Wall time over processor time of one thread from which a run counts as disturbed."""
 
@@ -40,6 +44,8 @@ class RunOptions:
         threads: Threads of every measured process.
         clock: `wall`, or `cpu` for machines that others use too.
         quick: Small samples, for a demo or a smoke test.
+        deadline: When to end; workloads share what is left of it.
+        exports: Where the plain exports are kept for the next run, or None.
         debug: Let worker processes print.
     """
 
@@ -49,6 +55,8 @@ class RunOptions:
     threads: int = 1
     clock: Clock = "wall"
     quick: bool = False
+    deadline: Deadline = field(default_factory=lambda: Deadline(None))
+    exports: Path | None = None
     debug: bool = False
 
 
@@ -56,7 +64,7 @@ def run_benchmark(
     options: RunOptions,
     bundle: Bundle,
     data: BenchData,
-    load_tiers: Callable[[], Sequence[Tier]],
+    load_tiers: Callable[[], Tiers],
     say: Say,
 ) -> dict[str, Any]:
     """Prove and measure.
@@ -77,7 +85,9 @@ def run_benchmark(
         options.peers if options.groups else (),
         threads=options.threads,
         clock=options.clock,
+        deadline=options.deadline,
         say=say,
+        exports=options.exports,
         debug=options.debug,
     ) as session:
         # Peers load in their own processes while this one imports the same libraries.
@@ -87,26 +97,32 @@ def run_benchmark(
         from amlr.export.reference import load_reference
 
         torch.set_num_threads(options.threads)
-        tiers = load_tiers()
+        found = load_tiers()
+        tiers = found.tiers
         if options.groups:
             session.add_engines([tier.spec for tier in tiers])
         provider = EagerProvider(load_reference(bundle))
-        records = prove(Pipeline(bundle, provider), tiers, data.posts, say)
-        report = _header(options, bundle, data, machine, tiers, records)
+        posts = relabelled(data.posts, bundle.manifest.labels)
+        records = prove(Pipeline(bundle, provider), tiers, posts, say)
+        report = _header(options, bundle, data, machine, found, records)
         if not options.groups:
             return report
         say("loading peers")
         session.wait()
-        pool = make_pool(data.posts, bundle, BATCH if options.quick else 2 * BATCH)
-        report["rows"] = _measure(session, options, pool, bundle, provider)
+        is_limited = options.deadline.left < float("inf")
+        pool = make_pool(data.posts, bundle, BATCH if is_limited else 2 * BATCH)
+        report["rows"] = _measure(session, options, pool, bundle, provider, report["notes"])
         report["peers"] = list(session.records.values())
+        report["targets"] = judge_targets(report)
+    report["notes"] += _notes(report, pool)
+    if options.quick and options.deadline.left < ROOF_S:
+        return report
     say("measuring matrix products")
     from amlr.benchmarks.flops import flops_per_post
 
     flops = flops_per_post(provider.model, pool.inputs[:8], model_shape(bundle.manifest))
     products = measure_roof(options.threads, 1.0 if options.quick else 8.0)
     report["roofline"] = summarize(products, flops, options.threads)
-    report["notes"] += _notes(report, pool)
     return report
 
 
@@ -119,6 +135,7 @@ def prove(
             backend=tier.spec.name,
             precision=tier.spec.precision,
             tolerance=tier.tolerance,
+            promised=tier.promised,
         )
         for tier in tiers
     ]
@@ -140,12 +157,14 @@ def _header(
     bundle: Bundle,
     data: BenchData,
     machine: dict[str, Any],
-    tiers: Sequence[Tier],
+    tiers: Tiers,
     records: Sequence[Parity],
 ) -> dict[str, Any]:
-    # The first tier is the one users get; one failing tier fails the run.
-    failing = [record for record in records if record.verdict == "fail"]
-    shown = (failing or list(records))[0]
+    # A tier that promises float32's entities and fails, fails the run; one that was asked for by
+    # name and is known to change some does so only where nothing else was asked for.
+    judged = [record for record in records if record.promised] or list(records)
+    failing = [record for record in judged if record.verdict == "fail"]
+    shown = (failing or judged)[0]
     manifest = bundle.manifest
     return {
         "schema": SCHEMA_VERSION,
@@ -159,8 +178,10 @@ def _header(
             "regions": manifest.regions,
             "tiers": [
                 {"backend": tier.spec.name, "precision": tier.spec.precision, "why": tier.why}
-                for tier in tiers
+                for tier in tiers.tiers
             ],
+            "auto": tiers.auto,
+            "passed_over": tiers.notes,
         },
         "settings": {
             "threads": options.threads,
@@ -175,6 +196,7 @@ def _header(
         "parity": {**shown.to_dict(), "tiers": [record.to_dict() for record in records]},
         "rows": [],
         "peers": [],
+        "targets": [],
         "resources": {**bundle_sizes(bundle), "padding": padding_waste(data.posts, bundle)},
         "roofline": None,
         "calibration": None,
@@ -183,7 +205,12 @@ def _header(
 
 
 def _measure(
-    session: Session, options: RunOptions, pool: Pool, bundle: Bundle, provider: Any
+    session: Session,
+    options: RunOptions,
+    pool: Pool,
+    bundle: Bundle,
+    provider: Any,
+    notes: list[str],
 ) -> list[dict[str, Any]]:
     from amlr.benchmarks.peers.eager import EagerPeer
 
@@ -198,16 +225,23 @@ def _measure(
             known[key] = eager.scores(eager.prepare(inputs, chosen)(), inputs)
         return known[key]
 
-    session.first_post(pool.inputs[:1])
+    session.first_post(pool.inputs[:1], pool.posts[:1])
     rows: list[dict[str, Any]] = []
     is_noted = False
-    for workload in plan(pool, bundle, options.groups, quick=options.quick):
+    workloads = plan(pool, bundle, options.groups, quick=options.quick)
+    for number, workload in enumerate(workloads):
+        # The first one is measured in any case: without it there is nothing to show.
+        if number and options.deadline.is_over:
+            late = ", ".join(dict.fromkeys(w.name for w in workloads[number:]))
+            notes.append(f"time was up before: {late}")
+            break
         # Growth runs larger batches; memory is that of serving the plain workloads.
         if workload.group in GROWTH and not is_noted:
             session.note_memory()
             is_noted = True
         check = None if workload.group in GROWTH else reference
-        rows += [row.to_dict() for row in session.run(workload, check)]
+        weights = sum(later.weight for later in workloads[number:])
+        rows += [row.to_dict() for row in session.run(workload, check, weights)]
     if not is_noted:
         session.note_memory()
     return rows

@@ -17,7 +17,7 @@ from typing import Any
 
 from amlr.benchmarks.jobs import Job, Ready, Timing, Verdict
 from amlr.benchmarks.peers.base import PeerSpec
-from amlr.errors import AmlrError
+from amlr.errors import AmlrError, InputError
 
 _KB = 1024
 Calls = list[Callable[[], Any]]
@@ -59,6 +59,8 @@ class Worker:
         first_ms: float | None = None
         outputs = []
         peer, whole = self._loaded.peer, self._loaded.end_to_end
+        if peer is None and not job.end_to_end:
+            raise InputError("this system runs end to end only; leave it out of tensor workloads")
         for batch in job.posts if job.end_to_end else job.batches:
             call = (whole if job.end_to_end else peer).prepare(batch, job.picture)
             begin = time.perf_counter()
@@ -91,7 +93,7 @@ class Worker:
     def close(self) -> None:
         """Release the peer."""
         if self._loaded is not None:
-            self._loaded.peer.close()
+            self._loaded.close()
 
 
 def serve(pipe: Connection) -> None:

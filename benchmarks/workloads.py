@@ -69,6 +69,13 @@ class Workload:
     without: tuple[str, ...] = ()
 
     @property
+    def weight(self) -> float:
+        """Share of a limited run's time, relative to others."""
+        if self.group in GROWTH:
+            return 0.4
+        return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.group in BLOCK else 1.0)
+
+    @property
     def calls(self) -> int:
         """Different batches in the job."""
         return len(self.job.posts if self.job.end_to_end else self.job.batches)
@@ -138,7 +145,9 @@ def check_groups(groups: Sequence[str]) -> None:
 
 
 def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:
-    """All workloads of a run.
+    """All workloads of a run, what matters most first: a limited run leaves out the last ones.
+
+    Whole batches come before single posts, growth curves last.
 
     Raises:
         InputError: A group has no such name.
@@ -152,7 +161,7 @@ def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> l
             workloads += _end_to_end(group, pool, quick=quick)
         else:
             workloads += _growth(group, pool, bundle)
-    return workloads
+    return sorted(workloads, key=lambda w: 2 if w.group in GROWTH else int(w.batch == 1))
 
 
 def _budgets(quick: bool) -> tuple[Budget, Budget]:

@@ -9,9 +9,12 @@ import numpy.typing as npt
 
 from amlr.benchmarks.inputs import ModelInput, Picture
 from amlr.runtime.batching import Scores
+from amlr.runtime.results import Entity, Post
 
 RESEARCH_STEPS = 50
 """Padded length of the published code on Twitter-2015, special tokens included."""
+ESCALATION = "escalation"
+"""Kind of a tier that needs decoding to know what to compute: it runs end to end only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,4 +71,16 @@ class Peer(Protocol):
 
     def close(self) -> None:
         """Free what is held."""
+        ...
+
+
+class Whole(Protocol):
+    """A system from texts and picture files to entities."""
+
+    def prepare(self, posts: Sequence[Post], picture: Picture) -> Callable[[], Any]:
+        """Build the timed call; on a `hit`, its first run fills the cache."""
+        ...
+
+    def entities(self, raw: Any) -> list[list[Entity]]:
+        """Entities of each post."""
         ...

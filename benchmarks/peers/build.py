@@ -1,10 +1,11 @@
 """From a specification to a running peer, inside its worker process."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from amlr.benchmarks.inputs import ModelShape
-from amlr.benchmarks.peers.base import Peer, PeerSpec
+from amlr.benchmarks.peers.base import ESCALATION, Peer, PeerSpec, Whole
 from amlr.benchmarks.peers.end_to_end import EndToEnd, PeerProvider
 from amlr.errors import InputError
 from amlr.runtime.bundle import Bundle
@@ -26,10 +27,17 @@ def model_shape(manifest: Manifest) -> ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A running peer, alone and behind the engine's text and decoding path."""
+    """A running system.
 
-    peer: Peer
-    end_to_end: EndToEnd
+    Attributes:
+        peer: Tensors to logits; None where there is no such path.
+        end_to_end: Behind the engine's text and decoding path.
+        close: Frees what it holds.
+    """
+
+    peer: Peer | None
+    end_to_end: Whole
+    close: Callable[[], None]
 
 
 def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | None) -> Loaded:
@@ -43,12 +51,17 @@ def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | Non
     shape = model_shape(bundle.manifest)
     if spec.kind == "engine":
         return _engine(spec, bundle, shape, threads)
+    if spec.kind == ESCALATION:
+        from amlr.benchmarks.peers.escalating import EscalatingPeer
+
+        climbing = EscalatingPeer(bundle_path, spec.option("provider"), threads)
+        return Loaded(peer=None, end_to_end=climbing, close=climbing.close)
     peer = _peer(spec, bundle, shape, threads, Path(exports) if exports else None)
 
     def provider(keep: bool) -> Provider:
         return PeerProvider(peer, spec.name, keep=keep)
 
-    return Loaded(peer=peer, end_to_end=EndToEnd(bundle, provider, threads))
+    return Loaded(peer=peer, end_to_end=EndToEnd(bundle, provider, threads), close=peer.close)
 
 
 def _engine(spec: PeerSpec, bundle: Bundle, shape: ModelShape, threads: int) -> Loaded:
@@ -60,7 +73,8 @@ def _engine(spec: PeerSpec, bundle: Bundle, shape: ModelShape, threads: int) -> 
     options = ProviderOptions(threads=threads)
     provider = open_provider(spec.option("provider"), bundle, variant, options)
     end_to_end = EndToEnd(bundle, lambda _: provider, threads)
-    return Loaded(peer=EnginePeer(provider, shape), end_to_end=end_to_end)
+    peer = EnginePeer(provider, shape)
+    return Loaded(peer=peer, end_to_end=end_to_end, close=peer.close)
 
 
 def _peer(

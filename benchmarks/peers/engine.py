@@ -10,7 +10,7 @@ from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, bloc
 from amlr.benchmarks.peers.padding import hit_regions, stack_pixels
 from amlr.errors import BackendUnavailableError
 from amlr.runtime.batching import Batch, Scores, split_batches
-from amlr.runtime.providers.base import Provider
+from amlr.runtime.providers.base import FusesAlone, Provider
 
 
 class EnginePeer:
@@ -47,19 +47,19 @@ class EnginePeer:
         return scores
 
     def _block(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
-        """The packed fusion graph on given hidden states; building its inputs is on the clock."""
+        """The fusion graph on given hidden states; building its inputs is on the clock."""
+        provider = self._provider
+        if not isinstance(provider, FusesAlone):
+            raise BackendUnavailableError(
+                f"provider {provider.name!r} runs no fusion graph alone; leave `block` out"
+            )
         states = [block_states(item, self._shape) for item in inputs]
         hidden = np.concatenate([hidden for hidden, _ in states])
-        if picture == "block":
-            pool, slots = np.stack([regions for _, regions in states]), np.arange(len(inputs))
-        else:
-            pool = np.zeros((1, self._shape.regions, self._shape.width), np.float32)
-            slots = np.full(len(inputs), -1)
-        fuse = fusion_of(self._provider)
+        images = [regions if picture == "block" else None for _, regions in states]
 
         def call() -> list[Scores]:
             batch = self._batch(inputs, range(len(inputs)))
-            return batch.split(fuse(batch, hidden, pool, slots))
+            return batch.split(provider.fuse(batch, hidden, images))
 
         return call
 
@@ -79,26 +79,3 @@ class EnginePeer:
     def close(self) -> None:
         """Close the provider."""
         self._provider.close()
-
-
-def fusion_of(provider: Any) -> Callable[[Batch, Any, Any, Any], Scores]:
-    """The provider's fusion graph alone; the protocol has no such call, so this looks inside.
-
-    Raises:
-        BackendUnavailableError: This provider has no packed fusion graph to call.
-    """
-    if hasattr(provider, "_fuse"):
-        from amlr.runtime.providers.openvino import bucket
-
-        def fuse(batch: Batch, hidden: Any, pool: Any, slots: Any) -> Scores:
-            feed = batch.packed_fusion(hidden, pool, slots, round_up=bucket)
-            return batch.from_packed(provider._fuse("fusion_packed", feed), round_up=bucket)
-
-        return fuse
-    if hasattr(provider, "_run"):
-        return lambda batch, hidden, pool, slots: batch.from_packed(
-            provider._run("fusion_packed", batch.packed_fusion(hidden, pool, slots))
-        )
-    raise BackendUnavailableError(
-        f"provider {provider.name!r} runs no packed fusion graph alone; leave `block` out"
-    )

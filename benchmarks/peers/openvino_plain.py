@@ -1,5 +1,11 @@
-"""A plain OpenVINO conversion of the same model, one post after another at its exact length."""
+"""A plain OpenVINO conversion of the same model, one post after another at its exact length.
 
+In int8 it is what NNCF's post-training quantization makes of that conversion; what stays in float
+runs in bfloat16, where the CPU has it.
+"""
+
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +15,11 @@ import numpy.typing as npt
 
 from amlr.benchmarks.inputs import BLOCKS, ModelInput, ModelShape, Picture, pick
 from amlr.benchmarks.peers.padding import hit_regions, padded_feed, padded_states, stack_pixels
+from amlr.errors import ExportError
 from amlr.runtime.batching import Scores
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+Feeds = list[dict[str, Any]]
 
 
 class OpenvinoPlainPeer:
@@ -22,7 +30,7 @@ class OpenvinoPlainPeer:
 
         self._core = openvino.Core()
         self._convert = openvino.convert_model
-        self._folder, self._shape = folder, shape
+        self._folder, self._shape, self._precision = folder, shape, precision
         # Without the hint, "fp32" silently runs in bf16 on CPUs that have it.
         self._config = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -31,27 +39,31 @@ class OpenvinoPlainPeer:
         }
         self._requests: dict[str, Any] = {}
 
-    def _request(self, name: str) -> Any:
+    def _request(self, name: str, feeds: Feeds) -> Any:
         if name not in self._requests:
-            model = self._convert(str(self._folder / f"{name}.onnx"))
+            path = self._folder / f"{name}.onnx"
+            if self._precision == "int8":
+                model = self._core.read_model(quantized(path, feeds))
+            else:
+                model = self._convert(str(path))
             compiled = self._core.compile_model(model, "CPU", self._config)
             self._requests[name] = compiled.create_infer_request()
         return self._requests[name]
 
     def encode(self, pixels_bchw: npt.NDArray[np.float32]) -> list[Any]:
         """Regions, from the image encoder alone."""
-        results = self._request("regions").infer({"pixel_values": pixels_bchw})
-        return list(np.array(next(iter(results.values()))))
+        feed = {"pixel_values": pixels_bchw}
+        return list(np.array(next(iter(self._request("regions", [feed]).infer(feed).values()))))
 
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """One feed a post."""
-        request = self._request(picture)
         feeds = [self._feed(item, picture) for item in inputs]
         if picture in ("cold", "hit"):
             hit = picture == "hit"
             seen = hit_regions(inputs, self.encode) if hit else stack_pixels(inputs)
             for feed, array in zip(feeds, seen, strict=True):
                 feed["seen"] = array[None]
+        request = self._request(picture, feeds)
 
         def call() -> Any:
             # The request's outputs are its own memory: copy before the next post overwrites them.
@@ -75,3 +87,33 @@ class OpenvinoPlainPeer:
     def close(self) -> None:
         """Drop the compiled models."""
         self._requests.clear()
+
+
+def quantized(path: Path, feeds: Feeds) -> Path:
+    """Quantize an export on the posts given, unless that was done before.
+
+    In a process of its own: the tool's memory is not that of serving.
+
+    Returns:
+        The quantized model, beside the export.
+
+    Raises:
+        ExportError: The tool failed.
+    """
+    target = path.with_suffix(".int8.xml")
+    if target.exists():
+        return target
+    arrays = {f"{i}:{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
+    kept = path.with_suffix(".npz")
+    np.savez(kept, allow_pickle=False, **arrays)
+    done = subprocess.run(
+        [sys.executable, "-m", "amlr.benchmarks.peers.quantize_plain", path, kept, target],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    kept.unlink()
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ExportError(f"NNCF could not quantize {path.name}: {lines[-1] if lines else '?'}")
+    return target

@@ -77,6 +77,14 @@ PEERS = {
         exports=True,
         quick=False,
     ),
+    "openvino-int8": Entry(
+        about="that conversion quantized by NNCF, rest in bf16, each post at its own length",
+        kind="openvino",
+        precision="int8",
+        packages=("openvino", "nncf"),
+        exports=True,
+        quick=False,
+    ),
 }
 
 
@@ -99,10 +107,10 @@ def resolve(name: str, folder: Path) -> tuple[PeerSpec | None, str]:
         preload, reason = build_preload(folder)
         if preload is None:
             return None, reason
-    # The precision has its own column, so both OpenVINO rows carry the same name.
+    # The precision has its own column, so all OpenVINO rows carry the same name.
     return (
         PeerSpec(
-            name=name.removesuffix("-bf16") if entry.kind == "openvino" else name,
+            name=entry.kind if entry.kind == "openvino" else name,
             kind=entry.kind,
             precision=entry.precision,
             preload=preload,

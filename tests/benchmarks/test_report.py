@@ -10,9 +10,10 @@ import pytest
 from amlr.benchmarks.calibration import _reliability
 from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart, reliability_chart
 from amlr.benchmarks.compare import compare_reports
+from amlr.benchmarks.figures import number, ratio_text
 from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, Change, Parity
 from amlr.benchmarks.report_html import render_html
-from amlr.benchmarks.report_markdown import number, ratio_text, render_markdown
+from amlr.benchmarks.report_markdown import render_markdown
 from amlr.benchmarks.schema import read_report, validate, write_report
 from amlr.errors import InputError
 
