@@ -25,6 +25,7 @@ from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tier_timing import Choice
 from amlr.runtime.tiers import Skipped, Tier, list_tiers
+from amlr.runtime.warmup import warm_up
 
 IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
@@ -138,6 +139,12 @@ class Engine:
             pictures=check == "full",
         )
         engine.choice, engine.skipped = choice, skipped
+        try:
+            if check != "off":
+                warm_up(engine._pipeline, pictures=check == "full")
+        except BaseException:
+            engine.close()
+            raise
         # Golden pictures are nobody's, and the counters belong to the user's.
         engine._pipeline.images.reset()
         engine._keep_answers(answer_cache)

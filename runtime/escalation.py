@@ -27,6 +27,7 @@ from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Post, Result
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tiers import CPUS, Skipped, Tier, open_first
+from amlr.runtime.warmup import warm_up
 
 STAGES = ("low", "picture", "exact")
 
@@ -112,13 +113,14 @@ class EscalatingEngine(Engine):
         return results
 
     def check(self, variant: Variant, *, images: bool) -> None:
-        """Run the golden posts on the low tier; its entities may differ.
+        """Run the golden posts on the low tier, whose entities may differ, and warm up both.
 
         Raises:
             ParityError: It is not what the bundle says it is.
         """
         check_golden(self._low, variant.tolerance, images=images, entities=False)
         for pipeline in (self._pipeline, self._low):
+            warm_up(pipeline, pictures=images)
             pipeline.images.reset()
 
     def close(self) -> None:
