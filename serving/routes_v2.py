@@ -85,7 +85,14 @@ async def model(request: Request, name: str, version: str = _VERSION) -> dict[st
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [{"name": "result", "datatype": "BYTES", "shape": [-1]}],
+        "parameters": _provenance(service),
     }
+
+
+def _provenance(service: TaggingService) -> dict[str, str]:
+    """Which bundle answers: deployments change it under traffic."""
+    bundle = getattr(service.engine, "bundle", None)
+    return {} if bundle is None else {"manifest_sha256": str(bundle.manifest_sha256)}
 
 
 @router.get(

@@ -149,6 +149,7 @@ class V2Model(BaseModel):
     platform: str
     inputs: list[V2Metadata]
     outputs: list[V2Metadata]
+    parameters: dict[str, str] = Field(description="`manifest_sha256` of the bundle in service.")
 
 
 V2Data = list[str | list[str]]

@@ -1,0 +1,195 @@
+"""Bundles by address: fetched once per node, checked against their manifest, then renamed in place.
+
+A folder is used where it lies. Anything with `://` is fetched into `CACHE/<manifest sha256>`.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from amlr.errors import AmlrError, BackendUnavailableError, BundleError
+from amlr.runtime.bundle import check_file, read_manifest
+from amlr.runtime.manifest import MANIFEST, FileEntry, Manifest
+
+T = TypeVar("T")
+LOG = logging.getLogger("amlr.serving.ray.bundles")
+_MANIFEST_LIMIT = 32_000_000
+_PIECE = 4_000_000
+_TRIES = 3
+_PAUSE_S = 0.5
+
+
+def fetch_bundle(address: str, cache_dir: Path, manifest_sha256: str | None = None) -> Path:
+    """Local folder of a bundle.
+
+    Several processes may ask at the same time: one fetches, the others wait and use its copy. A
+    download is renamed into place only after every file has the size and hash that the manifest
+    says, so a broken one never looks like a bundle. A damaged copy in the cache is fetched again.
+
+    Args:
+        address: A folder, or any address that fsspec knows, without a trailing `manifest.json`.
+        cache_dir: Where fetched bundles are kept.
+        manifest_sha256: Expected hash of the manifest, which pins every other file.
+
+    Raises:
+        BundleError: There is no such bundle, it is damaged, or it is not the pinned one.
+        BackendUnavailableError: A package for this kind of address is missing.
+    """
+    if "://" not in address:
+        path = Path(address).expanduser()
+        read_manifest(path, manifest_sha256)
+        return path
+    source = _Source(address)
+    content = source.manifest()
+    digest = hashlib.sha256(content).hexdigest()
+    if manifest_sha256 is not None and digest != manifest_sha256.lower():
+        raise BundleError(
+            f"{MANIFEST} at {source.shown} has sha256 {digest}, but {manifest_sha256} was pinned; "
+            "this is another bundle, or it was changed"
+        )
+    cache_dir = cache_dir.expanduser()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    target = cache_dir / digest
+    with _locked(cache_dir / f"{digest}.lock"):
+        _clear(cache_dir, digest, Manifest.from_json(content))
+        if not target.is_dir():
+            _fetch(source, content, cache_dir / f".part-{digest}", target)
+    return target
+
+
+def _clear(cache_dir: Path, digest: str, manifest: Manifest) -> None:
+    """Remove what cannot be used; called with the lock held."""
+    # Whoever left these was killed, or the lock would not be held here.
+    for stale in cache_dir.glob(f".part-{digest}*"):
+        shutil.rmtree(stale)
+    target = cache_dir / digest
+    if not target.is_dir():
+        return
+    problem = _problem(target, manifest, digest)
+    if problem is not None:
+        LOG.warning("cached bundle is fetched again", extra={"reason": problem})
+        # Engines that still map its files keep them: moved as a whole, then removed.
+        aside = cache_dir / f".part-{digest}-old"
+        target.rename(aside)
+        shutil.rmtree(aside)
+
+
+def _fetch(source: "_Source", content: bytes, part: Path, target: Path) -> None:
+    """Bring every file, aside; rename at the end."""
+    begun = time.monotonic()
+    try:
+        part.mkdir()
+        for name, entry in Manifest.from_json(content).files.items():
+            source.copy(name, entry, part / name)
+        (part / MANIFEST).write_bytes(content)
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    seconds = round(time.monotonic() - begun, 3)
+    LOG.info("bundle fetched", extra={"sha256": target.name, "seconds": seconds})
+
+
+class _Source:
+    """A bundle at an address.
+
+    Attributes:
+        shown: The address without a password or a signed query: it goes into messages.
+    """
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        host = parts.netloc.rpartition("@")[2]
+        self.shown = f"{parts.scheme}://{host}{parts.path}"
+        try:
+            from fsspec.core import url_to_fs
+
+            self._system, root = url_to_fs(address)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"{self.shown} needs a package that is not installed ({error}); install it, and "
+                'fsspec with: pip install "amlr[ray]"'
+            ) from error
+        except ValueError as error:
+            raise BundleError(f"{self.shown} is no address that fsspec knows ({error})") from error
+        self._root = str(root).rstrip("/")
+
+    def manifest(self) -> bytes:
+        """Content of the manifest."""
+
+        def read() -> bytes:
+            with self._system.open(f"{self._root}/{MANIFEST}", "rb") as file:
+                return bytes(file.read(_MANIFEST_LIMIT))
+
+        return _retried(read, f"{MANIFEST} of {self.shown}")
+
+    def copy(self, name: str, entry: FileEntry, target: Path) -> None:
+        """Bring one file, hashed as it passes."""
+
+        def copy() -> None:
+            digest, size = hashlib.sha256(), 0
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path = f"{self._root}/{name}"
+            with self._system.open(path, "rb") as incoming, target.open("wb") as outgoing:
+                # One byte too many is enough to know; a wrong file must not fill the disk.
+                while size <= entry.bytes and (piece := incoming.read(_PIECE)):
+                    digest.update(piece)
+                    outgoing.write(piece)
+                    size += len(piece)
+            if size != entry.bytes:
+                raise BundleError(f"{size} bytes came instead of {entry.bytes}")
+            if digest.hexdigest() != entry.sha256:
+                raise BundleError("its hash is not the manifest's")
+
+        _retried(copy, f"{name} of {self.shown}")
+
+
+def _retried(action: Callable[[], T], what: str) -> T:
+    """Storage may stumble; what is not there or not allowed stays so."""
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise BundleError(
+                f"cannot read {what} ({type(error).__name__}); check the address"
+            ) from error
+        # Every storage has errors of its own.
+        except Exception as error:
+            if attempt + 1 == _TRIES:
+                reason = str(error) if isinstance(error, AmlrError) else type(error).__name__
+                raise BundleError(
+                    f"cannot fetch {what} ({reason}, {_TRIES} tries); upload the bundle again, "
+                    "or check the storage"
+                ) from error
+            time.sleep(_PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _problem(folder: Path, manifest: Manifest, digest: str) -> str | None:
+    try:
+        read_manifest(folder, digest)
+        for name, entry in manifest.files.items():
+            check_file(folder, name, entry)
+    except AmlrError as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with its process, however that ends."""
+    import fcntl
+
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
