@@ -55,9 +55,8 @@ def fetch_bundle(address: str, cache_dir: Path, manifest_sha256: str | None = No
             "this is another bundle, or it was changed"
         )
     cache_dir = cache_dir.expanduser()
-    cache_dir.mkdir(parents=True, exist_ok=True)
     target = cache_dir / digest
-    with _locked(cache_dir / f"{digest}.lock"):
+    with locked(cache_dir / f"{digest}.lock"):
         _clear(cache_dir, digest, Manifest.from_json(content))
         if not target.is_dir():
             _fetch(source, content, cache_dir / f".part-{digest}", target)
@@ -183,10 +182,11 @@ def _problem(folder: Path, manifest: Manifest, digest: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with its process, however that ends."""
     import fcntl
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -4,6 +4,7 @@ Ray Serve starts it in this order: constructor, lifespan of the door, `reconfigu
 `check_health`. Only then does it get requests, so it is ready when its golden check has passed.
 """
 
+import asyncio
 import logging
 import os
 from typing import Any
@@ -15,7 +16,7 @@ from amlr.errors import AmlrError, InputError
 from amlr.runtime import Engine
 from amlr.serving.logs import configure
 from amlr.serving.ray.arguments import BundleChoice, FleetArguments, one_line
-from amlr.serving.ray.bundles import fetch_bundle
+from amlr.serving.ray.bundles import fetch_bundle, locked
 from amlr.serving.ray.cores import CoreClaim
 from amlr.serving.ray.switch import BundleSwitch
 from amlr.serving.service import State
@@ -58,15 +59,20 @@ class Tagger:
             LOG.warning("no free cores to pin this replica to")
         self.switch = BundleSwitch(self._arguments.server_settings(_api_keys()))
         self.refused: str | None = None
-        self._address: str | None = None
+        self._choice: BundleChoice | None = None
+        self._wanted: dict[str, Any] | None = None
+        self._changes: set[asyncio.Task[None]] = set()
+        self._one_change = asyncio.Lock()
         _HERE["replica"] = self
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve the bundle that the configuration names.
 
-        Ray Serve stops a replica whose `reconfigure` raises; a bad bundle would so take down one
-        replica after another. Therefore only the first bundle may fail this way; afterwards the one
-        in service stays, and `status` and the log say why.
+        Ray Serve sends nothing to a replica while its `reconfigure` runs, and stops one whose
+        `reconfigure` raises: with one replica every request would wait for the load, and a bad
+        bundle would take down the fleet. Therefore only the first bundle is loaded here. Later ones
+        are loaded in the background, and one that fails leaves the old one in service; `status`
+        and the log tell.
 
         Args:
             config: Of `BundleChoice`.
@@ -74,17 +80,39 @@ class Tagger:
         Raises:
             AmlrError: The first bundle cannot be served.
         """
-        try:
+        if self.switch.service is None:
             choice = _choice(config)
             await self.switch.change(lambda: self._load(choice))
+            self._choice = choice
+            return
+        self._wanted = config
+        change = asyncio.create_task(self._change(config))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+
+    async def _change(self, config: dict[str, Any]) -> None:
+        try:
+            choice = _choice(config)
+            async with self._one_change:
+                # Serve repeats itself, and an operator may have changed their mind.
+                if config is not self._wanted or choice == self._choice:
+                    return
+                await self.switch.change(lambda: self._load_in_turn(choice))
+                self._choice, self.refused = choice, None
         # A library under the engine may fail in any way of its own.
         except Exception as error:
-            if self.switch.service is None:
-                raise
             self.refused = str(error) if isinstance(error, AmlrError) else type(error).__name__
             LOG.exception("bundle refused; the old one stays in service")
-            return
-        self.refused, self._address = None, choice.engine
+
+    async def settled(self) -> None:
+        """Wait until every change asked for so far is done or refused."""
+        if self._changes:
+            await asyncio.wait(self._changes)
+
+    def _load_in_turn(self, choice: BundleChoice) -> Engine:
+        """One replica of a node at a time, so that the others keep their speed."""
+        with locked(self._arguments.cache_dir.expanduser() / "change.lock"):
+            return self._load(choice)
 
     def _load(self, choice: BundleChoice) -> Engine:
         arguments = self._arguments
@@ -114,8 +142,9 @@ class Tagger:
         return {
             "pid": os.getpid(),
             "cores": list(self.cores),
-            "engine": self._address,
+            "engine": None if self._choice is None else self._choice.engine,
             "manifest_sha256": self.switch.manifest_sha256,
+            "changing": bool(self._changes),
             "refused": self.refused,
             "state": None if service is None else str(service.state),
             "waiting_posts": 0 if service is None else len(service.queue),

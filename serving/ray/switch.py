@@ -51,6 +51,7 @@ class BundleSwitch:
         self._settings = settings
         self._slot: Slot | None = None
         self._changing = asyncio.Lock()
+        self._closed = False
 
     @property
     def service(self) -> TaggingService | None:
@@ -75,6 +76,8 @@ class BundleSwitch:
             AmlrError: The new bundle cannot be served.
         """
         async with self._changing:
+            if self._closed:
+                raise AmlrError("the replica is stopping")
             new = await self._open(load)
             old, self._slot = self._slot, new
             if old is not None:
@@ -114,6 +117,7 @@ class BundleSwitch:
 
     async def close(self) -> None:
         """Finish what is under way and close the engine."""
+        self._closed = True
         async with self._changing:
             slot, self._slot = self._slot, None
             if slot is not None:

@@ -1,6 +1,5 @@
 """Arguments of the Ray Serve application, and what is built of them."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,21 +10,15 @@ import yaml
 
 from amlr.errors import InputError
 from amlr.serving.ray.arguments import FleetArguments
-from requirements import require
+from ray_library import require_ray
 
 HASH = "0" * 64
 ROOT = Path(__file__).parents[2]
 
 
-def need_ray() -> None:
-    require(
-        "ray", found=importlib.util.find_spec("ray") is not None, reason='pip install "amlr[ray]"'
-    )
-
-
 def built(**values: Any) -> Any:
     """The deployment that `build` makes."""
-    need_ray()
+    require_ray()
     from amlr.serving.ray import build
 
     return build(FleetArguments.parse(values))._bound_deployment
@@ -94,7 +87,7 @@ def test_replicas_get_a_folder_by_its_whole_path(monkeypatch: pytest.MonkeyPatch
 
 
 def test_app_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    need_ray()
+    require_ray()
     import amlr.serving.ray as fleet
 
     monkeypatch.delenv("AMLR_ENGINE", raising=False)
@@ -118,7 +111,7 @@ def test_without_ray_the_extra_is_named() -> None:
 
 def test_a_folder_named_ray_hides_nothing() -> None:
     """`import ray` within this package is the library, also from the project's root."""
-    need_ray()
+    require_ray()
     code = "import amlr.serving.ray, ray; print(ray.__file__)"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -127,7 +120,7 @@ def test_a_folder_named_ray_hides_nothing() -> None:
 
 
 def test_the_example_for_kubernetes_names_what_exists() -> None:
-    need_ray()
+    require_ray()
     from ray.serve.schema import ServeDeploySchema
 
     from amlr.serving.ray.deployment import DEPLOYMENT

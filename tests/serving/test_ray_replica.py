@@ -82,7 +82,10 @@ def test_every_answer_is_of_the_bundle_it_names(
             clients = [asyncio.create_task(ask()) for _ in range(4)]
             await asyncio.sleep(0.05)
             await tagger.reconfigure({"engine": str(other_plan)})
+            asked = len(seen)
+            await tagger.settled()
             changed = len(seen)
+            assert changed > asked  # it went on answering while it loaded
             await asyncio.sleep(0.05)
             stop.set()
             await asyncio.gather(*clients)
@@ -115,15 +118,46 @@ def test_a_bad_bundle_is_refused_and_the_old_one_stays(
                 ({"engine": (tmp_path / "none").as_uri()}, "check the address"),
             ):
                 await tagger.reconfigure(config)
+                await tagger.settled()
                 status = await tagger.status()
                 assert said in status["refused"]
                 assert status["manifest_sha256"] == digest_of(tiny_plan)
                 assert found(await client.post("/v1/tag", json={"text": TEXT}))
                 await tagger.check_health()
             await tagger.reconfigure({"engine": str(other_plan)})
-            assert (await tagger.status())["refused"] is None
+            await tagger.settled()
+            status = await tagger.status()
+            assert status["refused"] is None
+            assert status["manifest_sha256"] == digest_of(other_plan)
 
     asyncio.run(run())
+
+
+def test_the_last_of_several_changes_counts(
+    tiny_plan: Path, other_plan: Path, tmp_path: Path
+) -> None:
+    async def run() -> tuple[int, str]:
+        async with replica(tiny_plan, tmp_path / "cache") as (tagger, _):
+            loads: list[str] = []
+            load = tagger._load
+
+            def counted(choice: Any) -> Engine:
+                loads.append(choice.engine)
+                loaded: Engine = load(choice)
+                return loaded
+
+            tagger._load = counted
+            await tagger.reconfigure({"engine": str(tiny_plan)})  # as it is: nothing to do
+            await tagger.settled()
+            assert loads == []
+            await tagger.reconfigure({"engine": str(tmp_path / "typo")})
+            await tagger.reconfigure({"engine": str(other_plan)})
+            await tagger.settled()
+            status = await tagger.status()
+            assert status["refused"] is None
+            return len(loads), status["manifest_sha256"]
+
+    assert asyncio.run(run()) == (1, digest_of(other_plan))
 
 
 def test_a_first_bundle_that_fails_stops_the_replica(tmp_path: Path) -> None:
