@@ -10,7 +10,7 @@ JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test check bench wheel gpu mutants clean
+.PHONY: help demo test check bench wheel gpu mutants triton clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -70,6 +70,18 @@ wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 
 mutants: $(VENV)/.dev ## Inject bugs into the CUDA sources; every one must be caught
 	$(BIN)/python -m pytest tests/mutation
+
+# NVIDIA's package pins an older NumPy, so the server has an environment of its own.
+TRITON_VENV ?= build/triton-venv
+
+$(TRITON_VENV)/.done: pyproject.toml
+	@echo "== installing a Triton server"
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/pip install --disable-pip-version-check -q nvidia-pytriton==0.7.0 -e .
+	@touch $@
+
+triton: $(VENV)/.dev $(TRITON_VENV)/.done ## Tests on a real Triton server, fetched into build/
+	AMLR_TRITON=$(TRITON_VENV) AMLR_REQUIRE=triton $(BIN)/python -m pytest tests/triton_server
 
 # On a GPU machine without a package index the environment may be the system's own.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -1,7 +1,7 @@
 """A double of `triton_python_backend_utils`, the module that Triton's python backend provides.
 
 It holds what the models here use, with the real module's names and signatures; the real one is met
-by the tests in `tests/triton`.
+by the tests in `tests/triton_server`.
 """
 
 import json
@@ -112,6 +112,15 @@ def parse_config(path: Path) -> Any:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     return text_format.Parse(path.read_text(encoding="ascii"), ModelConfig())
+
+
+def set_parameter(model: Path, name: str, value: str) -> None:
+    """Change one entry of `parameters` in a model's `config.pbtxt`, as an operator would."""
+    path = model / "config.pbtxt"
+    config = parse_config(path)
+    assert name in config.parameters
+    config.parameters[name].string_value = value
+    path.write_text(text_format.MessageToString(config), encoding="ascii")
 
 
 def arguments(model: Path, **changes: str) -> dict[str, str]:

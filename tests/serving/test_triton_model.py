@@ -23,18 +23,21 @@ from doubles.triton_backend import (
     parse_config,
     request,
     run_ensemble,
+    set_parameter,
 )
 from drawings import saved, smooth
 from live_server import LiveServer
 
-pytest.importorskip("grpc", reason="pip install tritonclient[http,grpc]")
 PICTURE, OTHER = saved(smooth()), saved(smooth(40, 50))
 LONG = "Jordan son in New York at the apple street " * 12
 
 
 @pytest.fixture(scope="module")
 def repository(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(tiny_plan, tmp_path_factory.mktemp("triton") / "triton")
+    written = write_repository(tiny_plan, tmp_path_factory.mktemp("triton") / "triton")
+    # `auto` times the providers, and a tiny model's fastest is another each time.
+    set_parameter(written / "models" / "amlr", "provider", "onnxruntime")
+    return written
 
 
 @pytest.fixture
