@@ -11,6 +11,7 @@ from typing import Any
 
 from amlr.errors import AmlrError
 from amlr.serving.archive.plan import Chunk
+from amlr.serving.archive.tier import choose_in_process, settle_tier
 from amlr.serving.archive.worker import ChunkWorker, WorkerSettings
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -66,6 +67,8 @@ def run_local(
     Raises:
         AmlrError: A worker cannot load the engine, or gives up on a chunk.
     """
+    with _one_thread():
+        settings = settle_tier(settings, choose_in_process)
     waiting = deque(chunks)
     pool = [_Process(settings) for _ in range(min(workers, len(chunks)))]
     idle_deaths = 0

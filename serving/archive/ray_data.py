@@ -8,6 +8,7 @@ from typing import Any
 
 from amlr.errors import AmlrError, InputError
 from amlr.serving.archive.plan import Chunk
+from amlr.serving.archive.tier import choose_tier, settle_tier
 from amlr.serving.archive.worker import ChunkWorker, WorkerSettings
 
 _STORE_BYTES = 100_000_000
@@ -64,6 +65,9 @@ def run_ray(
         # This command draws its own line; what goes wrong is raised, not only logged.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # On a node of the cluster: this machine's processor may be another.
+        choose = ray.remote(num_cpus=1, max_retries=0)(choose_tier)
+        settings = settle_tier(settings, lambda engine: ray.get(choose.remote(engine)))
         items = [{"chunk": json.dumps(asdict(chunk))} for chunk in chunks]
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ChunkActor,

@@ -228,16 +228,18 @@ def test_one_broken_row_does_not_spoil_its_batch(
 def test_ray_gives_the_same_parts(tiny_plan: Path, posts: Path) -> None:
     pytest.importorskip("ray")
     plain, ray = posts.parent / "plain", posts.parent / "ray"
-    good(tag(tiny_plan, posts, plain, "--workers", "1"))
     code = "from amlr.serving.archive.cli import tag_main; tag_main()"
+    auto = arguments(tiny_plan, posts, ray, "--provider", "auto", "--workers", "1", "--ray")
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments(tiny_plan, posts, ray), "--workers", "1", "--ray"],
+        [sys.executable, "-c", code, *auto],
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ray"] is True
+    tier = Folder(str(ray)).read_json("_run/tier.json")
+    good(tag(tiny_plan, posts, plain, "--provider", tier["provider"], "--workers", "1"))
     assert read(ray) == read(plain)
 
 

@@ -1,0 +1,75 @@
+"""One tier for a whole run: chosen once, written down, and taken by every worker."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amlr.errors import AmlrError
+from amlr.runtime import Engine
+from amlr.runtime.bundle import read_manifest
+from amlr.runtime.tiers import list_tiers
+from amlr.serving.archive.places import Folder
+from amlr.serving.archive.worker import WorkerSettings
+
+AUTO = "auto"
+TIER = "_run/tier.json"
+Tier = dict[str, str]
+Choose = Callable[[dict[str, Any]], Tier]
+
+
+def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
+    """Replace `auto` by the tier that this run began with, or by the one that is chosen now.
+
+    Workers that timed the tiers themselves, each beside the others, could come to different ones.
+
+    Args:
+        settings: For every worker.
+        choose: Calls `choose_tier` where workers run.
+
+    Returns:
+        The settings with the provider and the precision named.
+
+    Raises:
+        AmlrError: As `Engine.load`.
+    """
+    asked = [settings.engine[name] for name in ("provider", "precision")]
+    # Escalation climbs through tiers in a fixed order.
+    if AUTO not in asked or "escalate" in asked:
+        return settings
+    folder = Folder(settings.output)
+    tier = folder.read_json(TIER)
+    if tier is None:
+        manifest, _ = read_manifest(Path(settings.engine["path"]))
+        if len(list_tiers(manifest, *asked)) < 2:
+            return settings
+        tier = choose(settings.engine)
+        folder.write_json(TIER, tier)
+    return replace(settings, engine=settings.engine | tier)
+
+
+def choose_tier(engine: dict[str, Any]) -> Tier:
+    """Load the engine once as a worker would, and say what it took."""
+    with Engine.load(**engine) as loaded:
+        return {"provider": loaded.provider, "precision": loaded.precision}
+
+
+def choose_in_process(engine: dict[str, Any]) -> Tier:
+    """`choose_tier` in a process of its own, whose memory is given back before workers start.
+
+    Raises:
+        AmlrError: As `Engine.load`, or the process died.
+    """
+    # A forked child must not use an engine library that its parent has loaded.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(choose_tier, engine).result()
+        except BrokenProcessPool:
+            raise AmlrError(
+                "the process that times the tiers died; is memory short? "
+                "name one with --provider and --precision"
+            ) from None
