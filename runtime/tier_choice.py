@@ -3,6 +3,9 @@
 On one CPU bfloat16 wins, on the next int8, and for one post alone another library than for a batch;
 no record made elsewhere can tell. All candidates give the same entities by the record of parity, so
 only time decides.
+
+Float32 and the tier that the export found fastest are timed whatever it takes, and a choice that
+left tiers untimed is not remembered: a moment when the machine was busy must not decide for good.
 """
 
 import math
@@ -20,8 +23,13 @@ if TYPE_CHECKING:
     from amlr.runtime.engine import Engine
 
 BUDGET_S = 1.5
+# Where the choice is kept on disk, its time is spent once a machine: enough for all tiers.
+KEPT_BUDGET_S = 10.0
+# What is always timed, float32 among them; the rest while there is time.
+ALWAYS_TIMED = 2
 # A later candidate must be faster by more than timing noise.
 CLEARLY_FASTER = 0.95
+_FLOAT32 = "fp32"
 E = TypeVar("E", bound="Engine")
 
 
@@ -70,7 +78,8 @@ def open_fastest(
             skipped += [t.passed_over("slower when it was timed") for t in cpus if t is not tier]
             return opened, choice, tuple(skipped)
         # What served once no longer does: a library was changed under the same version.
-    tier, engine, choice = _race(bundle, cpus, open_tier, skipped, pictures)
+    budget = BUDGET_S if cache_dir is None else KEPT_BUDGET_S
+    tier, engine, choice = _race(bundle, cpus, open_tier, skipped, pictures, budget)
     memory.keep(tier, choice)
     return engine, choice, tuple(skipped)
 
@@ -86,22 +95,26 @@ def _race(
     open_tier: Callable[[Tier], E],
     skipped: list[Skipped],
     pictures: bool,
+    budget_s: float,
 ) -> tuple[Tier, E, Choice]:
     """Open one after another within the budget; the best so far and one other are in memory."""
-    waiting = sorted(tiers, key=_expected_ms)
-    end = time.perf_counter() + BUDGET_S
+    waiting = _in_order_of_timing(tiers)
+    end = time.perf_counter() + budget_s
     tier, engine = open_first(bundle, waiting, open_tier, skipped)
     waiting = waiting[waiting.index(tier) + 1 :]
 
     def timed(tier: Tier, engine: E) -> TierTime:
         share = (end - time.perf_counter()) / (len(waiting) + 1)
-        return time_tier(engine, bundle, tier, share, pictures=pictures)
+        seconds = min(share, BUDGET_S / len(tiers))
+        return time_tier(engine, bundle, tier, seconds, pictures=pictures)
 
     best = timed(tier, engine) if waiting else None
     times = [] if best is None else [best]
+    untimed = 0
     while best is not None and waiting:
         other = waiting.pop(0)
-        if time.perf_counter() >= end:
+        if time.perf_counter() >= end and not _is_needed(other, times):
+            untimed += 1
             skipped.append(other.passed_over("not timed: the time for choosing was used up"))
             continue
         try:
@@ -121,13 +134,34 @@ def _race(
         else:
             opened.close()
             skipped.append(other.passed_over(f"not clearly faster here: {found}"))
-    reason = f"fastest of {len(times)} timed here" if len(times) > 1 else "the only one that opened"
-    precision = tier.variant.precision
-    return (
-        tier,
-        engine,
-        Choice(provider=tier.provider, precision=precision, reason=reason, times=tuple(times)),
+    reason = "the only one that opened" if len(times) < 2 else f"fastest of {len(times)} timed here"
+    if untimed:
+        reason += f", incomplete: no time for {untimed} more"
+    choice = Choice(
+        provider=tier.provider,
+        precision=tier.variant.precision,
+        reason=reason,
+        times=tuple(times),
+        untimed=untimed,
     )
+    return tier, engine, choice
+
+
+def _in_order_of_timing(tiers: Sequence[Tier]) -> list[Tier]:
+    """Float32 first, so that nothing slower than it is ever taken unseen; then by the record."""
+    by_record = sorted(tiers, key=_expected_ms)
+    return sorted(by_record, key=lambda tier: tier is not _first_float32(by_record))
+
+
+def _first_float32(tiers: Sequence[Tier]) -> Tier | None:
+    return next((tier for tier in tiers if tier.variant.precision == _FLOAT32), None)
+
+
+def _is_needed(tier: Tier, times: Sequence[TierTime]) -> bool:
+    """Whether a tier is timed although the time is used up."""
+    lacks_float32 = all(found.precision != _FLOAT32 for found in times)
+    is_float32 = tier.variant.precision == _FLOAT32
+    return len(times) < ALWAYS_TIMED or (is_float32 and lacks_float32)
 
 
 def _expected_ms(tier: Tier) -> float:

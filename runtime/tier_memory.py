@@ -15,7 +15,7 @@ from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
 from amlr.whole import write_whole
 
-_SCHEMA = 1
+_SCHEMA = 2
 _remembered: dict[str, dict[str, Any]] = {}
 
 
@@ -57,8 +57,8 @@ class Memory:
         return tier, Choice(provider=tier.provider, precision=precision, reason=reason, times=times)
 
     def keep(self, tier: Tier, choice: Choice) -> None:
-        """Remember a choice that was timed."""
-        if len(choice.times) < 2:
+        """Remember a choice between tiers that were all timed; another start may have the time."""
+        if len(choice.times) < 2 or choice.untimed:
             return
         values = {
             "tier": [tier.provider, tier.name],

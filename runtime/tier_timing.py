@@ -56,12 +56,14 @@ class Choice:
         precision: Its precision.
         reason: For people.
         times: What was measured; empty where there was nothing to choose between.
+        untimed: Tiers that no time was left for; the choice is then not remembered.
     """
 
     provider: str
     precision: str
     reason: str
     times: tuple[TierTime, ...] = ()
+    untimed: int = 0
 
 
 def describe_choice(choice: Choice, skipped: Sequence[Skipped]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider, open_cpu
+from amlr.runtime.tier_timing import TierTime
 from bundles import relist
 
 
@@ -101,8 +102,19 @@ def variant_of(plan: Path, target: Path, **parity: int) -> Path:
 def test_precision_auto_needs_proof(
     tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The copies are equally fast; without time to measure, the first that may serve does.
-    monkeypatch.setattr("amlr.runtime.tier_choice.BUDGET_S", 0.0)
+    def faster_in_int8(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
+        precision = tier.variant.precision
+        own = 1.0 if precision == "int8" else 2.0
+        return TierTime(
+            provider=tier.provider,
+            precision=precision,
+            alone_ms=own,
+            batch_ms=own,
+            picture_ms=own,
+        )
+
+    # The copies are equally fast.
+    monkeypatch.setattr("amlr.runtime.tier_choice.time_tier", faster_in_int8)
     proved = variant_of(tiny_plan, tmp_path / "a", changed_entities=0, entities=90)
     lossy = variant_of(tiny_plan, tmp_path / "b", changed_entities=1, entities=90)
     chosen = []

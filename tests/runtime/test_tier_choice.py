@@ -1,6 +1,7 @@
 """Several tiers may serve: the fastest is taken, remembered and explained."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ from amlr.errors import BundleError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, tier_choice, tier_memory
 from amlr.runtime.cli import tag_command
+from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
-from amlr.runtime.tier_timing import TierTime
+from amlr.runtime.tier_timing import Choice, TierTime
 
 
 class Named(OnnxRuntimeProvider):
@@ -37,6 +39,12 @@ def second(*arguments: Any) -> Named:
 
 def broken(*arguments: Any) -> Named:
     raise RuntimeError("library gone")
+
+
+def broken_in_float32(bundle: Any, variant: Any, options: Any) -> Named:
+    if variant.precision == "fp32":
+        raise RuntimeError("library gone")
+    return first(bundle, variant, options)
 
 
 @pytest.fixture(autouse=True)
@@ -144,12 +152,112 @@ def test_what_served_before_and_is_gone_is_passed_over(
         assert "library gone" in engine.skipped[0].reason
 
 
-def test_no_time_left_means_the_first(tiny_plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    """Time passes only where a test lets it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def three_tiers(tiny_plan: Path, tmp_path: Path) -> Path:
+    """Float32 and two variants on the same graphs; by the record int8 is faster than bf16."""
+    copy = Path(shutil.copytree(tiny_plan, tmp_path / "three.plan"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for precision, ms in (("bf16", 5.0), ("int8", 4.0)):
+        parity = {"changed_entities": 0, "entities": 90, "ms_per_post": ms}
+        own = {"precision": precision, "parity": parity}
+        manifest["variants"][precision] = manifest["variants"]["fp32"] | own
+    (copy / "manifest.json").write_text(Manifest.from_json(json.dumps(manifest)).to_json())
+    return copy
+
+
+def load_slowly(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, cache_dir: Path | None = None
+) -> tuple[Choice, list[str]]:
+    """Load where timing one tier takes this long; the choice, and what was timed in order."""
+    clock, timed = Clock(), []
+
+    def time_tier(engine: Any, bundle: Any, tier: Any, seconds_: float, **_: Any) -> TierTime:
+        clock.now += seconds
+        timed.append(tier.variant.precision)
+        own = {"fp32": 3.0, "int8": 9.0, "bf16": 1.0}[tier.variant.precision]
+        return TierTime(
+            provider=tier.provider,
+            precision=tier.variant.precision,
+            alone_ms=own,
+            batch_ms=own,
+            picture_ms=own,
+        )
+
+    monkeypatch.setattr(tier_choice, "time", clock)
+    monkeypatch.setattr(tier_choice, "time_tier", time_tier)
+    with Engine.load(plan, provider="onnxruntime-cpu", cache_dir=cache_dir) as engine:
+        assert (engine.provider, engine.precision) == (
+            engine.choice.provider,
+            engine.choice.precision,
+        )
+        return engine.choice, timed
+
+
+def test_float32_and_the_fastest_on_record_are_always_timed(
+    three_tiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):  # the second load does not take the first one's choice for final
+        choice, timed = load_slowly(three_tiers, monkeypatch, 100.0, tmp_path)
+        assert timed == ["fp32", "int8"]
+        assert choice.precision == "fp32"
+        assert choice.reason == "fastest of 2 timed here, incomplete: no time for 1 more"
+        assert not list(tmp_path.glob("tier-*.json"))
+    choice, timed = load_slowly(three_tiers, monkeypatch, 1.0, tmp_path)
+    assert timed == ["fp32", "int8", "bf16"]
+    assert (choice.precision, choice.reason) == ("bf16", "fastest of 3 timed here")
+    assert len(list(tmp_path.glob("tier-*.json"))) == 1
+    choice, timed = load_slowly(three_tiers, monkeypatch, 1.0, tmp_path)
+    assert timed == []
+    assert (choice.precision, choice.reason) == ("bf16", "fastest of 3 when timed before")
+
+
+def test_a_choice_that_is_kept_may_take_longer(
+    three_tiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice, timed = load_slowly(three_tiers, monkeypatch, 1.0)
+    assert (timed, choice.untimed) == (["fp32", "int8"], 1)
+    choice, timed = load_slowly(three_tiers, monkeypatch, 1.0, tmp_path)
+    assert (timed, choice.untimed) == (["fp32", "int8", "bf16"], 0)
+
+
+def test_float32_is_timed_where_its_first_provider_is_gone(
+    three_tiers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.PROVIDERS, "openvino", f"{__name__}:broken_in_float32")
     monkeypatch.setattr(tier_choice, "BUDGET_S", 0.0)
-    with Engine.load(tiny_plan) as engine:
-        assert engine.provider == "openvino"
-        assert "not timed" in engine.skipped[0].reason
-    assert Named.opened == ["openvino"]
+    timed = timings(monkeypatch, openvino=1.0, onnxruntime_cpu=3.0)
+    with Engine.load(three_tiers) as engine:
+        assert [(item.provider, item.precision) for item in engine.choice.times] == [
+            ("openvino", "int8"),
+            ("onnxruntime-cpu", "int8"),
+            ("onnxruntime-cpu", "fp32"),
+        ]
+        assert engine.choice.untimed == 2
+    assert len(timed) == 3
+
+
+def test_only_what_serves_is_warmed(tiny_plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[str] = []
+
+    def watched(pipeline: Any, *, pictures: bool) -> int:
+        warmed.append(pipeline.provider.name)
+        return 0
+
+    monkeypatch.setattr("amlr.runtime.engine.warm_up", watched)
+    timings(monkeypatch, openvino=9.0, onnxruntime_cpu=3.0)
+    with Engine.load(tiny_plan):
+        assert Named.opened == ["openvino", "onnxruntime-cpu"]
+        assert warmed == ["onnxruntime-cpu"]
 
 
 def test_a_cache_dir_that_cannot_be_written_is_no_error(
