@@ -13,21 +13,20 @@ ENOUGH_S = 2.0
 class Deadline:
     """Seconds of a whole run; None is without end."""
 
-    def __init__(
-        self,
-        seconds: float | None,
-        *,
-        spent: float = 0.0,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Start the clock; `spent` seconds are gone already."""
+    def __init__(self, seconds: float | None, *, now: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock."""
         self._now = now
-        self._end = None if seconds is None else now() - spent + seconds
+        self._end = None if seconds is None else now() + seconds
 
     @property
     def left(self) -> float:
         """Seconds left; infinite without an end, never negative."""
         return float("inf") if self._end is None else max(0.0, self._end - self._now())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is an end at all."""
+        return self._end is not None
 
     @property
     def is_over(self) -> bool:

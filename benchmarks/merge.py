@@ -95,8 +95,11 @@ def _peers(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if known is None:
                 found[key] = {**peer, "errors": dict(peer.get("errors", {}))}
             elif known["status"] != "measured" and peer["status"] == "measured":
-                found[key] = {**peer, "errors": known["errors"] | peer.get("errors", {})}
+                # The reason stays: it says why some workloads lack this peer.
+                errors = known["errors"] | peer.get("errors", {})
+                found[key] = {**peer, "errors": errors, "reason": known["reason"]}
             else:
+                known["reason"] = known["reason"] or peer["reason"]
                 known["errors"] |= peer.get("errors", {})
                 for name in ("max_abs_error", "peak_memory_mb", "waiting"):
                     values = [v for v in (known.get(name), peer.get(name)) if v is not None]

@@ -109,8 +109,7 @@ def run_benchmark(
             return report
         say("loading peers")
         session.wait()
-        is_limited = options.deadline.left < float("inf")
-        pool = make_pool(data.posts, bundle, BATCH if is_limited else 2 * BATCH)
+        pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
         report["rows"] = _measure(session, options, pool, bundle, provider, report["notes"])
         report["peers"] = list(session.records.values())
         report["targets"] = judge_targets(report)
@@ -121,7 +120,7 @@ def run_benchmark(
     from amlr.benchmarks.flops import flops_per_post
 
     flops = flops_per_post(provider.model, pool.inputs[:8], model_shape(bundle.manifest))
-    products = measure_roof(options.threads, 1.0 if options.quick else 8.0)
+    products = measure_roof(options.threads, 1.0 if options.deadline.is_set else 8.0)
     report["roofline"] = summarize(products, flops, options.threads)
     return report
 

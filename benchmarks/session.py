@@ -218,7 +218,7 @@ class Session:
         for label in list(labels):
             if not self._prepare(label, workload.name, workload.job, reference):
                 labels.remove(label)
-        if seconds < float("inf"):
+        if self._deadline.is_set:
             left = seconds - (time.monotonic() - begin)
             rounds = budget.min_rounds if left > 0 else 1
             budget = replace(budget, seconds=max(0.0, left), min_rounds=rounds)

@@ -36,7 +36,8 @@ def outcome(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setitem(registry.PEERS, "broken", broken)
         patch.setitem(registry.PEERS, "absent", absent)
         result = run(
-            "--engine", str(tiny_plan), "--quick", "--budget", "600", "--limit", "9", "--peers", PEERS,
+            "--engine", str(tiny_plan), "--quick", "--budget", "600", "--limit", "9",
+            "--peers", PEERS,
             "--provider", "onnxruntime", "--workloads", "cold,end-to-end-cold,block",
             "--json", str(folder / "b.json"), "--html", str(folder / "b.html"),
             "--markdown", str(folder / "b.md"),

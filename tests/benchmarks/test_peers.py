@@ -1,5 +1,6 @@
 """Every peer computes the same numbers: a fast baseline that is wrong would prove nothing."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,18 @@ import torch
 
 from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, build_inputs
 from amlr.benchmarks.jobs import max_error
+from amlr.benchmarks.peers import openvino_plain
 from amlr.benchmarks.peers.base import Peer, PeerSpec
 from amlr.benchmarks.peers.build import load_peer, model_shape
 from amlr.benchmarks.peers.eager import ConvUnits, EagerPeer
 from amlr.benchmarks.peers.end_to_end import EndToEnd, PeerProvider
+from amlr.benchmarks.peers.engine import EnginePeer
 from amlr.benchmarks.peers.onnx_plain import OnnxPlainPeer
+from amlr.benchmarks.peers.openvino_plain import OpenvinoPlainPeer
 from amlr.benchmarks.peers.registry import PEERS, resolve
 from amlr.benchmarks.peers.whole_model import whole_graphs
 from amlr.benchmarks.workloads import stretch
+from amlr.errors import BackendUnavailableError, ExportError
 from amlr.export.reference import load_reference
 from amlr.export.samples import sample_image
 from amlr.export.to_onnx import write_graphs
@@ -80,6 +85,72 @@ def test_peers_give_the_eager_numbers(
     for picture in PICTURES:
         check(loaded.peer, reference, inputs, picture)
     loaded.peer.close()
+
+
+def test_openvino_in_lower_precisions_is_close(
+    tiny_plan: Path,
+    exports: Path,
+    model: AmlrModel,
+    shape: ModelShape,
+    inputs: list[ModelInput],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Quantizing is NNCF's; what is ours is what it is given, and that its result is run and kept.
+    calls: list[tuple[str, ...]] = []
+
+    def quantize(command: list[object], **_: object) -> subprocess.CompletedProcess[str]:
+        source, feeds, target = (Path(str(part)) for part in command[-3:])
+        with np.load(feeds) as arrays:
+            calls.append(tuple(arrays.files))
+        openvino = pytest.importorskip("openvino")
+        openvino.save_model(openvino.convert_model(source), target)
+        return subprocess.CompletedProcess(args=command, returncode=0)
+
+    monkeypatch.setattr(openvino_plain.subprocess, "run", quantize)
+    reference = EagerPeer(model, shape, exact=True)
+    expected = reference.scores(reference.prepare(inputs, "block")(), inputs)
+    for precision in ("bf16", "int8"):
+        spec = PeerSpec(name="openvino", kind="openvino", precision=precision)
+        for _ in range(2):
+            loaded = load_peer(spec, str(tiny_plan), 1, str(exports))
+            assert loaded.peer is not None
+            found = loaded.peer.scores(loaded.peer.prepare(inputs, "block")(), inputs)
+            assert max_error([expected], [found]) < 0.5
+            loaded.close()
+    assert calls == [tuple(f"{i}:{name}" for i in range(3) for name in ("hidden", "seen"))]
+    assert not list(exports.glob("*.npz"))
+
+
+def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "block.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ExportError, match=r"could not quantize block\.onnx: .+"):
+        openvino_plain.quantized(broken, [{"hidden": np.zeros((1, 2, 3), np.float32)}])
+    assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_nncf_quantizes_a_real_export(
+    exports: Path, shape: ModelShape, inputs: list[ModelInput]
+) -> None:
+    pytest.importorskip("nncf")
+    peer = OpenvinoPlainPeer(exports, shape, 1, "int8")
+    found = peer.scores(peer.prepare(inputs, "block-none")(), inputs)
+    exact = OpenvinoPlainPeer(exports, shape, 1, "fp32")
+    expected = exact.scores(exact.prepare(inputs, "block-none")(), inputs)
+    assert 0 < max_error([expected], [found]) < 1
+    assert "FakeQuantize" in (exports / "block-none.int8.xml").read_text()
+
+
+def test_the_block_needs_a_provider_that_fuses_alone(
+    shape: ModelShape, inputs: list[ModelInput]
+) -> None:
+    peer = EnginePeer(PeerProvider(NoPeer(), "plain", keep=True), shape)  # type: ignore[arg-type]
+    with pytest.raises(BackendUnavailableError, match="leave `block` out"):
+        peer.prepare(inputs, "block")
+
+
+class NoPeer:
+    """Never called."""
 
 
 def test_padding_does_not_change_the_eager_numbers(

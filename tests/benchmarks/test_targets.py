@@ -1,0 +1,198 @@
+"""Ratios of tiers, targets and merged runs, from reports written by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from amlr.benchmarks.cli import bench_command
+from amlr.benchmarks.merge import merge_reports
+from amlr.benchmarks.precision_table import auto_lines, eager_line, precision_lines
+from amlr.benchmarks.report_html import render_html
+from amlr.benchmarks.report_markdown import render_markdown
+from amlr.benchmarks.schema import read_report, validate
+from amlr.benchmarks.targets import judge_targets, target_lines
+from amlr.benchmarks.tier_table import speed_lines
+from amlr.errors import InputError
+
+NO_RATIO: dict[str, Any] = {"p95_ms": None, "p99_ms": None, "posts_per_s": 1.0}
+
+
+def rows(
+    workload: str, precision: str, ms: float, *ratios: tuple[str, str, float], batch: int = 16,
+    backend: str = "amlr-openvino",
+) -> list[dict[str, Any]]:  # fmt: skip
+    same = {"workload": workload, "backend": backend, "precision": precision, "threads": 1,
+            "batch": batch, "p50_ms": ms, **NO_RATIO}  # fmt: skip
+    return [
+        same | {"baseline": name, "baseline_precision": other, "ratio": ratio}
+        for name, other, ratio in ratios
+    ]
+
+
+def peer(backend: str, precision: str, **values: Any) -> dict[str, Any]:
+    return {"backend": backend, "precision": precision, "status": "measured", "reason": "",
+            "errors": {}, "peak_memory_mb": 100.0, "load_cpu_s": 0.5,
+            "first_post_ms": None} | values  # fmt: skip
+
+
+def tier(backend: str, precision: str, **values: Any) -> dict[str, Any]:
+    held = {"posts": 5, "entities": 9, "changed_entities": 0, "changed_posts": 0,
+            "change_bound": 0.6, "stages": {}}  # fmt: skip
+    return {"verdict": "pass", "posts": 10, "entities": 20, "changed_entities": 0,
+            "max_abs_error": {"emissions": 0.0}, "backend": backend, "precision": precision,
+            "promised": True, "held": held, "f1": None} | values  # fmt: skip
+
+
+def make(given: list[dict[str, Any]], *peers: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    tiers = [tier("amlr-openvino", "fp32")]
+    return {
+        "schema": 1, "created": "2026-01-01T00:00:00+00:00", "amlr": "0.1.0",
+        "engine": {"name": "x", "manifest_sha256": "00", "text_width": 384, "regions": 49,
+                   "tiers": [], "passed_over": [], "auto": None},
+        "settings": {"threads": 1, "clock": "wall", "data": "sample", "posts": 10,
+                     "pictures": 5} | settings,
+        "machine": {"cpu": "c", "vendor": None, "features": [], "cores": 2, "memory_gb": 4.0,
+                    "system": "s", "python": "3", "packages": {}},
+        "parity": {**tiers[0], "tiers": tiers}, "rows": given, "peers": list(peers),
+        "resources": {"bundle_mb": 1.0, "variants_mb": {}, "padding": {}},
+        "roofline": None, "calibration": None, "notes": [],
+    }  # fmt: skip
+
+
+COLD = rows(
+    "cold", "fp32", 160, ("research", "fp32", 7.0), ("research-mkl", "fp32", 4.9),
+    ("openvino", "fp32", 1.24),
+)  # fmt: skip
+BLOCK = rows("block", "fp32", 16, ("research", "fp32", 16.0), ("openvino", "fp32", 4.0))
+
+
+def test_targets_are_met_missed_or_not_measured() -> None:
+    report = make(
+        [*COLD, *BLOCK, *rows("hit", "int8", 10, ("openvino", "bf16", 3.0))],
+        peer("amlr-openvino", "fp32", errors={"block": 2e-6}),
+    )
+    records = judge_targets(report)
+    found = {(r["workload"], r["precision"], r["measure"]): (r["found"], r["met"]) for r in records}
+    assert found == {
+        ("cold", "fp32", "research"): (7.0, True),
+        ("cold", "fp32", "research-mkl"): (4.9, False),
+        ("hit", "int8", "research"): (None, None),
+        ("block", "fp32", "research"): (16.0, True),
+        ("block", "fp32", "openvino"): (4.0, False),
+        ("block", "fp32", "max_abs_error"): (2e-6, True),
+    }
+    report["targets"] = records
+    validate(report)
+    lines = list(target_lines(report))
+    assert ["cold", "fp32", "openvino", "x MKL", "at least 5x", "4.9x", "missed"] in lines
+    assert ["block", "fp32", "openvino", "largest difference", "at most 1.0e-05", "2.0e-06",
+            "met"] in lines  # fmt: skip
+    for text in (render_markdown(report), render_html(report)):
+        assert "at least 6.5x" in text
+        assert "not measured" in text
+
+
+def test_openvino_counts_in_the_same_precision_only() -> None:
+    report = make(rows("cold", "int8", 9, ("research", "fp32", 9.5), ("openvino", "bf16", 9.0)))
+    report["engine"] |= {"text_width": 768, "regions": 197}
+    found = {r["measure"]: (r["found"], r["met"]) for r in judge_targets(report)}
+    assert found["research"] == (9.5, True)
+    assert found["openvino"] == (None, None)
+
+
+def test_the_faster_provider_counts_on_whole_batches_and_one_thread_only() -> None:
+    slow = rows("cold", "fp32", 400, ("research", "fp32", 99.0), backend="amlr-onnxruntime-cpu")
+    single = rows("cold", "fp32", 1, ("research", "fp32", 98.0), batch=1)
+    (first, _) = judge_targets(make([*slow, *COLD, *single]))
+    assert (first["backend"], first["found"]) == ("amlr-openvino", 7.0)
+    assert judge_targets(make(single)) == []
+    assert judge_targets(make(COLD, threads=2)) == []
+    report = make(COLD)
+    report["engine"]["regions"] = 7
+    assert judge_targets(report) == []
+
+
+def test_end_to_end_stands_beside_tensors_to_logits() -> None:
+    whole = rows("end-to-end-cold", "fp32", 320, ("research", "fp32", 3.0))
+    (line,) = speed_lines([*COLD, *whole, *rows("batch-4", "fp32", 1, ("research", "fp32", 9.0))])
+    assert line == ["cold", "openvino", "fp32", "10", "7x", "4.9x", "1.2x (fp32)", "20", "3x", "–"]
+
+
+def test_precision_lines_name_what_changes_and_what_it_takes() -> None:
+    report = make([], peer("amlr-openvino", "fp32"), peer("research", "fp32", peak_memory_mb=900.0))
+    held = {"posts": 4, "entities": 8, "changed_entities": 1, "changed_posts": 1,
+            "change_bound": None, "stages": {"int8": 3, "fp32": 1}}  # fmt: skip
+    f1 = {"posts": 9, "entities": 18, "eager": 0.7, "engine": 0.71}
+    report["parity"]["tiers"].append(tier("amlr-openvino", "int8+fp32", held=held, f1=f1))
+    first, second = precision_lines(report)
+    assert first[2:] == ["0 of 20", "0 of 9, 5 posts", "60 % of posts", "–", "–", "–", "100", "0.5"]
+    assert second[3:8] == ["1 of 8, 4 posts", "–", "0.7000", "0.7100", "int8 75.0 %, fp32 25.0 %"]
+    eager = eager_line(report["peers"])
+    assert eager is not None
+    assert eager[-2:] == ["900", "0.5"]
+    assert eager_line([]) is None
+
+
+def test_auto_says_what_it_took_and_why() -> None:
+    report = make([])
+    assert auto_lines(report) == []
+    names = ("variant", "changed_entities", "entities", "posts")
+    records = [("bf16", 2, 30, 11), ("new", None, None, None)]
+    report["engine"]["auto"] = {
+        "provider": "openvino",
+        "precision": "fp32",
+        "reasons": ["tier: fp32 (fastest); change it"],
+        "variants": [dict(zip(names, record, strict=True)) for record in records],
+    }
+    lines = auto_lines(report)
+    assert lines[:2] == ["precision=auto serves openvino fp32:", "tier: fp32 (fastest)"]
+    assert lines[2:] == ["  on record for bf16: 2 of 30 entities changed over 11 posts"]
+
+
+def test_merging_keeps_each_workload_whole_and_the_last_one() -> None:
+    newer = rows("cold", "fp32", 80, ("research", "fp32", 14.0))
+    one = make([*COLD, *BLOCK], peer("amlr-openvino", "fp32", errors={"cold": 1.0, "block": 2e-6}),
+               peer("openvino", "int8", status="failed", reason="too slow"))  # fmt: skip
+    two = make(newer, peer("amlr-openvino", "fp32", errors={"cold": 3.0}, peak_memory_mb=200.0),
+               peer("openvino", "int8"), posts=99)  # fmt: skip
+    two["parity"]["tiers"] = [tier("amlr-openvino", "fp32", posts=99, verdict="fail"),
+                              tier("amlr-openvino", "int8", promised=False)]  # fmt: skip
+    two["notes"] = ["n"]
+    merged = merge_reports([one, two])
+    validate(merged)
+    assert merged["rows"] == [*BLOCK, *newer]
+    own, other = merged["peers"]
+    assert own["errors"] == {"cold": 3.0, "block": 2e-6}
+    assert own["peak_memory_mb"] == 200.0
+    assert (other["status"], other["reason"]) == ("measured", "too slow")
+    assert (merged["parity"]["verdict"], merged["parity"]["posts"]) == ("fail", 99)
+    assert len(merged["parity"]["tiers"]) == 2
+    assert (merged["settings"]["posts"], merged["settings"]["runs"]) == (99, 2)
+    assert merged["notes"] == ["n"]
+    assert {r["found"] for r in merged["targets"] if r["workload"] == "cold"} == {14.0, None}
+
+
+def test_merge_command_joins_files_and_refuses_strangers(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
+    stranger = make(BLOCK)
+    stranger["engine"]["manifest_sha256"] = "ff"
+    for path, report in zip(paths, (make(COLD), make(BLOCK), stranger), strict=True):
+        path.write_text(json.dumps(report))
+    out = tmp_path / "all.json"
+
+    def run(*merged: Path) -> Any:
+        given = [part for path in merged for part in ("--merge", str(path))]
+        return CliRunner().invoke(bench_command, [*given, "--json", str(out)])
+
+    done = run(*paths[:2])
+    assert done.exit_code == 0, done.output
+    assert {row["workload"] for row in read_report(out)["rows"]} == {"cold", "block"}
+    assert "at least 15x" in done.output
+    refused = run(paths[0], paths[2])
+    assert refused.exit_code == 2
+    assert "merge runs of one bundle" in refused.output
+    with pytest.raises(InputError, match="threads"):
+        merge_reports([make(COLD), make(BLOCK, threads=2)])

@@ -1,0 +1,70 @@
+"""Tiers under test: which are loaded, which promise float32's entities, how workers run them."""
+
+from pathlib import Path
+
+import pytest
+
+from amlr.benchmarks.jobs import Job
+from amlr.benchmarks.peers.base import ESCALATION, PeerSpec
+from amlr.benchmarks.peers.build import load_peer
+from amlr.benchmarks.tiers import explain_auto, open_tiers
+from amlr.benchmarks.worker import Worker
+from amlr.errors import AmlrError, InputError
+from amlr.export.samples import sample_image
+from amlr.runtime.results import Post
+
+
+def test_each_asked_precision_is_a_tier_and_only_clean_ones_promise(ladder_plan: Path) -> None:
+    found = open_tiers(ladder_plan, ("onnxruntime",), ("fp32", "int8", "bf16"), 1)
+    try:
+        exact, low = found.tiers
+        assert (exact.spec.name, exact.spec.precision) == ("amlr-onnxruntime-cpu", "fp32")
+        assert exact.promised
+        assert exact.tolerance is not None
+        variant = low.engine.manifest.variants[low.spec.option("variant")]
+        assert (low.spec.precision, variant.precision) == ("int8", "int8")
+        assert low.promised == (variant.parity["changed_entities"] == 0)
+        assert low.tolerance is None
+        assert len(found.notes) == 1
+        assert "bf16" in found.notes[0]
+        assert found.auto is None
+    finally:
+        found.close()
+
+
+def test_a_single_tier_that_cannot_load_is_an_error(tiny_plan: Path) -> None:
+    with pytest.raises(AmlrError, match="int8"):
+        open_tiers(tiny_plan, ("onnxruntime",), ("int8",), 1)
+
+
+def test_auto_is_explained_with_the_records_of_all_variants(ladder_plan: Path) -> None:
+    auto = explain_auto(ladder_plan, 1)
+    assert auto["reasons"][0].startswith(f"tier: {auto['provider']} {auto['precision']}")
+    assert "int8" in {record["variant"] for record in auto["variants"]}
+    assert all(record["posts"] for record in auto["variants"])
+
+
+def test_escalation_runs_end_to_end_only(ladder_plan: Path) -> None:
+    found = open_tiers(ladder_plan, ("onnxruntime",), ("escalate",), 1)
+    spec = found.tiers[0].spec
+    found.close()
+    assert spec.kind == ESCALATION
+    assert found.tiers[0].promised
+    worker = Worker()
+    worker.start(spec, str(ladder_plan), 1, None)
+    posts = (Post("Jordan at Paris tonight", sample_image(1)), Post("new york"))
+    first = {}
+    for picture in ("hit", "cold", "none"):
+        job = Job(key=picture, picture=picture, posts=(posts,), end_to_end=True)
+        (first[picture],) = worker.prepare(job).outputs
+        assert worker.run(picture, 0, 2).wall_ns
+    assert first["hit"] == first["cold"]
+    assert len(first["none"]) == 2
+    with pytest.raises(InputError, match="end to end only"):
+        worker.prepare(Job(key="t", picture="cold", batches=((),)))
+    worker.close()
+
+
+def test_unknown_kinds_of_peers_are_named(tiny_plan: Path) -> None:
+    with pytest.raises(InputError, match="no peer of kind 'x'"):
+        load_peer(PeerSpec(name="x", kind="x"), str(tiny_plan), 1, None)
