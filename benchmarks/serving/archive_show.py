@@ -1,4 +1,4 @@
-"""Archives measured: one process, several, Ray Data, and a run that is killed and resumed.
+"""Archives measured: one process, several, Ray Data; runs that are killed and resumed.
 
 python -m amlr.benchmarks.serving.archive_show --engine amlr.plan --posts posts.jsonl \
         --images photos --rows 100000 --out build/archive
@@ -21,6 +21,8 @@ import click
 
 _RUN = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
 _PATH = click.Path(path_type=Path)
+_SUMMARY = "_run/summary.json"
+RUNS = ("one", "local", "killed", "ray", "ray-killed")
 
 
 @click.command()
@@ -32,9 +34,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--workers", type=int, default=2, show_default=True)
 @click.option("--chunk-rows", default=1000, show_default=True)
 @click.option("--provider", default="auto", show_default=True)
-@click.option("--out", type=_PATH, required=True, help="Emptied first.")
+@click.option("--out", type=_PATH, required=True, help="Folders of the runs; theirs are emptied.")
 @click.option("--grouped", is_flag=True, help="Sort by picture, and tell amlr-tag so.")
-@click.option("--ray/--no-ray", default=True)
+@click.option("--runs", "chosen", type=click.Choice(RUNS), multiple=True, help="Default: all.")
 def main(
     engine: Path,
     posts: Path,
@@ -46,45 +48,43 @@ def main(
     provider: str,
     out: Path,
     grouped: bool,
-    ray: bool,
+    chosen: tuple[str, ...],
 ) -> None:
-    """Print one JSON line a run; compare all rows and entities."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    """Print one JSON line a run; compare rows and entities of all runs in the folder."""
+    out.mkdir(parents=True, exist_ok=True)
     few, many = out / "few.jsonl", out / "many.jsonl"
     _write_rows(posts, few, min(rows, one_process_rows), grouped)
     _write_rows(posts, many, rows, grouped)
     common = ["--engine", str(engine), "--image-root", str(images), "--provider", provider]
     common += ["--chunk-rows", str(chunk_rows)] + ["--group-by-picture"] * grouped
-
-    def run(name: str, source: Path, *more: str, kill: bool = False) -> dict[str, Any]:
-        command = [*_RUN, *common, "--input", str(source), "--output", str(out / name), *more]
-        if kill:
+    for name in chosen or RUNS:
+        shutil.rmtree(out / name, ignore_errors=True)
+        source, count = (few, 1) if name == "one" else (many, workers)
+        command = [*_RUN, *common, "--input", str(source), "--output", str(out / name)]
+        command += ["--workers", str(count)] + ["--ray"] * ("ray" in name)
+        if "killed" in name:
             _kill_on_the_way(command, out / name)
             command.append("--resume")
-        summary = _measure(command)
-        click.echo(json.dumps({"run": name} | summary))
-        return summary
+        click.echo(json.dumps({"run": name} | _measure(command)))
+    click.echo(json.dumps(_verdict(out)))
 
-    count = str(workers)
-    one = run("one", few, "--workers", "1")
-    answers = {"local": run("local", many, "--workers", count)}
-    if ray:
-        answers["ray"] = run("ray", many, "--workers", count, "--ray")
-    answers["killed"] = run("killed", many, "--workers", count, kill=True)
-    first = _entities(out / "local")
-    some = _entities(out / "one")
-    verdict = {
-        name: {
-            "rows": len(_entities(out / name)),
-            "same_as_local": _entities(out / name) == first,
-            "times_one_process": round(value["posts_per_second"] / one["posts_per_second"], 2),
-        }
-        for name, value in answers.items()
-        if name != "killed" or value["resumed_rows"]
+
+def _verdict(out: Path) -> dict[str, Any]:
+    """Rows, sameness and speed of the runs that are there, against `local` and `one`."""
+    found = [name for name in RUNS if (out / name / _SUMMARY).is_file()]
+    rates = {
+        name: json.loads((out / name / _SUMMARY).read_text())["posts_per_second"] for name in found
     }
-    verdict["one"] = {"rows": len(some), "same_as_local": all(first[i] == some[i] for i in some)}
-    click.echo(json.dumps(verdict))
+    first = _entities(out / "local")
+    verdict = {}
+    for name in found:
+        rows = _entities(out / name)
+        verdict[name] = {
+            "rows": len(rows),
+            "same_as_local": all(entities == first.get(i) for i, entities in rows.items()),
+            "times_one_process": round(rates[name] / rates["one"], 2) if "one" in rates else None,
+        }
+    return verdict
 
 
 def _write_rows(posts: Path, path: Path, count: int, grouped: bool) -> None:
@@ -134,8 +134,10 @@ def _kill_on_the_way(command: list[str], out: Path) -> None:
 
 
 def _is_worker(pid: int) -> bool:
+    """A process of `amlr-tag`, or an actor of Ray Data."""
     try:
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"spawn_main" in command or b"ray::MapWorker" in command
     except OSError:
         return False
 

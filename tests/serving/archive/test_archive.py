@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,7 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(tiny_plan: Path, tmp_pa
 
 def workers_of(pid: int) -> list[int]:
     """Spawned workers of a process, without Python's resource tracker."""
-    names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [
-        int(name) for name in names if b"spawn_main" in Path(f"/proc/{name}/cmdline").read_bytes()
-    ]
+    return [child for child in family_of(pid) if b"spawn_main" in command_of(child)]
 
 
 def wait_for(test: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
@@ -225,22 +223,46 @@ def test_one_broken_row_does_not_spoil_its_batch(
     assert all(row["error"] is None and row["entities"] for row in [rows[0], *rows[2:12]])
 
 
-def test_ray_gives_the_same_parts(tiny_plan: Path, posts: Path) -> None:
-    pytest.importorskip("ray")
-    plain, ray = posts.parent / "plain", posts.parent / "ray"
+def test_ray_gives_the_same_parts_though_an_actor_is_killed(
+    tiny_plan: Path, tmp_path: Path
+) -> None:
+    source, plain, ray = (tmp_path / name for name in ("in.jsonl", "plain", "ray"))
+    source.write_text("\n".join(json.dumps({"id": i, "text": TEXTS[i % 12]}) for i in range(2000)))
     code = "from amlr.serving.archive.cli import tag_main; tag_main()"
-    auto = arguments(tiny_plan, posts, ray, "--provider", "auto", "--workers", "1", "--ray")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *auto],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["ray"] is True
+    chunks = ("--chunk-rows", "100", "--workers", "1")
+    auto = [*arguments(tiny_plan, source, ray), *chunks, "--provider", "auto", "--ray"]
+    driver = subprocess.Popen([sys.executable, "-c", code, *auto], stdout=subprocess.PIPE)
+    try:
+        wait_for(lambda: bool(list(ray.glob("part-*"))), driver)
+        (actor,) = (pid for pid in family_of(driver.pid) if b"::MapWorker" in command_of(pid))
+        os.kill(actor, signal.SIGKILL)
+        stdout, _ = driver.communicate(timeout=240)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 0
+    assert json.loads(stdout.splitlines()[-1])["ray"] is True
     tier = Folder(str(ray)).read_json("_run/tier.json")
-    good(tag(tiny_plan, posts, plain, "--provider", tier["provider"], "--workers", "1"))
+    good(tag(tiny_plan, source, plain, *chunks, "--provider", tier["provider"]))
+    assert [row["id"] for row in read(ray)] == [str(i) for i in range(2000)]
     assert read(ray) == read(plain)
+
+
+def family_of(pid: int) -> list[int]:
+    """Processes that one started, directly or not."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, path.read_text().split())
+    return found[1:]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_options_that_do_not_go_together(tiny_plan: Path, posts: Path, tmp_path: Path) -> None:
