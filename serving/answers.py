@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,9 +47,7 @@ async def tag_posts(
     outcomes: list[Answer | BaseException] = []
     if good:
         posts = [p.post for p in good if p.post is not None]
-        outcomes = await wait_for(
-            request, submit(service, posts, tag_request.deadline_s, exchange.reserved)
-        )
+        outcomes = await wait_for(request, submit(service, posts, tag_request.deadline_s, exchange))
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         if len(failures) == len(outcomes):
             raise from_failure(failures[0])
@@ -63,15 +62,17 @@ async def tag_posts(
 
 
 def submit(
-    service: TaggingService, posts: Sequence[Post], deadline_s: float | None, reserved: int
+    service: TaggingService, posts: Sequence[Post], deadline_s: float | None, exchange: Exchange
 ) -> list[Job]:
-    """Queue posts.
+    """Queue posts; the deadline counts from the request's head, for so does the client's patience.
 
     Raises:
         ApiError: Refused.
     """
+    limit = service.settings.queue.deadline_s if deadline_s is None else deadline_s
+    left = limit - (time.monotonic() - exchange.started)
     try:
-        return service.submit(posts, deadline_s, reserved=reserved)
+        return service.submit(posts, left, reserved=exchange.reserved)
     except RefusedError as error:
         raise from_failure(error) from None
 

@@ -161,7 +161,7 @@ async def _tag(request: Request, service: TaggingService, parsed: InferRequest) 
     exchange = exchange_of(request)
     exchange.facts["posts"] = len(parsed.texts)
     posts = [Post(t, image) for t, image in zip(parsed.texts, parsed.images, strict=True)]
-    jobs = submit(service, posts, parsed.deadline_s, exchange.reserved)
+    jobs = submit(service, posts, parsed.deadline_s, exchange)
     outcomes = await wait_for(request, jobs)
     failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if len(failures) == len(outcomes):

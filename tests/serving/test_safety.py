@@ -175,6 +175,19 @@ def test_deadlines() -> None:
             assert bad.status_code == 422
 
 
+def test_deadline_counts_from_the_head() -> None:
+    body = json.dumps({"text": "a", "deadline_ms": 1000}).encode()
+    with (
+        LiveServer(FakeEngine(), settings()) as server,
+        socket.create_connection(server.address, 10) as one,
+    ):
+        for pause_s, status in ((0.0, b" 200 "), (1.1, b" 429 ")):
+            one.sendall(head(len(body)) + body[:5])
+            time.sleep(pause_s)
+            one.sendall(body[5:])
+            assert status in one.recv(10_000)
+
+
 def test_a_failing_engine_turns_unready_and_back() -> None:
     broken = True
 
