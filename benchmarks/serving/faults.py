@@ -218,9 +218,10 @@ def main(
         own = Path(shutil.copytree(bundle, Path(folder) / "own.plan"))
         with Engine.load(own, threads=1) as engine:
             expected = [triples(engine, posts), triples(engine, poisoned)]
+            tier = ["--provider", engine.provider, "--precision", engine.precision]
         requests = [request_bytes(post) for post in posts]
         module = "amlr.benchmarks.serving.faulty_server"
-        with running(module, ["--engine", str(own)]) as server:
+        with running(module, ["--engine", str(own), *tier]) as server:
             scene = Scene(server, own, requests, [request_bytes(post) for post in poisoned])
             rows = asyncio.run(_run(scene, expected, seconds, clients, faults))
             code = server.process.poll()

@@ -40,10 +40,12 @@ class FaultyEngine(Engine):
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--port", type=int, required=True)
 @click.option("--workers", default=2)
-def main(bundle: Path, port: int, workers: int) -> None:
+@click.option("--provider", default="auto")
+@click.option("--precision", default="auto")
+def main(bundle: Path, port: int, workers: int, provider: str, precision: str) -> None:
     """Serve until SIGTERM."""
     configure("warning")
-    with FaultyEngine.load(bundle, threads=1) as engine:
+    with FaultyEngine.load(bundle, provider, precision, threads=1) as engine:
         batch = BatchSettings(workers=workers, stuck_s=5.0)
         server = Server(
             create_app(engine, ServerSettings(batch=batch)), host="127.0.0.1", port=port

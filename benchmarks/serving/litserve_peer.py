@@ -15,10 +15,11 @@ class TagApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
 
     bundle = Path()
     threads = 1
+    provider = precision = "auto"
 
     def setup(self, device: str) -> None:
         """Load in the worker's process."""
-        self.engine = Engine.load(self.bundle, threads=self.threads)
+        self.engine = Engine.load(self.bundle, self.provider, self.precision, self.threads)
 
     def decode_request(self, request: dict[str, Any]) -> Post:
         """JSON to post."""
@@ -44,13 +45,24 @@ class TagApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
 @click.command()
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", default=1)
+@click.option("--provider", default="auto")
+@click.option("--precision", default="auto")
 @click.option("--workers", default=1)
 @click.option("--batch", default=16)
 @click.option("--port", type=int, required=True)
-def main(bundle: Path, threads: int, workers: int, batch: int, port: int) -> None:
+def main(
+    bundle: Path,
+    threads: int,
+    provider: str,
+    precision: str,
+    workers: int,
+    batch: int,
+    port: int,
+) -> None:
     """Serve the bundle on a port until SIGTERM."""
     api = TagApi(max_batch_size=batch, batch_timeout=0.005, api_path="/v1/tag")
     api.bundle, api.threads = bundle, threads
+    api.provider, api.precision = provider, precision
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
     server.run(port=port, generate_client_file=False, log_level="warning")
 

@@ -35,10 +35,12 @@ def plain_app(engine: Engine) -> FastAPI:
 @click.command()
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", default=1)
+@click.option("--provider", default="auto")
+@click.option("--precision", default="auto")
 @click.option("--port", type=int, required=True)
-def main(bundle: Path, threads: int, port: int) -> None:
+def main(bundle: Path, threads: int, provider: str, precision: str, port: int) -> None:
     """Serve the bundle on a port until SIGTERM."""
-    engine = Engine.load(bundle, threads=threads)
+    engine = Engine.load(bundle, provider, precision, threads)
     uvicorn.run(plain_app(engine), port=port, log_level="warning", access_log=False)
 
 

@@ -106,6 +106,8 @@ def measured(
 @click.option("--seconds", default=30.0, show_default=True, help="For each server.")
 @click.option("--rounds", default=2, show_default=True, help="Servers take turns; the best counts.")
 @click.option("--workers", type=int, help="Of amlr-serve and of the direct calls; default: cores.")
+@click.option("--provider", default="auto", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
 @click.option("--json", "out", type=_PATH)
 def main(
     bundle: Path,
@@ -116,6 +118,8 @@ def main(
     seconds: float,
     rounds: int,
     workers: int | None,
+    provider: str,
+    precision: str,
     out: Path | None,
 ) -> None:
     """Measure all, print a table.
@@ -127,11 +131,14 @@ def main(
     posts = read_posts(posts_file, images, count)
     rows: dict[str, dict[str, Any]] = {}
     for _ in range(rounds):
-        with Engine.load(bundle, threads=max(1, cores // workers)) as engine:
+        with Engine.load(bundle, provider, precision, max(1, cores // workers)) as engine:
+            # What was chosen first is what all are asked for: several tiers may be nearly as fast.
+            provider, precision = engine.provider, engine.precision
             expected = triples(engine, posts)  # also fills the picture cache
             direct(engine, posts, workers, 3.0)
             _keep(rows, "direct", direct(engine, posts, workers, seconds))
         common = ["--engine", str(bundle), "--threads", str(max(1, cores // workers))]
+        common += ["--provider", provider, "--precision", precision]
         own = [*common, "--workers", str(workers)]
         for name, module, arguments in (
             ("amlr-serve", "amlr.serving", own),
@@ -139,13 +146,15 @@ def main(
             ("LitServe", f"{_HERE}.litserve_peer", own),
         ):
             _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
+    click.echo(f"all by {provider}, {precision}")
     reference = rows["direct"]
     for name, row in rows.items():
         row["of_direct"] = round(row["posts_per_s"] / reference["posts_per_s"], 3)
         row["of_direct_by_cpu"] = round(reference["cpu_ms_per_post"] / row["cpu_ms_per_post"], 3)
         click.echo(f"{name:14} {json.dumps(row)}")
     if out:
-        out.write_text(json.dumps({"cores": cores, "workers": workers, "rows": rows}, indent=1))
+        told = {"cores": cores, "workers": workers, "provider": provider, "precision": precision}
+        out.write_text(json.dumps({**told, "rows": rows}, indent=1))
 
 
 def _keep(rows: dict[str, dict[str, Any]], name: str, row: dict[str, Any]) -> None:
