@@ -1,4 +1,7 @@
+import io
+
 import pytest
+from PIL import Image, UnidentifiedImageError
 
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
@@ -90,6 +93,19 @@ def test_warm_up_measures_every_length() -> None:
     assert all(0 < row.single_s <= row.full_s for row in table.rows)
     assert (table.provider, table.workers, table.batch_posts) == ("fake", 2, 4)
     assert table.to_dict()["image_s"] > 0
+
+
+def test_warm_up_meets_a_picture_that_is_none() -> None:
+    pictures: list[object] = []
+    engine = FakeEngine(trouble=lambda posts: pictures.extend(post.image for post in posts))
+    measure(engine, workers=1, batch_posts=1, repeats=1)
+    unreadable = []
+    for content in pictures:
+        try:
+            Image.open(io.BytesIO(content)).load() if isinstance(content, bytes) else None
+        except UnidentifiedImageError:
+            unreadable.append(content)
+    assert len(unreadable) == 1
 
 
 def test_warm_up_can_be_given_up() -> None:
