@@ -172,7 +172,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         debug=given["debug"],
     )
     bundle = Bundle.open(options.engine)
-    data = load_data(given["data"], given["images"], given["limit"], 36 if quick else 512)
+    data = load_data(given["data"], given["images"], given["limit"], 24 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
         raise InputError(
             "--calibration needs labelled posts; give --data FILE in CoNLL form, or sample"
