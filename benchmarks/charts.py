@@ -9,8 +9,8 @@ import numpy as np
 from amlr.benchmarks.figures import number
 
 Bins = Sequence[Sequence[float | None]]
-# The label column fits the longest own name, "amlr-onnxruntime-cpu", in bold.
-_BAR, _GAP, _LABEL, _VALUE, _WIDTH = 20, 8, 184, 120, 560
+# The label column fits the longest own name, "amlr-onnxruntime-cpu int8", in bold.
+_BAR, _GAP, _LABEL, _VALUE, _WIDTH = 20, 8, 216, 120, 592
 _PLOT_W, _PLOT_H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 260, 56, 130, 12, 44
 # Two line labels closer than this would print over each other.
 _LABEL_STEP = 14

@@ -42,7 +42,7 @@ def render_html(report: dict[str, Any]) -> str:
         f"{escape(settings['data'])}: {settings['posts']:,} posts, {settings['pictures']:,} with a "
         f"picture. {escape(report['created'][:10])}, amlr {escape(report['amlr'])}.</p>",
         _verdict(report),
-        _tiles(main),
+        _tiles(main, report["parity"]),
         *(f'<p class="soft">Note: {escape(note)}</p>' for note in report["notes"]),
         tiers_section(report),
         _speed_section(main, settings),
@@ -65,7 +65,11 @@ def _verdict(report: dict[str, Any]) -> str:
     return f'<div class="verdict {parity["verdict"]}"><strong>{word}</strong>{escape(line)}</div>'
 
 
-def _tiles(rows: Sequence[dict[str, Any]]) -> str:
+def _tiles(rows: Sequence[dict[str, Any]], parity: dict[str, Any]) -> str:
+    """The fastest of the tiers that gave the eager entities; all of them if none did."""
+    proved = [tier for tier in parity.get("tiers") or [parity] if tier["verdict"] == "pass"]
+    names = {(tier["backend"], tier["precision"]) for tier in proved}
+    rows = [row for row in rows if not names or (row["backend"], row["precision"]) in names]
     tiles = []
     for workload in _TITLES:
         own = [r for r in rows if r["workload"] == workload and _is_own(r) and r["p50_ms"]]

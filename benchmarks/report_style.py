@@ -24,6 +24,7 @@ p { margin: 6px 0; max-width: 78ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 12px; }
 .tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 14px 16px; }
+.card + .card { margin-top: 12px; } .grid2 .card + .card { margin-top: 0; }
 .tile b { display: block; font-size: 30px; line-height: 1.2; color: var(--own);
   font-variant-numeric: tabular-nums; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 14px;

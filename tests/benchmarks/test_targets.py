@@ -69,6 +69,15 @@ COLD = rows(
 BLOCK = rows("block", "fp32", 16, ("research", "fp32", 16.0), ("openvino", "fp32", 4.0))
 
 
+def test_the_headline_is_of_a_tier_with_the_eager_entities() -> None:
+    fast = rows("cold", "int8", 32, ("research", "fp32", 35.0))
+    report = make([*COLD, *fast])
+    report["parity"]["tiers"].append(tier("amlr-openvino", "int8", verdict="fail"))
+    assert "<b>10 ms</b>per post, cold" in render_html(report)
+    report["parity"]["tiers"][-1]["verdict"] = "pass"
+    assert "<b>2 ms</b>per post, cold" in render_html(report)
+
+
 def test_targets_are_met_missed_or_not_measured() -> None:
     report = make(
         [*COLD, *BLOCK, *rows("hit", "int8", 10, ("openvino", "bf16", 3.0))],
