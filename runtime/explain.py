@@ -17,8 +17,8 @@ from amlr.errors import BackendUnavailableError, InputError
 from amlr.runtime.batching import Batch
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import load_pixels
-from amlr.runtime.providers.attention import GRAPH
 from amlr.runtime.providers.base import ProviderOptions, ShowsAttention
+from amlr.runtime.providers.by_graphs import ATTENTION
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Entity, Post, Result
 from amlr.runtime.text import EncodedText, TextWindow
@@ -169,7 +169,7 @@ def _graphs(engine: Engine) -> Any:
     if isinstance(own, ShowsAttention) and own.has_attention:
         return own
     variant = engine.manifest.variants["fp32"]
-    if GRAPH not in variant.graphs:
+    if ATTENTION not in variant.graphs:
         return None
     try:
         engine.bundle.verify(variant)

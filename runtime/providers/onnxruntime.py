@@ -4,21 +4,16 @@ CPUs take the packed graphs: no step of padding is ever multiplied. CUDA takes t
 """
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from amlr.errors import BackendUnavailableError, PlanMismatchError
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
-from amlr.runtime.providers.attention import AttentionByGraph
 from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.by_graphs import ByGraphs, Floats, Ints
 
-Floats = npt.NDArray[np.float32]
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
@@ -40,7 +35,7 @@ def open_cuda(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "On
     return OnnxRuntimeProvider(bundle, variant, options, device="cuda")
 
 
-class OnnxRuntimeProvider(AttentionByGraph):
+class OnnxRuntimeProvider(ByGraphs):
     """Runs a variant's ONNX graphs; a session is made when its graph is first needed."""
 
     def __init__(
@@ -61,21 +56,13 @@ class OnnxRuntimeProvider(AttentionByGraph):
             device: `cpu` or `cuda`.
             packed: Whether to run the packed graphs; None means on the CPU only.
         """
+        super().__init__(bundle, variant, packed=device == "cpu" if packed is None else packed)
         self.name = f"onnxruntime-{device}"
-        self.precision = variant.precision
         self._library = _import_library(device)
-        self._bundle, self._variant, self._device = bundle, variant, device
+        self._device = device
         self._threads = options.threads or usable_cores()
-        wanted = device == "cpu" if packed is None else packed
-        self._packed = wanted and "fusion_packed" in variant.graphs
-        # Bundles of older exports lack it.
-        self._closed = self._packed and "fusion_closed" in variant.graphs
         # Float kernels take empty inputs; quantised ones are not known to.
         self._allow_empty = variant.precision == "fp32"
-        self._shapes = bundle.manifest.shape_embedding
-        self._no_image = np.zeros(
-            (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
-        )
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -90,51 +77,23 @@ class OnnxRuntimeProvider(AttentionByGraph):
         # Copies: a view would keep the whole batch alive for as long as one picture is cached.
         return [picture.copy() for picture in regions]
 
-    def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits in the batch's order."""
-        if self._packed:
-            return self.fuse(batch, self._hidden(batch), images)
-        pool = pool_images(images)
-        pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
-        hidden = self._run("text", text)["hidden_btd"]
-        feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
-        return batch.from_padded(self._run("fusion", feed))
-
-    def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits from hidden states (N, D) of the batch's steps."""
-        pool = pool_images(images)
-        if self._allow_empty and not pool.features:
+    def _without_pictures(self, batch: Batch, hidden_nd: Floats, slot_b: Ints) -> Scores:
+        if self._allow_empty:
             # As fast as the graph without attention, and no weights twice in memory.
-            scores = self._score_without_pictures(batch, hidden_nd, pool.slot_b)
+            scores = self._with_empty_attention(batch, hidden_nd, slot_b)
             if scores is not None:
                 return scores
-        if self._closed and not pool.features:
-            return batch.from_packed(self._run("fusion_closed", batch.closed_fusion(hidden_nd)))
-        pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b)
-        return batch.from_packed(self._run("fusion_packed", feed))
+        return super()._without_pictures(batch, hidden_nd, slot_b)
 
-    def _hidden(self, batch: Batch) -> Floats:
-        """Hidden states (N, D) of the batch's steps, one after another."""
-        if "text_packed" in self._variant.graphs:
-            return self._run("text_packed", batch.packed_text(shapes=self._shapes))["hidden_nd"]
-        # This encoder cannot be packed; its rows are, from here on.
-        text = batch.padded_text(shapes=self._shapes)
-        hidden: Floats = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
-        return hidden
-
-    def _score_without_pictures(
-        self, batch: Batch, hidden_nd: Floats, slot_b: npt.NDArray[np.int64]
-    ) -> Scores | None:
-        """Leave the attention empty; None where this graph turns out not to take that."""
+    def _with_empty_attention(self, batch: Batch, hidden_nd: Floats, slot_b: Ints) -> Scores | None:
+        """Scores, or None where this graph turns out not to take empty inputs."""
         feed = batch.packed_fusion(hidden_nd, self._no_image, slot_b, allow_empty=True)
         quiet = self._library.RunOptions()
         quiet.log_severity_level = _FATAL_ONLY
         try:
             return batch.from_packed(self._run("fusion_packed", feed, quiet))
         # Some reshapes cannot divide nothing; the library has no error class to tell that apart,
-        # and what is truly wrong fails again with the dummy inputs.
+        # and what is truly wrong fails again with other inputs.
         except Exception:
             self._allow_empty = False
             return None

@@ -5,23 +5,17 @@ OpenVINO runs float32 graphs in bfloat16 wherever the CPU can.
 """
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from amlr.errors import BackendUnavailableError
-from amlr.runtime.batching import Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
-from amlr.runtime.providers.attention import AttentionByGraph
 from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.by_graphs import ByGraphs, Floats
 from amlr.runtime.providers.openvino_graph import CompiledGraph, read_graph, split_heads
 
-Floats = npt.NDArray[np.float32]
 _TAIL = "heads"
 
 
@@ -35,7 +29,7 @@ def open_openvino(bundle: Bundle, variant: Variant, options: ProviderOptions) ->
     return OpenVinoProvider(bundle, variant, options)
 
 
-class OpenVinoProvider(AttentionByGraph):
+class OpenVinoProvider(ByGraphs):
     """Runs a variant's graphs; each is compiled when it is first needed."""
 
     name = "openvino"
@@ -49,10 +43,8 @@ class OpenVinoProvider(AttentionByGraph):
             options: `threads` for one call; what is left of the cores serves further calls at
                 the same time. Compiled graphs are kept in `cache_dir`.
         """
-        self.precision = variant.precision
+        super().__init__(bundle, variant, round_up=bucket)
         self._core = _open_core(options.cache_dir)
-        self._bundle, self._variant = bundle, variant
-        self._shapes = bundle.manifest.shape_embedding
         cores = usable_cores()
         threads = options.threads or cores
         streams = max(1, cores // threads)
@@ -63,12 +55,6 @@ class OpenVinoProvider(AttentionByGraph):
             "ENABLE_CPU_PINNING": False,
         }
         self._check_arithmetic()
-        self._packed = "fusion_packed" in variant.graphs
-        # Bundles of older exports lack it.
-        self._closed = self._packed and "fusion_closed" in variant.graphs
-        self._no_image = np.zeros(
-            (1, bundle.manifest.regions, bundle.manifest.width), dtype=np.float32
-        )
         self._graphs: dict[str, CompiledGraph] = {}
         self._lock = threading.Lock()
 
@@ -90,36 +76,6 @@ class OpenVinoProvider(AttentionByGraph):
             graph.run({"pixel_values": pixels_bchw[i : i + 1]})["regions_bpd"][0]
             for i in range(len(pixels_bchw))
         ]
-
-    def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits in the batch's order."""
-        if self._packed:
-            return self.fuse(batch, self._hidden(batch), images)
-        pool = pool_images(images)
-        pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
-        hidden = self._run("text", text)["hidden_btd"]
-        feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
-        return batch.from_padded(self._fuse("fusion", feed))
-
-    def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits from hidden states (N, D) of the batch's steps; more rows are not read."""
-        pool = pool_images(images)
-        if self._closed and not pool.features:
-            feed = batch.closed_fusion(hidden_nd, round_up=bucket)
-            return batch.from_packed(self._fuse("fusion_closed", feed), round_up=bucket)
-        pool_npd = np.stack(pool.features) if pool.features else self._no_image
-        feed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b, round_up=bucket)
-        return batch.from_packed(self._fuse("fusion_packed", feed), round_up=bucket)
-
-    def _hidden(self, batch: Batch) -> Floats:
-        """Hidden states (N, D) of the batch's steps, perhaps with rows behind them."""
-        if "text_packed" in self._variant.graphs:
-            text = batch.packed_text(shapes=self._shapes, round_up=bucket)
-            return self._run("text_packed", text)["hidden_nd"]
-        text = batch.padded_text(shapes=self._shapes)
-        hidden: Floats = self._run("text", text)["hidden_btd"][text["attention_mask"] == 1]
-        return hidden
 
     def close(self) -> None:
         """Forget the compiled graphs."""
