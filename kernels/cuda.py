@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.device import Device, Stream, open_device
+from amlr.kernels.cuda_work import DeviceWork, SegmentalOutputs
+from amlr.kernels.device import open_device
 from amlr.kernels.launch import KernelLibrary
-from amlr.kernels.launch_linear import Chains, LinearKernels
-from amlr.kernels.launch_segmental import SegmentalKernels, UnitTable, Winner
+from amlr.kernels.launch_linear import LinearKernels
+from amlr.kernels.launch_segmental import SegmentalKernels
 from amlr.kernels.units import Units
 from amlr.kernels.validation import (
     INF,
@@ -175,7 +176,7 @@ class HostDecoders:
         kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         with self._work() as work:
             table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
-            outputs = _Outputs(work, len(lengths), len(units.scores_uc))
+            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
             kernels.decode(work.stream, table, outputs.winner, scores=scores_at)
             outputs.fetch()
         if outputs.scores_b.size and not float(outputs.scores_b.max()) < INF:
@@ -210,7 +211,7 @@ class HostDecoders:
         certified = np.zeros(len(lengths), np.int32)
         with self._work() as work:
             table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
-            outputs = _Outputs(work, len(lengths), len(units.scores_uc))
+            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
             worst = work.room(np.empty(units.scores_uc.shape, np.float64))
             certified_at = work.room(certified)
             stream, winner = work.stream, outputs.winner
@@ -228,8 +229,51 @@ class HostDecoders:
             outputs.fetch((certified, certified_at))
         return outputs.entities(units), certified.astype(np.bool_)
 
+    def entity_confidence(
+        self, units: Units, lengths_b: npt.ArrayLike, *, temperature: float = 1.0
+    ) -> tuple[list[npt.NDArray[np.int32]], list[Floats]]:
+        """Decode, and tell how sure each entity is.
+
+        Args:
+            units: Scored units.
+            lengths_b: Words of each post (B,).
+            temperature: Scores are divided by it.
+
+        Returns:
+            Entities as `segmental_decode` returns them; their marginal probabilities, per post
+            (E,), as `amlr.kernels.entity_marginals` gives them for the chosen units.
+
+        Raises:
+            ShapeError: As `segmental_decode`, or the temperature is not positive and finite.
+        """
+        lengths = units.check_lengths(lengths_b)
+        if not 0 < temperature < INF:
+            raise ShapeError(f"temperature must be positive and finite, got {temperature}")
+        kernels = SegmentalKernels(self._library, tags=self._unit_tags)
+        sure_u = np.zeros(len(units.scores_uc), np.float32)
+        with self._work() as work:
+            table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
+            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
+            sure_at = work.put(sure_u)  # the kernel writes chosen units only
+            stream, winner = work.stream, outputs.winner
+            kernels.decode(stream, table, winner, scores=scores_at)
+            kernels.confidence(
+                stream,
+                table,
+                winner,
+                scores=scores_at,
+                confidence=sure_at,
+                temperature=temperature,
+            )
+            outputs.fetch((sure_u, sure_at))
+        if outputs.scores_b.size and not float(outputs.scores_b.max()) < INF:
+            raise_not_finite("the sum of scores_uc", outputs.scores_b)
+        firsts = units.post_offsets[:-1]
+        confidences = [sure_u[a : a + n] for a, n in zip(firsts, outputs.counts_b, strict=True)]
+        return outputs.entities(units), confidences
+
     @contextmanager
-    def _work(self) -> Iterator["DeviceWork"]:
+    def _work(self) -> Iterator[DeviceWork]:
         device = self._library.device
         with device.current():
             work = DeviceWork(device)
@@ -268,103 +312,6 @@ class PathConfidence(NamedTuple):
         links = self.link_bt[sequence, first + 1 : last + 1].sum()
         ends = self.forward_bt[sequence, first] + self.backward_bt[sequence, last]
         return float(np.exp(ends + links))
-
-
-class DeviceWork:
-    """Device memory and a stream for one call."""
-
-    def __init__(self, device: Device) -> None:
-        self.stream: Stream = device.stream()
-        self._device = device
-        self._pointers: list[int] = []
-        self._kept: list[npt.NDArray[Any]] = []
-
-    def put(self, array: npt.NDArray[Any]) -> int:
-        """Copy an array to the device."""
-        array = np.ascontiguousarray(array)
-        self._kept.append(array)  # alive until the copy ran
-        pointer = self.room(array)
-        self._device.upload(pointer, array, self.stream)
-        return pointer
-
-    def room(self, array: npt.NDArray[Any]) -> int:
-        """Uninitialised device memory of an array's size."""
-        self._pointers.append(self._device.alloc(array.nbytes))
-        return self._pointers[-1]
-
-    def fetch(self, *outputs: tuple[npt.NDArray[Any], int]) -> None:
-        """Copy results back and wait for them."""
-        for array, pointer in outputs:
-            self._device.download(array, pointer, self.stream)
-        self.stream.synchronize()
-
-    def chains(self, chain: Chain, emissions_bty: npt.NDArray[Any]) -> Chains:
-        """Upload a checked linear chain."""
-        batch, steps, _ = emissions_bty.shape
-        return Chains(
-            emissions=self.put(emissions_bty),
-            lengths=self.put(chain.lengths_b.astype(np.int32)),
-            start=self.put(chain.start_y),
-            transitions=self.put(chain.transitions_yy),
-            end=self.put(chain.end_y),
-            batch=batch,
-            max_steps=steps,
-        )
-
-    def table(self, units: Units, lengths_b: npt.NDArray[np.intp]) -> UnitTable:
-        """Upload the layout of checked units."""
-        return UnitTable(
-            post_offsets=self.put(units.post_offsets.astype(np.int64)),
-            start=self.put(units.start_u.astype(np.int32)),
-            end=self.put(units.end_u.astype(np.int32)),
-            lengths=self.put(lengths_b.astype(np.int32)),
-            posts=len(lengths_b),
-            units=len(units.start_u),
-            classes=units.scores_uc.shape[1],
-            max_words=int(lengths_b.max(initial=0)),
-        )
-
-    def close(self) -> None:
-        """Wait, then free everything."""
-        self.stream.synchronize()
-        for pointer in self._pointers:
-            self._device.free(pointer)
-        self.stream.close()
-
-
-class _Outputs:
-    """Host and device side of what `segmental_viterbi` writes."""
-
-    def __init__(self, work: DeviceWork, posts: int, units: int) -> None:
-        self._work = work
-        self.counts_b = np.zeros(posts, np.int32)
-        self.chosen_u2 = np.zeros((units, 2), np.int32)
-        self.scores_b = np.zeros(posts, np.float32)
-        self.winner = Winner(
-            counts=work.room(self.counts_b),
-            chosen=work.room(self.chosen_u2),
-            choice=work.room(np.empty(units, np.int32)),
-            scores=work.room(self.scores_b),
-        )
-
-    def fetch(self, *more: tuple[npt.NDArray[Any], int]) -> None:
-        """Copy everything back."""
-        winner = self.winner
-        self._work.fetch(
-            (self.counts_b, winner.counts),
-            (self.chosen_u2, winner.chosen),
-            (self.scores_b, winner.scores),
-            *more,
-        )
-
-    def entities(self, units: Units) -> list[npt.NDArray[np.int32]]:
-        """Per post (E, 3): start, end, class."""
-        found = []
-        for first, count in zip(units.post_offsets[:-1], self.counts_b, strict=True):
-            unit, label = self.chosen_u2[first : first + count].T
-            rows = (units.start_u[unit], units.end_u[unit], label)
-            found.append(np.stack(rows, axis=1).astype(np.int32))
-        return found
 
 
 def _checked(

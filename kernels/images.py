@@ -27,6 +27,7 @@ SOURCES = {
         "joint_scores",
         "joint_box_scores",
     ),
+    "segmental_confidence": ("segmental_confidence",),
 }
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # PTX for the oldest architecture runs on every newer one.

@@ -93,6 +93,8 @@ class SegmentalKernels:
         self._box = library.function(spec, "box_scores")
         self._joint = library.function(spec, "joint_scores")
         self._joint_box = library.function(spec, "joint_box_scores")
+        sure = KernelSpec(source="segmental_confidence", tags=tags, half=half)
+        self._confidence = library.function(sure, "segmental_confidence")
 
     def joint_scores(
         self, stream: Stream, table: UnitTable, inputs: JointInputs, *, scores: int
@@ -121,6 +123,41 @@ class SegmentalKernels:
             *pointers(table.word_offsets),
             *(np.int32(value) for value in (table.posts, table.classes, table.max_words)),
             *pointers(winner.counts, winner.chosen, winner.choice, winner.owner, winner.scores),
+        )
+
+    def confidence(
+        self,
+        stream: Stream,
+        table: UnitTable,
+        winner: Winner,
+        *,
+        scores: int,
+        confidence: int,
+        temperature: float = 1.0,
+    ) -> None:
+        """Enqueue `segmental_confidence`: the marginal probability of each chosen unit.
+
+        Args:
+            stream: Where to enqueue.
+            table: Units.
+            winner: What `decode` wrote for the same scores.
+            scores: (U, C) float32.
+            confidence: Out: (U,) float32; the first counts[b] from post_offsets[b] on, in the order
+                of `winner.chosen`. Nothing is written where `winner.scores` is NaN.
+            temperature: Scores are divided by it.
+        """
+        launch_warps(
+            self._library,
+            self._confidence,
+            stream,
+            table.posts,
+            # Two sums of float64 for each word and one; a tile of 32 units.
+            16 * (table.max_words + 1) + 512,
+            *pointers(table.post_offsets, table.start, table.end, scores, table.lengths),
+            *pointers(winner.counts, winner.chosen, winner.scores),
+            *(np.int32(value) for value in (table.posts, table.classes, table.max_words)),
+            np.float64(1 / temperature),
+            *pointers(confidence),
         )
 
     def box_scores(

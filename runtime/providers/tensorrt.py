@@ -23,7 +23,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import GRAPHS
 from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.tensorrt_decode import DeviceDecoder
+from amlr.runtime.providers.tensorrt_decode import Decoded, DeviceDecoder
 from amlr.runtime.providers.tensorrt_engines import LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
 from amlr.runtime.providers.tensorrt_runs import part_of, split_runs, usual_batch
@@ -33,7 +33,6 @@ from amlr.runtime.refusals import RESERVED_BYTES, Host, HostTools, check_host, o
 from amlr.runtime.tensorrt_library import Family
 
 Floats = npt.NDArray[np.float32]
-Ints32 = npt.NDArray[np.int32]
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
 GRAPHS_KEPT = 16
@@ -217,7 +216,7 @@ class TensorRtProvider:
         batch: Batch,
         images: Sequence[DeviceImage | HostImage | None],
         settings: DecoderSettings,
-    ) -> tuple[list[Ints32], Floats]:
+    ) -> list[Decoded]:
         """Entities of a batch whose windows are whole posts; no logit is copied back.
 
         Args:
@@ -225,22 +224,16 @@ class TensorRtProvider:
             images: As for `score`.
             settings: A joint or segmental decoder.
 
-        Returns:
-            Per window (E, 3) int32: first word, last word, class; and the best sums (B,).
-
         Raises:
             BackendUnavailableError: The decoder's kernels fit no image and cannot be compiled.
         """
         self._check(batch)
-        found: list[Ints32] = []
-        sums: list[Floats] = []
+        found: list[Decoded] = []
         with self._session() as session:
             for run in split_runs(images, self.limits.posts, session.passing):
                 part = part_of(batch, run)
-                entities, best_b = session.decode(part, images[run], settings, self._new_decoder)
-                found += entities
-                sums.append(best_b)
-        return found, np.concatenate(sums)
+                found += session.decode(part, images[run], settings, self._new_decoder)
+        return found
 
     def _new_decoder(self) -> DeviceDecoder:
         manifest = self._bundle.manifest

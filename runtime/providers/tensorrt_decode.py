@@ -1,11 +1,11 @@
-"""Decoding on the device: from an engine's raw outputs to entities, only the entities copied back.
+"""Decoding on the device: from an engine's raw outputs to entities and how sure each of them is.
 
 The logits of a run lie where the fusion engine wrote them; the CUDA decoders read them there, on
 the same stream. What goes up is the layout (a few integers a unit), in one copy; what comes back is
-the chosen units, in one copy. Posts whose text needs several windows are merged on the host and
-decoded there: `can_decode` tells.
+the chosen units with their scores, in one copy. Posts whose text needs several windows are merged
+on the host and decoded there: `can_decode` tells.
 
-Shape letters: B posts, U units and runs, W words of all posts, C classes, Y tags.
+Shape letters: B posts, U units and runs, W words of all posts, C classes, Y tags, E entities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from amlr.runtime.batching import Batch
 from amlr.runtime.manifest import DecoderSettings
 
 Ints32 = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
 ALIGNMENT = 256
 
 
@@ -39,6 +40,21 @@ class Rows:
     emissions: int
     units: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoded:
+    """Entities of one window.
+
+    Attributes:
+        entities_e3: First word, last word, class; (E, 3) int32.
+        scores_e: Marginal probability of each at the bundle's temperature, (E,) float32.
+        best: Sum of the best segmentation.
+    """
+
+    entities_e3: Ints32
+    scores_e: Floats
+    best: float
 
 
 class Block:
@@ -113,23 +129,20 @@ class DeviceDecoder:
 
     def decode(
         self, batch: Batch, rows: Rows, settings: DecoderSettings, stream: Stream
-    ) -> tuple[list[Ints32], npt.NDArray[np.float32]]:
+    ) -> list[Decoded]:
         """Entities of each window.
 
         Args:
             batch: Windows that are whole posts; see `can_decode`.
             rows: Where the run's outputs are.
-            settings: Bias and weight.
+            settings: Bias, weight and temperature.
             stream: The run's stream; synchronised here.
-
-        Returns:
-            Per window (E, 3): first word, last word, class; and each window's best sum, (B,).
         """
         weight = settings.weight if settings.kind == "joint" else 0.0
         units, words_b = self._layout(batch, weight, settings.max_entity_words)
         table, inputs = self._upload(batch, units, words_b, rows, settings.bias, weight, stream)
         posts, count, classes = len(batch), len(units.start_u), len(self._labels)
-        sizes = {"counts": 4 * posts, "best": 4 * posts, "chosen": 8 * count}
+        sizes = {"counts": 4 * posts, "best": 4 * posts, "chosen": 8 * count, "sure": 4 * count}
         scratch = {"choice": 4 * count, "g": 4 * count * classes}
         at = self._outputs.lay_out(sizes | scratch)
         address = {name: self._outputs.address(offset) for name, offset in at.items()}
@@ -141,18 +154,31 @@ class DeviceDecoder:
             scores=address["best"],
         )
         self._kernels.decode(stream, table, winner, scores=address["g"])
-        down = self._outputs.download(0, at["chosen"] + 8 * count, stream)
+        self._kernels.confidence(
+            stream,
+            table,
+            winner,
+            scores=address["g"],
+            confidence=address["sure"],
+            temperature=settings.temperature,
+        )
+        down = self._outputs.download(0, at["sure"] + 4 * count, stream)
         stream.synchronize()
-        counts_b = down[: 4 * posts].view(np.int32)
-        best_b = down[at["best"] : at["best"] + 4 * posts].view(np.float32).copy()
-        chosen_u2 = down[at["chosen"] :].view(np.int32).reshape(-1, 2)
+        part = {name: down[at[name] : at[name] + size] for name, size in sizes.items()}
+        best_b = part["best"].view(np.float32)
         if np.isnan(best_b).any():
             raise AmlrError("the model gave NaN or infinite scores; check it with amlr-bench")
+        chosen_u2, sure_u = part["chosen"].view(np.int32).reshape(-1, 2), part["sure"]
         found = []
-        for first, number in zip(units.post_offsets[:-1], counts_b, strict=True):
-            unit, label = chosen_u2[first : first + number].T
-            found.append(np.stack([units.start_u[unit], units.end_u[unit], label], axis=1))
-        return [entities.astype(np.int32) for entities in found], best_b
+        for first, number, best in zip(
+            units.post_offsets[:-1], part["counts"].view(np.int32), best_b.tolist(), strict=True
+        ):
+            own = slice(first, first + number)
+            unit, label = chosen_u2[own].T
+            spans = np.stack([units.start_u[unit], units.end_u[unit], label], axis=1)
+            scores = sure_u.view(np.float32)[own].copy()
+            found.append(Decoded(entities_e3=spans.astype(np.int32), scores_e=scores, best=best))
+        return found
 
     def _layout(
         self, batch: Batch, weight: float, max_entity_words: int

@@ -18,13 +18,12 @@ from amlr.kernels.device import Device, DeviceMemoryError, Graph
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.tensorrt_buffers import Buffers
-from amlr.runtime.providers.tensorrt_decode import DeviceDecoder, Rows
+from amlr.runtime.providers.tensorrt_decode import Decoded, DeviceDecoder, Rows
 from amlr.runtime.providers.tensorrt_engines import Context, LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
 from amlr.runtime.providers.tensorrt_shapes import Bucket, Limits, Sizes
 
 Floats = npt.NDArray[np.float32]
-Ints32 = npt.NDArray[np.int32]
 # A bucket is captured when it comes back: capturing costs more than one run saves.
 CAPTURE_AT = 2
 TEXT_INPUTS = ("input_ids", "attention_mask", "shape_ids")
@@ -129,7 +128,7 @@ class Session:
         images: Sequence[DeviceImage | HostImage | None],
         settings: DecoderSettings,
         make_decoder: Callable[[], DeviceDecoder],
-    ) -> tuple[list[Ints32], Floats]:
+    ) -> list[Decoded]:
         """Entities of a batch that fits the limits; its logits never leave the device."""
         if self._decoder is None:
             self._decoder = make_decoder()

@@ -8,6 +8,7 @@ CHAIN = KernelSpec(source="linear_viterbi", tags=9)
 WIDE_CHAIN = KernelSpec(source="linear_viterbi", tags=17)
 CONFIDENCE = KernelSpec(source="linear_confidence", tags=9)
 UNITS = KernelSpec(source="segmental_viterbi", tags=13)
+SURE = KernelSpec(source="segmental_confidence", tags=13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,5 +187,85 @@ MUTANTS = (
         UNITS,
         "choice >= 0 ? unit_radius : -",
         "choice < 0 ? unit_radius : -",
+    ),
+    # Confidence of units
+    Mutant("temperature not applied to the unit itself", SURE, "own = scale *", "own ="),
+    Mutant("only the best class counts", SURE, "(double)log1pf(sum - 1.0f)", "0.0"),
+    Mutant("a forbidden unit gives NaN", SURE, "if (top == -INFINITY_F) return", "//"),
+    Mutant(
+        "no sum without an entity", SURE, "double sum = 0.0;", "double sum = -(double)INFINITY_F;"
+    ),
+    Mutant(
+        "a unit starts one word late",
+        SURE,
+        "forward[tile_start[i]] +",
+        "forward[tile_start[i] + 1] +",
+    ),
+    Mutant(
+        "words of a unit count before its end",
+        SURE,
+        "while (open <= tile_end[i])",
+        "while (open < tile_end[i])",
+    ),
+    Mutant(
+        "the last words are forgotten",
+        SURE,
+        "while (open <= words) forward[open++] = sum;",
+        "forward[words] = forward[open - 1];",
+    ),
+    Mutant(
+        "the way back starts with the first tile",
+        SURE,
+        "(units - 1) / 32 * 32; first >= 0; first -= 32",
+        "0; first < units; first += 32",
+    ),
+    Mutant(
+        "the way back walks a tile forwards",
+        SURE,
+        "int i = count - 1; i >= 0; --i",
+        "int i = 0; i < count; ++i",
+    ),
+    Mutant(
+        "words without a unit end the way back",
+        SURE,
+        "backward[done - 1] = add_logs(backward[done - 1], backward[done]);",
+        ";",
+    ),
+    Mutant(
+        "the way back ends a unit at its last word",
+        SURE,
+        "tile[i] + backward[done]",
+        "tile[i] + backward[done - 1]",
+    ),
+    Mutant("confidence of the wrong row", SURE, "confidence_u[offset + i]", "confidence_u[i]"),
+    Mutant(
+        "sums read before lane 0 wrote them",
+        SURE,
+        "__syncwarp(ALL_LANES);  // the tile of the way back may",
+        "//",
+    ),
+    Mutant(
+        "lane 0 adds before the sums are set",
+        SURE,
+        "__syncwarp(ALL_LANES);  // the tile of the way back and",
+        "//",
+    ),
+    Mutant(
+        "tile of scores read too early",
+        SURE,
+        "__syncwarp(ALL_LANES);  // the tile is complete",
+        "//",
+    ),
+    Mutant(
+        "tile of scores filled too early",
+        SURE,
+        "__syncwarp(ALL_LANES);  // the tile may be filled again",
+        "//",
+    ),
+    Mutant(
+        "warps share their sums",
+        SURE,
+        "shared + warp * (2 * (max_words + 1) + 64)",
+        "shared",
     ),
 )

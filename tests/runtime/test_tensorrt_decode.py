@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from amlr.export.samples import sample_posts
@@ -60,7 +61,7 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     batch = Batch(windows, tables, scales=manifest.scales, pad_id=manifest.token_ids.pad_id)
     assert can_decode(batch, settings)
     for _ in range(3):  # first run, captured run, replay
-        found, best_b = provider.decode(batch, images, settings)
+        found = provider.decode(batch, images, settings)
     scores = batch.split(provider.score(batch, images))
     merged = [
         merge_windows(encoded[i], [table], [score], scales=manifest.scales, every=False)
@@ -69,12 +70,14 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     expected = decode_posts(
         merged, settings, bundle.decoder, labels=manifest.labels, tags=manifest.tags
     )
-    for i, rows, entities in zip(keep, found, expected, strict=True):
+    for i, own, entities in zip(keep, found, expected, strict=True):
         spans = encoded[i].word_spans_n2
+        rows = own.entities_e3
         actual = [(int(spans[a, 0]), int(spans[b, 1]), manifest.labels[c]) for a, b, c in rows]
         assert actual == [(e.start, e.end, e.label) for e in entities]
-    assert sum(len(rows) for rows in found) > 30
-    assert len(best_b) == len(keep)
+        np.testing.assert_allclose(own.scores_e, [e.score for e in entities], rtol=0, atol=2e-5)
+        assert own.best >= 0
+    assert sum(len(own.entities_e3) for own in found) > 30
     assert device.kernels.launches > 0
 
 

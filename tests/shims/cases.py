@@ -1,11 +1,13 @@
 """Inputs for the CUDA decoders: ragged, constrained, tied and extreme."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels import entity_marginals
 from amlr.kernels.units import Units
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -123,3 +125,24 @@ def unit_case(
         scores = (rng.standard_normal(shape) - 0.7).astype(np.float32)
     scores[rng.random(shape) < 0.05] = -np.inf
     return Units(np.array(offsets), spans[:, 0], spans[:, 1], scores), lengths
+
+
+def chosen_marginals(
+    units: Units,
+    lengths_b: npt.NDArray[np.int64],
+    entities: Sequence[npt.NDArray[np.int32]],
+    temperature: float,
+) -> npt.NDArray[np.float32]:
+    """The reference's marginal probabilities of decoded entities, one after another."""
+    marginals = entity_marginals(units, lengths_b, temperature=temperature)
+    place = {
+        (post, int(units.start_u[u]), int(units.end_u[u])): u
+        for post in range(len(lengths_b))
+        for u in range(int(units.post_offsets[post]), int(units.post_offsets[post + 1]))
+    }
+    found = [
+        marginals[place[post, start, end], label]
+        for post, rows in enumerate(entities)
+        for start, end, label in rows.tolist()
+    ]
+    return np.array(found, np.float32)

@@ -13,7 +13,7 @@ from amlr.errors import ShapeError
 from amlr.kernels import segmental_decode, viterbi_decode
 from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.images import KernelSpec
-from shims.cases import ChainCase, chain_case, unit_case
+from shims.cases import ChainCase, chain_case, chosen_marginals, unit_case
 from shims.host_build import HostBuilder
 from shims.joint import joint_case, run_joint
 from shims.raw import decode_gathered, decode_strided, decode_units
@@ -24,6 +24,7 @@ SPECS = (
     KernelSpec(source="linear_viterbi", tags=17),
     KernelSpec(source="linear_confidence", tags=9),
     KernelSpec(source="segmental_viterbi", tags=13),
+    KernelSpec(source="segmental_confidence", tags=13),
 )
 
 
@@ -92,7 +93,16 @@ def _linear(decoders: HostDecoders, case: ChainCase, tags: int) -> None:
 
 
 def _segmental(decoders: HostDecoders, seed: int, words: int) -> None:
-    units, lengths = unit_case(seed, 5, words, 3, integers=seed % 2 == 0, shuffled=seed % 3 == 0)
+    flags = {"integers": seed % 2 == 0, "shuffled": seed % 3 == 0}
+    units, lengths = unit_case(seed, 5, words, 1 + seed % 3, **flags)
     entities, _ = decoders.certify(units, lengths, 0.2)
     expected, _ = segmental_decode(units, lengths)
     assert [rows.tolist() for rows in entities] == [rows.tolist() for rows in expected]
+    temperature = 1.0 if seed % 2 else 2.5
+    _, sure = decoders.entity_confidence(units, lengths, temperature=temperature)
+    np.testing.assert_allclose(
+        np.concatenate(sure),
+        chosen_marginals(units, lengths, expected, temperature),
+        rtol=0,
+        atol=1e-5,
+    )
