@@ -1,8 +1,9 @@
 """A loader stub that lets Intel's MKL use its fast kernels on other makers' processors.
 
 MKL asks `mkl_serv_intel_cpu_true` before it takes its AVX-512 and AVX2 kernels, and answers no on
-AMD, which costs half the speed on some of them and a tenth on others. The stub answers yes. It is compiled here, loaded only into
-the worker process of the peer that shows this difference, and never shipped or needed elsewhere.
+AMD, which costs half the speed on some of its processors and a tenth on others. The stub answers
+yes. It is compiled here, loaded only into the worker process of the peer that shows this
+difference, and never shipped or needed elsewhere.
 """
 
 import shutil
