@@ -27,7 +27,7 @@ def plan_report(
     posts: Path,
     *,
     graphs: Sequence[int] = GRAPHS,
-    batches: tuple[int, ...] = (1,),
+    batches: tuple[int, ...] = (),
     memory_mb: float = 2048.0,
 ) -> tuple[list[str], dict[str, Any]]:
     """Plan for the posts of a JSON-lines file.
@@ -36,7 +36,7 @@ def plan_report(
         bundle: Whose tokenizer, window rule and width count.
         posts: Lines `{"text": ...}`, as `amlr-tag` reads them.
         graphs: How many captured graphs to plan for; one row each.
-        batches: Batch sizes to capture.
+        batches: Batch sizes to capture for every bucket; none: one is chosen for each.
         memory_mb: Memory cap of each plan.
 
     Returns:

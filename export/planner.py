@@ -4,21 +4,22 @@ An engine runs any shape inside its profile; what pads is a captured graph (one 
 and batching. Given how long the posts are, the planner chooses G lengths so that the expected
 padded work is least. In length the answer is exact (dynamic programming over all candidates). The
 rest is a heuristic, stated: a bucket's unit count is the largest of its own posts, rounded up to
-`unit_step`; batch sizes are given, not chosen; where the memory cap is exceeded, G is lowered until
-the plan fits.
+`unit_step`; its batch size is chosen by `amlr.export.batch_sizes`, or given; where the memory cap
+is exceeded, batches are halved, and then G is lowered until the plan fits.
 
 Work of T padded steps: T * (1 + T / (6 D)), the ratio of a transformer layer's linear and attention
 products, up to a constant.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.export.batch_sizes import AT_ONCE, FILL_STEPS, choose_batches
 from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
@@ -60,11 +61,13 @@ class Bucket:
         tokens: T, padded steps.
         units: S, padded units.
         windows: How many windows of the traffic fall into it.
+        batch: Chosen batch size; 1 where batch sizes are given.
     """
 
     tokens: int
     units: int
     windows: int
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class BucketPlan:
     Attributes:
         asked: Graphs that were allowed.
         buckets: Ascending.
-        batches: Batch sizes, each captured for every bucket.
+        batches: Batch sizes, each captured for every bucket; none: each bucket has its own.
         work: Expected padded work per window.
         least_work: The same without any padding.
         single_work: The same when everything is padded to the longest.
@@ -92,7 +95,7 @@ class BucketPlan:
     @property
     def graphs(self) -> int:
         """Captured graphs: buckets times batch sizes."""
-        return len(self.buckets) * len(self.batches)
+        return len(self.buckets) * max(1, len(self.batches))
 
     @property
     def padding(self) -> float:
@@ -110,7 +113,8 @@ class BucketPlan:
             "asked": self.asked,
             "graphs": self.graphs,
             "buckets": [
-                {"tokens": b.tokens, "units": b.units, "windows": b.windows} for b in self.buckets
+                {"tokens": b.tokens, "units": b.units, "windows": b.windows, "batch": b.batch}
+                for b in self.buckets
             ],
             "batches": list(self.batches),
             "padding": self.padding,
@@ -126,7 +130,9 @@ class PlanLimits:
     Attributes:
         width: D of the model.
         least_tokens: K, the shortest text the graphs take.
-        batches: Batch sizes to capture.
+        batches: Batch sizes to capture for every bucket; none: one is chosen for each.
+        most: Largest batch that may be chosen.
+        at_once: Windows that come together, for the choice.
         memory_mb: Most memory for captured graphs.
         token_step: Bucket lengths are multiples of it.
         unit_step: The same for units.
@@ -134,7 +140,9 @@ class PlanLimits:
 
     width: int = 768
     least_tokens: int = 6
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = ()
+    most: int = 32
+    at_once: int = AT_ONCE
     memory_mb: float = 2048.0
     token_step: int = 4
     unit_step: int = 8
@@ -228,7 +236,7 @@ def plan_buckets(traffic: Traffic, graphs: int, limits: PlanLimits | None = None
         InputError: Fewer graphs than batch sizes, or not even one bucket fits the memory cap.
     """
     limits = limits or PlanLimits()
-    per_batch = graphs // len(limits.batches)
+    per_batch = graphs // max(1, len(limits.batches))
     if per_batch < 1:
         raise InputError(
             f"{graphs} graphs cannot hold {len(limits.batches)} batch sizes; allow at least as many"
@@ -240,8 +248,14 @@ def plan_buckets(traffic: Traffic, graphs: int, limits: PlanLimits | None = None
     cost_k = work_of(candidates, limits.width)
     for count in range(per_batch, 0, -1):
         edges = candidates[best_edges(tokens_n, candidates, cost_k, count)]
-        buckets = _buckets(tokens_n, traffic.units_n, edges, limits.unit_step)
-        memory = sum(_memory(b, batch, limits.width) for b in buckets for batch in limits.batches)
+        buckets = _with_batches(
+            _buckets(tokens_n, traffic.units_n, edges, limits.unit_step), len(tokens_n), limits
+        )
+        memory = sum(
+            _memory(b, batch, limits.width)
+            for b in buckets
+            for batch in limits.batches or (b.batch,)
+        )
         if memory <= limits.memory_mb * 1e6:
             break
     else:
@@ -269,6 +283,26 @@ def _buckets(tokens_n: Ints, units_n: Ints, edges: Ints, unit_step: int) -> tupl
         most = _up(max(1, int(own.max(initial=1))), unit_step)
         found.append(Bucket(tokens=edge, units=most, windows=len(own)))
     return tuple(bucket for bucket in found if bucket.windows)
+
+
+def _with_batches(
+    buckets: tuple[Bucket, ...], windows: int, limits: PlanLimits
+) -> tuple[Bucket, ...]:
+    """The buckets with the batch sizes that cost least; unchanged where nothing fits the cap."""
+    if limits.batches:
+        return buckets
+    chosen = choose_batches(
+        work_of([b.tokens for b in buckets], limits.width).tolist(),
+        [b.windows / windows for b in buckets],
+        [_memory(b, 1, limits.width) for b in buckets],
+        fill_work=float(work_of(FILL_STEPS, limits.width)),
+        most=limits.most,
+        at_once=limits.at_once,
+        cap_bytes=limits.memory_mb * 1e6,
+    )
+    if chosen is None:
+        return buckets
+    return tuple(replace(b, batch=size) for b, size in zip(buckets, chosen, strict=True))
 
 
 def _memory(bucket: Bucket, batch: int, width: int) -> int:
@@ -300,7 +334,7 @@ def fit_profile(
         pictures: Most pictures encoded at once.
     """
     modal = max(plan.buckets, key=lambda bucket: bucket.windows)
-    usual = max(plan.batches)
+    usual = max(plan.batches, default=modal.batch)
     return Profile(
         posts=Extent(1, min(usual, max_posts), max_posts),
         tokens=Extent(1, min(modal.tokens, max_tokens), max_tokens),
@@ -319,11 +353,20 @@ def profile_for(bundle: Bundle, plan: BucketPlan) -> Profile:
 
 def plan_table(plans: Sequence[BucketPlan]) -> Iterator[str]:
     """Lines for people: one row a plan, then the buckets of the last."""
-    yield f"{'graphs':>6} {'used':>5} {'padding':>8} {'saved':>7} {'memory':>9}  lengths"
+    own = not plans[0].batches
+    what = "lengths x batch" if own else "lengths"
+    yield f"{'graphs':>6} {'used':>5} {'padding':>8} {'saved':>7} {'memory':>9}  {what}"
     for plan in plans:
-        lengths = " ".join(str(bucket.tokens) for bucket in plan.buckets)
+        lengths = " ".join(
+            str(b.tokens) if plan.batches else f"{b.tokens}x{b.batch}" for b in plan.buckets
+        )
         yield (
             f"{plan.asked:>6} {plan.graphs:>5} {plan.padding:>8.1%} {plan.saved:>7.1%} "
             f"{plan.memory_bytes / 1e6:>6.1f} MB  {lengths}"
         )
     yield "padding: work beyond the least; saved: against padding every text to the longest"
+    if own:
+        yield (
+            f"batch: chosen for {AT_ONCE} windows at a time; a run costs what {FILL_STEPS} steps "
+            "cost, or more"
+        )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from amlr.errors import InputError
+from amlr.export.batch_sizes import choose_batches, run_cost
 from amlr.export.plan_report import plan_report, read_plan
 from amlr.export.planner import (
     PlanLimits,
@@ -79,8 +81,8 @@ def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
 
 def test_memory_cap_lowers_the_number_of_graphs() -> None:
     traffic = _traffic()
-    free = plan_buckets(traffic, 16)
-    capped = plan_buckets(traffic, 16, PlanLimits(memory_mb=free.memory_bytes / 2e6))
+    free = plan_buckets(traffic, 16, PlanLimits(batches=(1,)))
+    capped = plan_buckets(traffic, 16, PlanLimits(batches=(1,), memory_mb=free.memory_bytes / 2e6))
     assert capped.memory_bytes <= free.memory_bytes / 2
     assert 1 <= capped.graphs < free.graphs
     with pytest.raises(InputError, match="raise it or lower the batch sizes"):
@@ -93,6 +95,70 @@ def test_batch_sizes_share_the_graphs() -> None:
     assert plan.graphs == 2 * len(plan.buckets)
     with pytest.raises(InputError, match="cannot hold 2 batch sizes"):
         plan_buckets(_traffic(), 1, PlanLimits(batches=(1, 8)))
+
+
+def test_a_batch_size_is_chosen_for_each_bucket() -> None:
+    traffic = _traffic()
+    plan = plan_buckets(traffic, 4)
+    assert plan.batches == ()
+    assert plan.graphs == len(plan.buckets) == 4
+    assert all(b.batch in (1, 2, 4, 8, 16, 32) for b in plan.buckets)
+    usual, rare = (pick(plan.buckets, key=lambda b: b.windows) for pick in (max, min))
+    assert usual.batch > rare.batch
+    assert list(plan_table([plan]))[1].endswith(
+        " ".join(f"{b.tokens}x{b.batch}" for b in plan.buckets)
+    )
+    assert plan.to_dict()["buckets"][0]["batch"] == plan.buckets[0].batch
+    # One window at a time: a larger batch would only be padding.
+    alone = plan_buckets(traffic, 4, PlanLimits(at_once=1))
+    assert [b.batch for b in alone.buckets] == [1] * 4
+    capped = plan_buckets(traffic, 4, PlanLimits(memory_mb=plan.memory_bytes / 2e6))
+    assert capped.memory_bytes <= plan.memory_bytes / 2
+    assert [b.tokens for b in capped.buckets] == [b.tokens for b in plan.buckets]
+    assert sum(b.batch for b in capped.buckets) < sum(b.batch for b in plan.buckets)
+
+
+def test_costs_of_runs_are_what_a_simulation_finds() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.binomial(32, 0.3, 200_000)
+    for batch in (1, 4, 16):
+        found = run_cost(3.0, 0.3, batch, fill_work=20.0, at_once=32)
+        runs = float(np.ceil(given / batch).mean())
+        assert found == pytest.approx(runs * max(20.0, 3.0 * batch), rel=0.01)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    works=st.lists(st.floats(1, 50), min_size=1, max_size=3),
+    cap=st.integers(1, 60),
+    fill=st.floats(1, 200),
+)
+def test_batches_are_the_cheapest_and_fit_the_cap(
+    works: list[float], cap: int, fill: float
+) -> None:
+    share = [1 / len(works)] * len(works)
+
+    def cost(batches: Sequence[int]) -> float:
+        return sum(
+            run_cost(w, s, b, fill_work=fill, at_once=12)
+            for w, s, b in zip(works, share, batches, strict=True)
+        )
+
+    def choose(cap_bytes: float) -> tuple[int, ...] | None:
+        return choose_batches(
+            works, share, [1] * len(works), fill_work=fill, most=8, at_once=12, cap_bytes=cap_bytes
+        )
+
+    free = choose(1e9)
+    assert free is not None
+    every = itertools.product((1, 2, 4, 8), repeat=len(works))
+    assert cost(free) == pytest.approx(min(map(cost, every)))
+    capped = choose(cap)
+    if capped is None:
+        assert cap < len(works)
+    else:
+        assert sum(capped) <= cap
+        assert all(a <= b for a, b in zip(capped, free, strict=True))
 
 
 def test_profile_has_its_optimum_at_the_modal_bucket() -> None:
