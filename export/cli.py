@@ -117,6 +117,12 @@ def export_command(
         manifest = add_to_bundle(source, out, _additions(options), say=say)
     size = sum(entry.bytes for entry in manifest.files.values())
     say(f"wrote {out} ({size / 1e6:.1f} MB, {len(manifest.files)} files)")
+    engines = [name for name in _list(options["target"]) if name != "cuda"]
+    for provider in engines:
+        say(
+            f"next, on the machine with the GPU: amlr-tag --engine {out.name} "
+            f'--provider {provider} --text "..."'
+        )
     if options["as_json"]:
         variants = {name: variant.parity for name, variant in manifest.variants.items()}
         click.echo(json.dumps({"bundle": str(out), "bytes": size, "variants": variants}))

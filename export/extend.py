@@ -15,6 +15,7 @@ from amlr.export.tensorrt.engines import (
     audit_table,
     build_engines,
     merge_records,
+    target_sms,
 )
 from amlr.export.tensorrt.profiles import Profile
 from amlr.runtime.bundle import Bundle
@@ -149,7 +150,7 @@ def add_engines(
         ExportError: A graph was not accepted or could not be built.
     """
     for precision in options.precisions:
-        say(f"building {library.name}, {precision}")
+        say(f"building {library.name}, {precision}, for {target_sms(library, options.build)}")
         record = build_engines(
             folder,
             Bundle.open(folder),

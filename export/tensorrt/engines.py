@@ -119,7 +119,7 @@ def build_engines(
 
 
 def audit_table(record: EngineRecord) -> list[str]:
-    """The audit as text: one row a graph."""
+    """The audit as text: one row a graph, what the columns mean, and totals."""
     lines = [f"{'graph':<8} {'layers':>7} {'float16':>8} {'float32':>8} {'other':>7}  outputs"]
     for name, engine in record.graphs.items():
         dtypes: dict[str, int] = engine.audit["dtypes"]
@@ -129,7 +129,14 @@ def audit_table(record: EngineRecord) -> list[str]:
         lines.append(
             f"{name:<8} {engine.audit['layers']:>7} {half:>8} {strict:>8} {rest:>7}  {outputs}"
         )
-    return lines
+    built = sum(engine.build_s for engine in record.graphs.values())
+    size = sum(engine.bytes for engine in record.graphs.values())
+    return [
+        *lines,
+        "other: integer and shape layers, and float32 constants, casts and moves, which compute "
+        "nothing",
+        f"{len(record.graphs)} engines, {size / 1e6:.1f} MB, {built:.1f} s of building",
+    ]
 
 
 def merge_records(
@@ -189,6 +196,13 @@ def _built(graph: str, engine: GraphEngine) -> str:
         f"{graph}: built in {engine.build_s:.1f} s, {engine.bytes / 1e6:.1f} MB, "
         f"{half} float16 layers, {len(engine.audit['float32'])} float32"
     )
+
+
+def target_sms(library: TensorRT, build: BuildOptions) -> str:
+    """What a build is for, for people: `SM 8.0, 8.6`."""
+    if not library.is_rtx:
+        return "the device at hand"
+    return "SM " + ", ".join(f"{sm / 10:.1f}" for sm in build.sms)
 
 
 def _sms_name(sms: Sequence[int]) -> str:
