@@ -16,6 +16,7 @@ MOVES = {
     "Max", "Min", "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
     "Unsqueeze", "Where",
 }  # fmt: skip
+PRODUCTS = {"Conv", "Gemm", "MatMul"}
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:

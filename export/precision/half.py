@@ -17,6 +17,7 @@ from amlr.errors import ExportError
 from amlr.export.precision.graph_tools import (
     FLOAT,
     HALF,
+    PRODUCTS,
     cast_node,
     drop_unused,
     float_inputs,
@@ -32,7 +33,6 @@ MASK_LIMIT = 30000.0
 # No weight is this large: it is the mask's "minus infinity".
 MASK_LIKE = 1e30
 _SHAPE_ONLY = {"Shape", "Size"}
-_HEAVY = {"Gemm", "MatMul", "Conv"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class _Converter:
         self.name, self.model = name, model
         self.types = tensor_types(model)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.reasons = policy(model, self.types) | dict(keep)
+        self.reasons = dict(keep) | policy(model, self.types)
         unknown = set(keep) - {node.name for node in model.graph.node}
         if unknown:
             raise ExportError(f"graph {name!r} has no nodes {sorted(unknown)}")
@@ -219,7 +219,7 @@ def _index_arithmetic(
     ]
     while stack:
         node = stack.pop()
-        if node.name in reasons or node.op_type in _HEAVY:
+        if node.name in reasons or node.op_type in PRODUCTS:
             continue
         reasons[node.name] = "becomes an integer"
         stack += [made_by[n] for n in node.input if n in made_by and types[n] == FLOAT]

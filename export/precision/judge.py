@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from amlr.export.parity import OUTPUTS, Key, count_changes, entity_keys
 from amlr.export.precision.emulate import RangeScan, emulate, open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import Evaluation
+from amlr.export.precision.margins import compare_leads, leads
 from amlr.runtime.batching import Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import decode_posts
@@ -139,6 +140,21 @@ def answer_errors(expected: Answer, actual: Answer) -> dict[str, float]:
     }
 
 
+def _differences(expected: PostScores, actual: PostScores) -> Floats:
+    """Differences of what decides: class less none of each unit, and the emissions of words."""
+    both = [
+        np.concatenate(
+            [
+                (s.unit_logits_uc[:, 1:] - s.unit_logits_uc[:, :1]).ravel(),
+                s.word_emissions_ny.ravel(),
+            ]
+        )
+        for s in (expected, actual)
+    ]
+    difference: Floats = both[0] - both[1]
+    return difference
+
+
 class PostJudge:
     """Half graphs against the answers of the eager model on fixed posts.
 
@@ -152,6 +168,7 @@ class PostJudge:
         """Ask the eager model once."""
         self._bundle, self._posts, self._threads = bundle, list(posts), threads
         self.answers: list[Answer] = ask(eager, self._posts)
+        self._leads = leads([answer.scores for answer in self.answers], bundle)
         # The last runner of each graph: a trial changes one graph and keeps the others.
         self._runners: dict[str, tuple[HalfGraph, Run]] = {}
 
@@ -182,6 +199,7 @@ class PostJudge:
         changed: list[int] = []
         entities = different = 0
         worst = dict.fromkeys(OUTPUTS, 0.0)
+        squares = count_scores = 0.0
         with Engine(self._bundle, provider) as engine:
             answers = ask(engine, [self._posts[index] for index in chosen])
         for index, answer in zip(chosen, answers, strict=True):
@@ -196,12 +214,24 @@ class PostJudge:
                 changed.append(index)
             for name, error in answer_errors(expected, answer).items():
                 worst[name] = max(worst[name], error)
+            if expected.scores is not None and answer.scores is not None:
+                moved = _differences(expected.scores, answer.scores)
+                squares += float(np.square(moved, dtype=np.float64).sum())
+                count_scores += moved.size
+        lead = compare_leads(
+            self._leads[chosen],
+            leads([answer.scores for answer in answers], self._bundle),
+            [self.answers[index].entities for index in chosen],
+            [answer.entities for answer in answers],
+        )
         return Evaluation(
             posts=len(chosen),
             entities=entities,
             changed=tuple(changed),
             changed_entities=different,
             max_abs_error=worst,
+            lead=replace(lead, nearest=tuple(chosen[place] for place in lead.nearest)),
+            score_error=float(np.sqrt(squares / max(1.0, count_scores))),
         )
 
 

@@ -1,5 +1,6 @@
 """The fp16 variant of a bundle: convert, search islands, judge, write."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from amlr.errors import ExportError, ParityError
 from amlr.export.parity import change_bound
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import (
+    MARGIN,
     Evaluation,
     Search,
     headroom_table,
@@ -59,8 +61,11 @@ class Fp16Report:
             "change_bound": change_bound(len(proof.changed), proof.posts),
             "max_abs_error": dict(proof.max_abs_error),
             "judged_by": "emulated float16",
+            "lead": _lead(proof),
             "search": {
                 "posts": best.posts,
+                "lead": _lead(best),
+                "stopped": self.search.stopped,
                 "entities": best.entities,
                 "changed_entities": best.changed_entities,
                 "max_abs_error": dict(best.max_abs_error),
@@ -97,10 +102,26 @@ class Fp16Report:
                 f"  {found.changed_entities} of {found.entities} entities changed on "
                 f"{found.posts} {what} posts; raw scores within {found.worst:.2e}"
             )
+            lead = found.lead
+            yield (
+                f"    closest lead {lead.closest:.3g}, error of leads {lead.error:.2g}, least lead "
+                f"over error {lead.times:.2g} ({MARGIN:g} wanted on the searched posts); expected "
+                f"to change: {1000 * lead.expected:.2g} posts in 1,000"
+            )
+        if self.search.stopped:
+            yield f"  the search ended below {MARGIN:g}: {self.search.stopped}"
         yield (
             f"  second witness, onnxruntime float16 on the held-out posts: "
             f"{self.witness.changed_entities} changed, raw scores within {self.witness.worst:.2e}"
         )
+
+
+def _lead(found: Evaluation) -> dict[str, float]:
+    """For the manifest, which is JSON: where no post has another answer there is no number."""
+    lead = found.lead
+    values = {"error": lead.error, "closest": lead.closest, "times": lead.times}
+    values["expected"] = lead.expected
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def fp32_models(
