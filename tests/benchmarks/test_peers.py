@@ -132,7 +132,6 @@ def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path
 def test_nncf_quantizes_a_real_export(
     exports: Path, shape: ModelShape, inputs: list[ModelInput]
 ) -> None:
-    pytest.importorskip("nncf")
     peer = OpenvinoPlainPeer(exports, shape, 1, "int8")
     found = peer.scores(peer.prepare(inputs, "block-none")(), inputs)
     exact = OpenvinoPlainPeer(exports, shape, 1, "fp32")
