@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from amlr.benchmarks.serving.triton_server import TritonServer, find_installatio
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 from amlr.runtime.cpu import usable_cores
+from amlr.serving.triton.parameters import AUTO
 from amlr.serving.triton.repository import MODELS, write_repository
 
 _PATH = click.Path(path_type=Path)
@@ -159,14 +160,15 @@ def _read_posts(data: str, images: Path | None, photos: Path | None, count: int)
     return posts
 
 
-def _configure(repository: Path, instances: int, threads: int) -> None:
+def _configure(repository: Path, instances: int, parameters: Mapping[str, str]) -> None:
     """Change what an operator would change by hand."""
     path = repository / MODELS / "amlr" / "config.pbtxt"
     text = path.read_text(encoding="ascii")
-    head, _, rest = text.partition('key: "threads"')
-    rest = rest.replace('"auto"', f'"{threads}"', 1)
-    text = f'{head}key: "threads"{rest}'.replace("count: 1", f"count: {instances}")
-    path.write_text(text, encoding="ascii")
+    for name, value in parameters.items():
+        head, _, rest = text.partition(f'key: "{name}"')
+        rest = rest.replace(json.dumps(AUTO), json.dumps(value), 1)
+        text = f'{head}key: "{name}"{rest}'
+    path.write_text(text.replace("count: 1", f"count: {instances}"), encoding="ascii")
 
 
 @click.command()
@@ -179,6 +181,7 @@ def _configure(repository: Path, instances: int, threads: int) -> None:
 @click.option("--clients", default=32, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="For each measurement.")
 @click.option("--instances", type=int, help="Model instances; default: cores.")
+@click.option("--provider", default="onnxruntime", show_default=True, help="Of both.")
 @click.option("--json", "out", type=_PATH)
 def main(
     bundle: Path,
@@ -190,6 +193,7 @@ def main(
     clients: int,
     seconds: float,
     instances: int | None,
+    provider: str,
     out: Path | None,
 ) -> None:
     """Measure all, print a line each; ends with status 1 if an answer differs."""
@@ -205,13 +209,13 @@ def main(
         click.echo(f"{name:22} {json.dumps(row)}")
 
     installation = find_installation(venv)
-    with Engine.load(bundle, threads=threads) as engine:
+    with Engine.load(bundle, provider, threads=threads) as engine:
         expected = triples(engine, posts)  # also fills the picture cache
         direct(engine, posts, instances, 2.0)
         keep("engine, direct", direct(engine, posts, instances, seconds))
     with tempfile.TemporaryDirectory() as folder:
         repository = write_repository(bundle, Path(folder) / "triton")
-        _configure(repository, instances, threads)
+        _configure(repository, instances, {"provider": provider, "threads": str(threads)})
         begun = time.perf_counter()
         with TritonServer(installation, repository / MODELS) as server:
             keep("ready", {"seconds": round(time.perf_counter() - begun, 2)})
