@@ -1,7 +1,9 @@
 """The one queue in which posts of all requests wait, and the rule that makes batches of it.
 
 The oldest post always goes first, so nothing starves; its company are the posts of most similar
-length among the next ones, so little is padded.
+length among the next ones, so little is padded. A batch is no more than its worker's share of the
+posts that wait, unless that would be very few: otherwise all of them are in one worker's hands and
+the next worker that gets free has nothing to do.
 """
 
 import threading
@@ -14,9 +16,16 @@ from amlr.serving.settings import BatchSettings, QueueSettings
 
 # How far past the oldest posts to look for company of similar length, in full batches.
 LOOK_AHEAD = 4
+# From this size on, a batch leaves the other workers their share of what waits.
+FEW_POSTS = 8
 # Weight of one more time between puts in their running mean, and the longest that counts.
 GAP_MEMORY = 0.2
 LONGEST_GAP_S = 1.0
+
+
+def fair_share(waiting: int, workers: int, max_posts: int) -> int:
+    """Most posts that one worker takes of those that wait."""
+    return min(max_posts, max(-(-waiting // workers), FEW_POSTS))
 
 
 class JobQueue:
@@ -163,6 +172,7 @@ class JobQueue:
         if not self._jobs:
             return []
         oldest = self._jobs[0]
+        most = fair_share(len(self._jobs), self._batch.workers, self._batch.max_posts)
         window = min(len(self._jobs), LOOK_AHEAD * self._batch.max_posts)
         candidates = [self._jobs.popleft() for _ in range(window)]
         order = sorted(
@@ -174,7 +184,7 @@ class JobQueue:
             if job.future.cancelled():
                 chosen.add(index)
                 continue
-            if len(chosen) >= self._batch.max_posts or tokens + job.tokens > self._batch.max_tokens:
+            if len(chosen) >= most or tokens + job.tokens > self._batch.max_tokens:
                 break
             chosen.add(index)
             tokens += job.tokens

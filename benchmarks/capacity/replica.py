@@ -1,8 +1,8 @@
 """One server, simulated event by event, by the rules of `amlr.serving.queue` and `admission`.
 
-A worker takes the oldest post and those of most similar length; it waits for company only while
-posts arrive more often than the longest wait. Work on arrival (HTTP, JSON) shares the workers'
-cores, so it delays what they are computing.
+A worker takes the oldest post and those of most similar length, at most its share; it waits for
+company only while posts arrive more often than the longest wait. Work on arrival (HTTP, JSON)
+shares the workers' cores, so it delays what they are computing.
 """
 
 import heapq
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.traffic import Replica
 from amlr.serving.costs import CostModel
-from amlr.serving.queue import GAP_MEMORY, LONGEST_GAP_S, LOOK_AHEAD
+from amlr.serving.queue import GAP_MEMORY, LONGEST_GAP_S, LOOK_AHEAD, fair_share
 from amlr.serving.settings import QueueSettings
 
 _MARGIN = QueueSettings().margin
@@ -173,9 +173,10 @@ class _Run:
             key=lambda i: (abs(self.tokens[self.queue[i]] - self.tokens[oldest]), i),
         )
         chosen, total = [0], self.tokens[oldest]
+        most = fair_share(len(self.queue), self.replica.workers, self.replica.batch_posts)
         for index in near:
             size = self.tokens[self.queue[index]]
-            if len(chosen) >= self.replica.batch_posts or total + size > self.replica.batch_tokens:
+            if len(chosen) >= most or total + size > self.replica.batch_tokens:
                 break
             chosen.append(index)
             total += size

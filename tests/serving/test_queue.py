@@ -14,11 +14,16 @@ def job(text: str = "x", tokens: int = 10, size: int = 100) -> Job:
 
 
 def queue(
-    posts: int = 100, size: int = 10_000, batch: int = 4, tokens: int = 1000, wait_s: float = 0.005
+    posts: int = 100,
+    size: int = 10_000,
+    batch: int = 4,
+    tokens: int = 1000,
+    wait_s: float = 0.005,
+    workers: int = 1,
 ) -> JobQueue:
     return JobQueue(
         QueueSettings(max_posts=posts, max_bytes=size),
-        BatchSettings(max_posts=batch, max_tokens=tokens, max_wait_s=wait_s),
+        BatchSettings(max_posts=batch, max_tokens=tokens, max_wait_s=wait_s, workers=workers),
     )
 
 
@@ -44,6 +49,16 @@ def test_token_budget_bounds_a_batch_but_never_a_single_post() -> None:
     assert taken(jobs) == ["a", "b"]
     assert taken(jobs) == ["c"]
     assert taken(jobs) == ["long"]
+
+
+def test_several_workers_share_what_waits() -> None:
+    jobs = queue(batch=16, workers=2)
+    jobs.put([job(str(i)) for i in range(40)])
+    sizes = []
+    while len(jobs):
+        sizes.append(len(taken(jobs)))
+    # A full batch while there is plenty, then halves of what waits, but no crumbs.
+    assert sizes == [16, 12, 8, 4]
 
 
 def test_bounds_take_all_or_nothing() -> None:
