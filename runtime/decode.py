@@ -19,7 +19,7 @@ from amlr.kernels import (
 from amlr.runtime.bundle import DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.results import Entity
-from amlr.runtime.windows import PostScores
+from amlr.runtime.windows import DecodedPost, PostScores
 
 # Decoders lay a group of posts out as one dense table; this bounds words x posts in it, so that a
 # very long text does not make the table of its short neighbours long as well.
@@ -28,7 +28,7 @@ _Found = list[tuple[int, int, int, float]]
 
 
 def decode_posts(
-    posts: Sequence[PostScores],
+    posts: Sequence[PostScores | DecodedPost],
     settings: DecoderSettings,
     weights: DecoderWeights,
     *,
@@ -38,20 +38,29 @@ def decode_posts(
     """Entities of each post, in text order.
 
     Args:
-        posts: Raw scores; word-aligned units only, sorted by end word.
+        posts: Raw scores; word-aligned units only, sorted by end word. Of posts that were decoded
+            already, by these settings, only places become characters.
         settings: Which decoder, with its bias, weight and temperature.
         weights: Transition scores of the linear chain.
         labels: Entity classes in the order of the logits.
         tags: Tags in the order of the emissions.
     """
     results: list[tuple[Entity, ...]] = [()] * len(posts)
-    for group in _groups([len(post.encoded.word_spans_n2) for post in posts]):
-        members = [posts[index] for index in group]
+    open_posts: list[tuple[int, PostScores]] = []
+    for index, post in enumerate(posts):
+        if isinstance(post, PostScores):
+            open_posts.append((index, post))
+            continue
+        rows = zip(post.found.entities_e3.tolist(), post.found.scores_e.tolist(), strict=True)
+        results[index] = tuple(_entity(post, labels, a, b, c, score) for (a, b, c), score in rows)
+    for group in _groups([len(post.encoded.word_spans_n2) for _, post in open_posts]):
+        members = [open_posts[place][1] for place in group]
         if settings.kind == "linear-chain":
             found = _linear_chain(members, weights, labels, tags)
         else:
             found = _segmental(members, settings, labels, tags)
-        for index, post, entities in zip(group, members, found, strict=True):
+        for place, entities in zip(group, found, strict=True):
+            index, post = open_posts[place]
             results[index] = tuple(_entity(post, labels, *entity) for entity in entities)
     return results
 
@@ -165,7 +174,12 @@ def _spans(
 
 
 def _entity(
-    post: PostScores, labels: Sequence[str], first: int, last: int, label: int, score: float
+    post: PostScores | DecodedPost,
+    labels: Sequence[str],
+    first: int,
+    last: int,
+    label: int,
+    score: float,
 ) -> Entity:
     text, spans = post.encoded.text, post.encoded.word_spans_n2
     start, end = int(spans[first, 0]), int(spans[last, 1])

@@ -262,7 +262,7 @@ class Engine:
 
     def _score(self, posts: Sequence[Post]) -> Iterator[list[ScoredPost]]:
         if self._picture_margin is None:
-            return self._pipeline.score_chunks(posts)
+            return self._pipeline.score_chunks(posts, decode=self.decoder)
         return score_when_needed(self._pipeline, posts, self._picture_margin, self.decoder)
 
     def _keep_answers(self, entries: int) -> None:
@@ -319,10 +319,10 @@ class Engine:
             )
 
     def _results(self, posts: Sequence[ScoredPost]) -> list[Result]:
-        scored = [post.scores for post in posts if post.scores is not None]
+        found = [post.decoded or post.scores for post in posts]
         entities = iter(
             decode_posts(
-                scored,
+                [post for post in found if post is not None],
                 self.decoder,
                 self._bundle.decoder,
                 labels=self.manifest.labels,
@@ -331,12 +331,12 @@ class Engine:
         )
         return [
             Result(
-                entities=() if post.scores is None else next(entities),
+                entities=() if own is None else next(entities),
                 image_used=post.image_used,
                 provider=self.provider,
                 precision=self.precision,
                 warnings=post.warnings,
                 error=None if post.error is None else problem(post.error),
             )
-            for post in posts
+            for post, own in zip(posts, found, strict=True)
         ]

@@ -1,6 +1,7 @@
 """The check at load: a few stored posts must give the eager model's answers on this host."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from amlr.runtime.decode import decode_posts
 from amlr.runtime.image import load_pixels
 from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.results import Post
+from amlr.runtime.scoring import own_decoder
+from amlr.runtime.windows import DecodedPost, PostScores
 
 # Pillow builds differ in their last bit of a resize; more would be another preprocessing.
 PIXEL_TOLERANCE = 2 / 255
@@ -43,7 +46,14 @@ def check_golden(
     for golden, scored in zip(chosen, pipeline.score(posts), strict=True):
         _check_scores(golden, scored, tolerance, pipeline.provider.name)
         if entities:
-            _check_entities(bundle, golden, scored, pipeline.provider.name)
+            _check_entities(bundle, golden, scored.scores, pipeline.provider.name)
+    settings = bundle.manifest.decoder
+    if entities and own_decoder(pipeline.provider, settings):
+        # Users get what the provider decodes itself.
+        decoded = chain.from_iterable(pipeline.score_chunks(posts, decode=settings))
+        for golden, post in zip(chosen, decoded, strict=True):
+            found = post.decoded or post.scores
+            _check_entities(bundle, golden, found, pipeline.provider.name)
     return len(chosen)
 
 
@@ -89,11 +99,16 @@ def _check_scores(golden: GoldenPost, scored: ScoredPost, tolerance: float, prov
             )
 
 
-def _check_entities(bundle: Bundle, golden: GoldenPost, scored: ScoredPost, provider: str) -> None:
-    assert scored.scores is not None
+def _check_entities(
+    bundle: Bundle,
+    golden: GoldenPost,
+    post: PostScores | DecodedPost | None,
+    provider: str,
+) -> None:
+    assert post is not None
     manifest = bundle.manifest
     (found,) = decode_posts(
-        [scored.scores],
+        [post],
         manifest.decoder,
         bundle.decoder,
         labels=manifest.labels,

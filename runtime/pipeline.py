@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import AmlrError, InputError
-from amlr.runtime.batching import Batch, Scores, split_batches
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import content_key, decode_pixels, read_source
 from amlr.runtime.image_cache import ImageCache
-from amlr.runtime.manifest import Variant
+from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import ImageFeatures, Provider
 from amlr.runtime.results import Post, Problem, problem
-from amlr.runtime.text import EncodedText, TextWindow
-from amlr.runtime.windows import PostScores, merge_windows, window_units
+from amlr.runtime.scoring import Decode, own_decoder, score_texts
+from amlr.runtime.text import EncodedText
+from amlr.runtime.windows import DecodedPost, PostScores
 
 # Posts in work at a time, and pictures read at a time: what bounds memory on any input.
 CHUNK_POSTS = 128
@@ -31,13 +31,15 @@ class ScoredPost:
     """Raw scores of one post, or why there are none.
 
     Attributes:
-        scores: None where the post failed or has no words.
+        scores: None where the post failed, has no words, or was decoded.
+        decoded: Entities, where they were asked for and the provider found them itself.
         image_used: Whether a picture took part.
         warnings: What was wrong with the picture.
         error: Why the post failed.
     """
 
     scores: PostScores | None
+    decoded: DecodedPost | None = None
     image_used: bool = False
     warnings: tuple[Problem, ...] = ()
     error: AmlrError | None = None
@@ -89,13 +91,27 @@ class Pipeline:
             yield from chunk
 
     def score_chunks(
-        self, posts: Sequence[Post], *, every: bool = False
+        self,
+        posts: Sequence[Post],
+        *,
+        every: bool = False,
+        decode: DecoderSettings | None = None,
     ) -> Iterator[list[ScoredPost]]:
-        """As `score`, a chunk at a time, so that the caller need not hold all raw scores."""
-        for start, stop in _chunks(posts):
-            yield self._score_chunk(posts[start:stop], every)
+        """As `score`, a chunk at a time, so that the caller need not hold all raw scores.
 
-    def _score_chunk(self, posts: Sequence[Post], every: bool) -> list[ScoredPost]:
+        Args:
+            posts: Any number.
+            every: All units instead of the word-aligned ones.
+            decode: Where the provider can decode by these itself, posts of one window come with
+                entities instead of scores.
+        """
+        decoder = None if decode is None else own_decoder(self.provider, decode)
+        for start, stop in _chunks(posts):
+            yield self._score_chunk(posts[start:stop], every, decoder)
+
+    def _score_chunk(
+        self, posts: Sequence[Post], every: bool, decode: Decode | None
+    ) -> list[ScoredPost]:
         texts = self._encode_texts(posts)
         with_image = [
             index
@@ -112,14 +128,17 @@ class Pipeline:
                     warnings[index] = (problem(outcome),)
                 else:
                     features[index] = outcome
-        merged = self._score_texts(texts, features, every)
+        merged = score_texts(
+            self.bundle, self.provider, texts, features, every=every, decode=decode
+        )
         return [
             ScoredPost(scores=None, error=text)
             if isinstance(text, AmlrError)
             else ScoredPost(scores=None, warnings=warnings[index], error=scores)
             if isinstance(scores, AmlrError)
             else ScoredPost(
-                scores=scores,
+                scores=scores if isinstance(scores, PostScores) else None,
+                decoded=scores if isinstance(scores, DecodedPost) else None,
                 image_used=features[index] is not None,
                 warnings=warnings[index],
             )
@@ -190,45 +209,6 @@ class Pipeline:
         except RuntimeError:  # closed by another thread meanwhile; this call may still finish
             return [function(item) for item in items]
 
-    # Texts -----------------------------------------------------------------------------------
-
-    def _score_texts(
-        self,
-        texts: Sequence[EncodedText | InputError],
-        features: Sequence[ImageFeatures | None],
-        every: bool,
-    ) -> list[PostScores | AmlrError | None]:
-        manifest = self.bundle.manifest
-        owners: list[int] = []
-        windows: list[TextWindow] = []
-        for index, text in enumerate(texts):
-            if isinstance(text, EncodedText):
-                owners.extend([index] * len(text.windows))
-                windows.extend(text.windows)
-        units = [window_units(window, manifest.scales, every=every) for window in windows]
-        scores: list[Scores] = [_NO_SCORES] * len(windows)
-        for group in split_batches([len(window.input_ids_t) for window in windows]):
-            batch = Batch(
-                [windows[i] for i in group],
-                [units[i] for i in group],
-                scales=manifest.scales,
-                pad_id=manifest.token_ids.pad_id,
-            )
-            found = self.provider.score(batch, [features[owners[i]] for i in group])
-            for i, own in zip(group, batch.split(found), strict=True):
-                scores[i] = own
-        merged: list[PostScores | AmlrError | None] = [None] * len(texts)
-        position = 0
-        for index, text in enumerate(texts):
-            if isinstance(text, EncodedText) and text.windows:
-                span = slice(position, position + len(text.windows))
-                position = span.stop
-                post = merge_windows(
-                    text, units[span], scores[span], scales=manifest.scales, every=every
-                )
-                merged[index] = post if _is_finite(post) else _not_finite()
-        return merged
-
 
 def _chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Bounds of runs of posts that are few enough and short enough to be in work together."""
@@ -243,15 +223,4 @@ def _chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:
         yield start, len(posts)
 
 
-_NO_SCORES = Scores(
-    unit_logits_mc=np.zeros((0, 0), np.float32), emissions_ny=np.zeros((0, 0), np.float32)
-)
 _PENDING = InputError("not yet tokenized")
-
-
-def _is_finite(post: PostScores) -> bool:
-    return bool(np.isfinite(post.unit_logits_uc).all() and np.isfinite(post.emissions_ty).all())
-
-
-def _not_finite() -> AmlrError:
-    return AmlrError("the model gave NaN or infinite scores; check its weights with amlr-bench")

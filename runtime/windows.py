@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.runtime.batching import Scores
+from amlr.runtime.providers.base import Decoded
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, all_units
 
@@ -39,6 +40,19 @@ class PostScores:
     def word_emissions_ny(self) -> Floats:
         """Token scores at each word's first subword, shape (N, Y)."""
         return self.emissions_ty[self.sequence.first_n]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecodedPost:
+    """One post whose provider found the entities itself.
+
+    Attributes:
+        encoded: The text and its words; one window.
+        found: What was found.
+    """
+
+    encoded: EncodedText
+    found: Decoded
 
 
 def window_units(window: TextWindow, scales: int, *, every: bool) -> UnitTable:

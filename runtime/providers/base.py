@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.manifest import DecoderSettings
 
 ImageFeatures: TypeAlias = Any
 """Regions of one picture as its provider keeps them: numpy (P, D) on CPU, a device slot elsewhere.
@@ -74,6 +75,42 @@ class FusesAlone(Protocol):
             batch: Which units, and which steps belong together.
             hidden_nd: Hidden states of the batch's steps, one after another, shape (N, D).
             images: Regions of each window's picture, or None.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoded:
+    """Entities of one window that is a whole post.
+
+    Attributes:
+        entities_e3: First word, last word, class; (E, 3) int32.
+        scores_e: Marginal probability of each at the bundle's temperature, (E,) float32.
+        best: Sum of the best segmentation; NaN where the scores held NaN or +inf.
+    """
+
+    entities_e3: npt.NDArray[np.int32]
+    scores_e: npt.NDArray[np.float32]
+    best: float
+
+
+@runtime_checkable
+class DecodesItself(Protocol):
+    """A provider that finds the entities where the logits are, so that none is copied back."""
+
+    def can_decode(self, settings: DecoderSettings) -> bool:
+        """Whether it has this decoder here."""
+        ...
+
+    def decode(
+        self, batch: Batch, images: Sequence[ImageFeatures | None], settings: DecoderSettings
+    ) -> list[Decoded]:
+        """Entities of each window.
+
+        Args:
+            batch: Windows that are whole posts, with their word-aligned units.
+            images: As for `score`.
+            settings: For which `can_decode` is true.
         """
         ...
 

@@ -4,6 +4,7 @@ Not run on a GPU by this project's own tests: they run it on doubles of the driv
 which prove the plumbing and none of TensorRT's semantics.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import AmlrError
+from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.device import DeviceError, DeviceMemoryError
 from amlr.kernels.images import KernelRecord
 from amlr.kernels.launch import KernelLibrary
@@ -22,8 +23,8 @@ from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import GRAPHS
 from amlr.runtime.manifest import DecoderSettings, Variant
-from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.tensorrt_decode import Decoded, DeviceDecoder
+from amlr.runtime.providers.base import Decoded, ProviderOptions
+from amlr.runtime.providers.tensorrt_decode import DeviceDecoder, has_decoder
 from amlr.runtime.providers.tensorrt_engines import LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
 from amlr.runtime.providers.tensorrt_runs import part_of, split_runs, usual_batch
@@ -32,6 +33,7 @@ from amlr.runtime.providers.tensorrt_shapes import Limits, Sizes
 from amlr.runtime.refusals import RESERVED_BYTES, Host, HostTools, check_host, open_runtime
 from amlr.runtime.tensorrt_library import Family
 
+LOG = logging.getLogger("amlr.runtime")
 Floats = npt.NDArray[np.float32]
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
@@ -110,6 +112,7 @@ class TensorRtProvider:
         self._allowed = sessions
         self._pool: ImagePool | None = None
         self._kernels: KernelLibrary | None = None
+        self._has_kernels: bool | None = None
         self._cache_file = _cache_file(options, host) if host.library.is_rtx else None
         self.limits = Limits.of(host.record)
         self._sizes = Sizes.of(bundle.manifest)
@@ -211,6 +214,21 @@ class TensorRtProvider:
             emissions_ny=np.concatenate([part.emissions_ny for part in parts]),
         )
 
+    def can_decode(self, settings: DecoderSettings) -> bool:
+        """Whether the decoder runs on the device: kernels are there, or can be compiled."""
+        if not has_decoder(settings):
+            return False
+        if self._has_kernels is None:
+            try:
+                with self._host.device.current():
+                    self._new_decoder().close()
+                self._has_kernels = True
+            # Logits then come back, and the host decodes them.
+            except (BackendUnavailableError, DeviceError) as error:
+                LOG.warning("entities are decoded on the host: %s", error)
+                self._has_kernels = False
+        return self._has_kernels
+
     def decode(
         self,
         batch: Batch,
@@ -220,7 +238,7 @@ class TensorRtProvider:
         """Entities of a batch whose windows are whole posts; no logit is copied back.
 
         Args:
-            batch: As for `score`, with word-aligned units; see `can_decode`.
+            batch: As for `score`, with word-aligned units.
             images: As for `score`.
             settings: A joint or segmental decoder.
 

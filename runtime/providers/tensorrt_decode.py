@@ -3,7 +3,7 @@
 The logits of a run lie where the fusion engine wrote them; the CUDA decoders read them there, on
 the same stream. What goes up is the layout (a few integers a unit), in one copy; what comes back is
 the chosen units with their scores, in one copy. Posts whose text needs several windows are merged
-on the host and decoded there: `can_decode` tells.
+on the host and decoded there.
 
 Shape letters: B posts, U units and runs, W words of all posts, C classes, Y tags, E entities.
 """
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import AmlrError
 from amlr.kernels import Units, joint_scores
 from amlr.kernels.device import Device, Stream
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_segmental import JointInputs, SegmentalKernels, UnitTable, Winner
 from amlr.runtime.batching import Batch
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.providers.base import Decoded
 
 Ints32 = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 ALIGNMENT = 256
 
 
-def can_decode(batch: Batch, settings: DecoderSettings) -> bool:
-    """Whether every window is a whole post, and the decoder one that runs here."""
-    return settings.kind in ("joint", "segmental") and all(w.word_start == 0 for w in batch.windows)
+def has_decoder(settings: DecoderSettings) -> bool:
+    """Whether this decoder runs here; the linear chain runs on the host."""
+    return settings.kind in ("joint", "segmental")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +40,6 @@ class Rows:
     emissions: int
     units: int
     tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Decoded:
-    """Entities of one window.
-
-    Attributes:
-        entities_e3: First word, last word, class; (E, 3) int32.
-        scores_e: Marginal probability of each at the bundle's temperature, (E,) float32.
-        best: Sum of the best segmentation.
-    """
-
-    entities_e3: Ints32
-    scores_e: Floats
-    best: float
 
 
 class Block:
@@ -133,7 +118,7 @@ class DeviceDecoder:
         """Entities of each window.
 
         Args:
-            batch: Windows that are whole posts; see `can_decode`.
+            batch: Windows that are whole posts.
             rows: Where the run's outputs are.
             settings: Bias, weight and temperature.
             stream: The run's stream; synchronised here.
@@ -166,8 +151,6 @@ class DeviceDecoder:
         stream.synchronize()
         part = {name: down[at[name] : at[name] + size] for name, size in sizes.items()}
         best_b = part["best"].view(np.float32)
-        if np.isnan(best_b).any():
-            raise AmlrError("the model gave NaN or infinite scores; check it with amlr-bench")
         chosen_u2, sure_u = part["chosen"].view(np.int32).reshape(-1, 2), part["sure"]
         found = []
         for first, number, best in zip(

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from amlr.kernels.device import Device, DeviceMemoryError, Graph
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.providers.base import Decoded
 from amlr.runtime.providers.tensorrt_buffers import Buffers
-from amlr.runtime.providers.tensorrt_decode import Decoded, DeviceDecoder, Rows
+from amlr.runtime.providers.tensorrt_decode import DeviceDecoder, Rows
 from amlr.runtime.providers.tensorrt_engines import Context, LoadedEngine
 from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage, ImagePool
 from amlr.runtime.providers.tensorrt_shapes import Bucket, Limits, Sizes

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amlr.errors import BackendUnavailableError
 from amlr.kernels.device import DeviceError, DeviceMemoryError
 
 GARBAGE = 0xA5
@@ -206,6 +207,8 @@ class DoubleDevice:
 
     def load_module(self, image: bytes) -> Any:
         self._require_context()
+        if self.kernels is None:
+            raise BackendUnavailableError("this double runs no kernels")
         return self.kernels.load_module(image)
 
     def launch(self, function: Any, *, stream: DoubleStream, **geometry: Any) -> None:

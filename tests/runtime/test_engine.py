@@ -215,10 +215,10 @@ def test_chunks_bound_posts_and_characters(engine: Engine, monkeypatch: pytest.M
     sizes: list[int] = []
     honest = engine._pipeline._score_chunk
 
-    def watched(chunk: Any, every: bool) -> Any:
+    def watched(chunk: Any, *rest: Any) -> Any:
         sizes.append(len(chunk))
         assert len(chunk) == 1 or sum(len(post.text) for post in chunk) <= 150
-        return honest(chunk, every)
+        return honest(chunk, *rest)
 
     monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_POSTS", 4)
     monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_CHARS", 150)

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amlr.errors import BackendUnavailableError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
-from amlr.runtime.batching import Batch
+from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.decode import decode_posts
 from amlr.runtime.image import load_pixels
-from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.base import Decoded, ProviderOptions
 from amlr.runtime.providers.tensorrt import TensorRtProvider, open_family
-from amlr.runtime.providers.tensorrt_decode import can_decode
+from amlr.runtime.providers.tensorrt_decode import DeviceDecoder
+from amlr.runtime.results import Post, Result
 from amlr.runtime.windows import merge_windows, window_units
 from doubles.bundle import double_bundle, double_tools
 from doubles.device import DoubleDevice
@@ -59,7 +61,7 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     }
     images = [pictures.get(POSTS[i].image) for i in keep]
     batch = Batch(windows, tables, scales=manifest.scales, pad_id=manifest.token_ids.pad_id)
-    assert can_decode(batch, settings)
+    assert provider.can_decode(settings)
     for _ in range(3):  # first run, captured run, replay
         found = provider.decode(batch, images, settings)
     scores = batch.split(provider.score(batch, images))
@@ -81,24 +83,72 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     assert device.kernels.launches > 0
 
 
-def test_only_whole_posts_and_unit_decoders_are_decoded_here(double: Any) -> None:
-    bundle, _, _ = double
-    manifest = bundle.manifest
-    (encoded,) = bundle.encoder.encode([("word " * 80, None)])
-    assert len(encoded.windows) > 1
-    tables = [window_units(window, manifest.scales, every=False) for window in encoded.windows]
-    batch = Batch(encoded.windows, tables, scales=manifest.scales, pad_id=0)
-    assert not can_decode(batch, manifest.decoder)
-    first = Batch(encoded.windows[:1], tables[:1], scales=manifest.scales, pad_id=0)
-    assert can_decode(first, manifest.decoder)
-    assert not can_decode(first, replace(manifest.decoder, kind="linear-chain"))
+def keys(result: Result) -> list[tuple[int, int, str]]:
+    return [(e.start, e.end, e.label) for e in result.entities]
 
 
-def test_the_engine_itself_is_unchanged_by_it(double: Any, tiny_plan: Path) -> None:
+def test_the_engine_decodes_on_the_device(
+    double: Any, tiny_plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits come back only for the windows of long texts; every answer is the same."""
     bundle, _, provider = double
+    long = Post("Jordan in Paris at the apple " * 20)
+    many = sample_posts(500, images=3)
+    posts = [*(Post(post.text, post.image, post.words) for post in many), long, Post("")]
+    asked: list[int] = []
+    score = TensorRtProvider.score
+
+    def counted(self: TensorRtProvider, batch: Batch, images: Any) -> Scores:
+        asked.append(len(batch))
+        return score(self, batch, images)
+
+    monkeypatch.setattr(TensorRtProvider, "score", counted)
     with Engine.load(tiny_plan, provider="onnxruntime") as expected:
-        engine = Engine(bundle, provider)
-        for a, b in zip(engine.tag_batch(POSTS), expected.tag_batch(POSTS), strict=True):
-            assert [e.to_dict()["label"] for e in a.entities] == [
-                e.to_dict()["label"] for e in b.entities
-            ]
+        found, wanted = Engine(bundle, provider).tag_batch(posts), expected.tag_batch(posts)
+    texts = bundle.encoder.encode([(post.text, post.words) for post in posts])
+    assert sum(asked) == sum(len(t.windows) for t in texts if len(t.windows) > 1) > 0
+    for a, b in zip(found, wanted, strict=True):
+        assert keys(a) == keys(b)
+        assert a.image_used == b.image_used
+        np.testing.assert_allclose(
+            [e.score for e in a.entities], [e.score for e in b.entities], rtol=0, atol=2e-5
+        )
+    assert sum(len(result.entities) for result in found) > 200
+
+
+def test_a_post_with_nan_fails_alone(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, _, provider = double
+    decode = DeviceDecoder.decode
+
+    def spoilt(self: DeviceDecoder, batch: Batch, *rest: Any) -> list[Decoded]:
+        first, *others = decode(self, batch, *rest)
+        return [replace(first, best=float("nan")), *others]
+
+    monkeypatch.setattr(DeviceDecoder, "decode", spoilt)
+    posts = [Post("Jordan in Paris"), Post("Jordan in Paris at home")]
+    results = Engine(bundle, provider).tag_batch(posts)
+    errors = [result.error for result in results]
+    assert errors.count(None) == 1
+    (error,) = (error for error in errors if error)
+    assert "NaN" in error["message"]
+
+
+def test_the_host_decodes_where_the_device_cannot(
+    double: Any, tiny_plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _, provider = double
+    settings = bundle.manifest.decoder
+    assert not provider.can_decode(replace(settings, kind="linear-chain"))
+
+    def missing(self: TensorRtProvider) -> DeviceDecoder:
+        raise BackendUnavailableError("no kernel image fits")
+
+    monkeypatch.setattr(TensorRtProvider, "_new_decoder", missing)
+    monkeypatch.setattr(provider, "_has_kernels", None)
+    assert not provider.can_decode(settings)
+    with Engine.load(tiny_plan, provider="onnxruntime") as expected:
+        engine, post = Engine(bundle, provider), Post("Jordan in Paris")
+        assert keys(engine.tag(post.text)) == keys(expected.tag(post.text))
+        engine.decoder = replace(settings, kind="linear-chain")
+        expected.decoder = engine.decoder
+        assert keys(engine.tag(post.text)) == keys(expected.tag(post.text))

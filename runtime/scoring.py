@@ -1,0 +1,124 @@
+"""Encoded texts to raw scores, or to entities where the provider decodes itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+import numpy as np
+
+from amlr.errors import AmlrError, InputError
+from amlr.runtime.batching import Batch, Scores, split_batches
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.providers.base import Decoded, DecodesItself, ImageFeatures, Provider
+from amlr.runtime.text import EncodedText, TextWindow
+from amlr.runtime.units import UnitTable
+from amlr.runtime.windows import DecodedPost, PostScores, merge_windows, window_units
+
+Decode = Callable[[Batch, Sequence[ImageFeatures | None]], list[Decoded]]
+Outcome: TypeAlias = PostScores | DecodedPost | AmlrError | None
+
+
+def own_decoder(provider: Provider, settings: DecoderSettings) -> Decode | None:
+    """The provider's own decoding by these settings, if it has any."""
+    if not isinstance(provider, DecodesItself) or not provider.can_decode(settings):
+        return None
+    return lambda batch, images: provider.decode(batch, images, settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Window:
+    """A window on its way.
+
+    Attributes:
+        post: Place of its text in the call.
+        text: The text it is of.
+        window: Its tokens.
+        units: What is scored in it.
+    """
+
+    post: int
+    text: EncodedText
+    window: TextWindow
+    units: UnitTable
+
+
+def score_texts(
+    bundle: Bundle,
+    provider: Provider,
+    texts: Sequence[EncodedText | InputError],
+    features: Sequence[ImageFeatures | None],
+    *,
+    every: bool,
+    decode: Decode | None,
+) -> list[Outcome]:
+    """Score the texts that could be encoded.
+
+    Args:
+        bundle: Of the provider.
+        provider: Runs the graphs.
+        texts: Texts, or why there is none.
+        features: For each text its picture's features, or None.
+        every: All units instead of the word-aligned ones.
+        decode: For texts of one window; None scores them all.
+
+    Returns:
+        For each text what was found; None where it has no words or could not be encoded.
+    """
+    scales = bundle.manifest.scales
+    # Windows of one text are merged by their scores, so only whole texts are decoded at once.
+    whole: list[_Window] = []
+    others: list[_Window] = []
+    for index, text in enumerate(texts):
+        if isinstance(text, EncodedText):
+            place = whole if decode and len(text.windows) == 1 else others
+            for window in text.windows:
+                units = window_units(window, scales, every=every)
+                place.append(_Window(post=index, text=text, window=window, units=units))
+    outcomes: list[Outcome] = [None] * len(texts)
+    for group, batch in _batches(bundle, whole):
+        assert decode is not None
+        members = [whole[i] for i in group]
+        found = decode(batch, [features[member.post] for member in members])
+        for member, own in zip(members, found, strict=True):
+            outcomes[member.post] = _decoded(member.text, own)
+    scores: dict[int, Scores] = {}
+    for group, batch in _batches(bundle, others):
+        own_scores = provider.score(batch, [features[others[i].post] for i in group])
+        scores.update(zip(group, batch.split(own_scores), strict=True))
+    for post, rows in groupby(range(len(others)), lambda i: others[i].post):
+        parts = [(others[i], scores[i]) for i in rows]
+        outcomes[post] = _merged(parts, scales, every)
+    return outcomes
+
+
+def _batches(bundle: Bundle, windows: Sequence[_Window]) -> Iterator[tuple[list[int], Batch]]:
+    for group in split_batches([len(window.window.input_ids_t) for window in windows]):
+        yield (
+            group,
+            Batch(
+                [windows[i].window for i in group],
+                [windows[i].units for i in group],
+                scales=bundle.manifest.scales,
+                pad_id=bundle.manifest.token_ids.pad_id,
+            ),
+        )
+
+
+def _decoded(text: EncodedText, found: Decoded) -> DecodedPost | AmlrError:
+    return DecodedPost(encoded=text, found=found) if np.isfinite(found.best) else _not_finite()
+
+
+def _merged(
+    parts: Sequence[tuple[_Window, Scores]], scales: int, every: bool
+) -> PostScores | AmlrError:
+    """One post out of its windows, in their order."""
+    units, scores = [window.units for window, _ in parts], [own for _, own in parts]
+    post = merge_windows(parts[0][0].text, units, scores, scales=scales, every=every)
+    is_finite = np.isfinite(post.unit_logits_uc).all() and np.isfinite(post.emissions_ty).all()
+    return post if is_finite else _not_finite()
+
+
+def _not_finite() -> AmlrError:
+    return AmlrError("the model gave NaN or infinite scores; check its weights with amlr-bench")
