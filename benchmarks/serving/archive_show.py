@@ -22,6 +22,7 @@ import click
 _RUN = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
 _PATH = click.Path(path_type=Path)
 _SUMMARY = "_run/summary.json"
+_SAMPLE_S = 10.0
 RUNS = ("one", "local", "killed", "ray", "ray-killed")
 
 
@@ -106,7 +107,8 @@ def _measure(command: list[str]) -> dict[str, Any]:
     over = threading.Event()
 
     def sample() -> None:
-        while not over.wait(0.5):
+        # Rarely: adding up the pages of Ray's many processes takes a good part of a core.
+        while not over.wait(_SAMPLE_S):
             peak[0] = max(peak[0], sum(map(_pss_mb, _family(process.pid))))
 
     watcher = threading.Thread(target=sample)
