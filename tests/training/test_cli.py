@@ -1,7 +1,8 @@
 """`amlr-train` and `amlr-eval` from the outside."""
 
 import json
-import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from amlr.training.checkpoint import load_checkpoint
-from amlr.training.cli import _stop_on_signals, train_command
+from amlr.training.cli import train_command
 from amlr.training.conll import read_conll, write_conll
 from amlr.training.eval_cli import eval_command
 from amlr.training.sample import write_sample
@@ -138,13 +139,27 @@ def test_bad_evaluation_input_is_one_line(tmp_path: Path) -> None:
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_an_interrupt_stops_gently_once_and_at_once_the_second_time() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    # Raised in this thread: a signal to the process may arrive late, in the middle of anything.
-    with _stop_on_signals() as should_stop:
-        assert not should_stop()
+_INTERRUPTS = """
+import signal
+from amlr.training.cli import _stop_on_signals
+
+before = signal.getsignal(signal.SIGINT)
+with _stop_on_signals() as should_stop:
+    assert not should_stop()
+    signal.raise_signal(signal.SIGINT)
+    assert should_stop()
+    try:
         signal.raise_signal(signal.SIGINT)
-        assert should_stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    except KeyboardInterrupt:
+        print("stopped at once")
+assert signal.getsignal(signal.SIGINT) is before
+"""
+
+
+def test_an_interrupt_stops_gently_once_and_at_once_the_second_time() -> None:
+    # In a process of its own: a signal ends one in which OpenVINO has run an int8 model.
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTS], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped at once\n"), done.stderr
+    assert "again to abort" in done.stderr
