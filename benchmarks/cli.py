@@ -1,6 +1,5 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
-import hashlib
 import json
 import os
 import time
@@ -160,18 +159,20 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     quick = given["quick"]
     groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
     check_groups(groups)
+    peers = _peers(given["peers"], quick=quick)
+    bundle = Bundle.open(given["engine"])
     options = RunOptions(
         engine=given["engine"],
         groups=() if given["parity_only"] else groups,
-        peers=_peers(given["peers"], quick=quick),
+        peers=peers,
         threads=given["threads"],
         clock=given["clock"],
         quick=quick,
         deadline=Deadline(given["budget"] or (QUICK_S if quick else None)),
-        exports=_exports(given["keep"], given["engine"]),
+        # A folder of its own for each bundle: its manifest has the hashes of all its files.
+        exports=given["keep"] and given["keep"] / bundle.manifest_sha256[:16],
         debug=given["debug"],
     )
-    bundle = Bundle.open(options.engine)
     data = load_data(given["data"], given["images"], given["limit"], 24 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
         raise InputError(
@@ -198,14 +199,6 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         for tiers in opened:
             tiers.close()
     return report
-
-
-def _exports(keep: Path | None, engine: Path) -> Path | None:
-    """A folder of its own for each bundle: its manifest has the hashes of all its files."""
-    manifest = engine / "manifest.json"
-    if keep is None or not manifest.is_file():
-        return None
-    return keep / hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
 
 
 def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:

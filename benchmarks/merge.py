@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from amlr.benchmarks.parity import decisive
 from amlr.benchmarks.targets import judge_targets
 from amlr.errors import InputError
 
@@ -27,14 +28,12 @@ def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     f"{other[part].get(name)}; merge runs of one bundle on one machine"
                 )
     tiers = _tiers(reports)
-    judged = [tier for tier in tiers if tier.get("promised", True)] or tiers
-    shown = next((tier for tier in judged if tier["verdict"] == "fail"), judged[0])
     largest = max(reports, key=lambda report: report["settings"].get("posts", 0))
     merged = {
         **first,
         "settings": {**largest["settings"], "runs": len(reports)},
         "engine": {**first["engine"], **_engine(reports)},
-        "parity": {**shown, "tiers": tiers},
+        "parity": {**decisive(tiers), "tiers": tiers},
         "rows": _rows(reports),
         "peers": _peers(reports),
         "roofline": _known(reports, "roofline"),

@@ -14,6 +14,7 @@ import numpy as np
 from amlr.benchmarks.data import BenchPost
 from amlr.benchmarks.margins import entity_margin
 from amlr.benchmarks.tally import Tally
+from amlr.export.parity import entity_keys
 from amlr.runtime.decode import decode_posts
 from amlr.runtime.engine import Engine
 from amlr.runtime.pipeline import Pipeline, ScoredPost
@@ -185,6 +186,16 @@ class EagerSide:
         ]
 
 
+def decisive(tiers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record that a run is judged by: of tiers that promise float32's entities one that fails.
+
+    A tier that was asked for by name and is known to change some decides only where nothing else
+    was asked for.
+    """
+    judged = [tier for tier in tiers if tier.get("promised", True)] or list(tiers)
+    return next((tier for tier in judged if tier["verdict"] == "fail"), judged[0])
+
+
 def compare(
     eager: EagerSide,
     engines: Sequence[tuple[Engine, Parity]],
@@ -242,8 +253,7 @@ def _record(
     if margin is not None:
         known = parity.smallest_margin
         parity.smallest_margin = margin if known is None else min(known, margin)
-    before = {(e.start, e.end, e.label) for e in entities}
-    after = {(e.start, e.end, e.label) for e in result.entities}
+    before, after = entity_keys(entities), entity_keys(result.entities)
     gold = None if item.gold is None else set(item.gold)
     parity.tally.add(item.post.text, before, after, gold, result.precision)
     if before == after:

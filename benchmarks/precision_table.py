@@ -38,6 +38,12 @@ def precision_lines(report: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
+def table_lines(report: dict[str, Any]) -> list[list[str]]:
+    """`precision_lines`, and the eager model's where it was measured."""
+    eager = eager_line(report.get("peers", ()))
+    return precision_lines(report) + ([eager] if eager else [])
+
+
 def eager_line(peers: Sequence[dict[str, Any]]) -> list[str] | None:
     """Memory and loading of the eager model, for comparison."""
     peer = next((p for p in peers if p["backend"] == "research"), None)

@@ -4,12 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from amlr.benchmarks.figures import number, ratio_text
-from amlr.benchmarks.precision_table import (
-    PRECISION_HEAD,
-    auto_lines,
-    eager_line,
-    precision_lines,
-)
+from amlr.benchmarks.precision_table import PRECISION_HEAD, auto_lines, table_lines
 from amlr.benchmarks.rows import ENGINE_PREFIX
 from amlr.benchmarks.targets import TARGET_HEAD, target_lines
 from amlr.benchmarks.tier_table import SPEED_HEAD, speed_lines
@@ -72,9 +67,7 @@ def render_markdown(report: dict[str, Any]) -> str:
     targets = list(target_lines(report))
     if targets:
         parts += ["", table(TARGET_HEAD, targets)]
-    eager = eager_line(report.get("peers", ()))
-    lines = precision_lines(report) + ([eager] if eager else [])
-    parts += ["", table(PRECISION_HEAD, lines)]
+    parts += ["", table(PRECISION_HEAD, table_lines(report))]
     auto = auto_lines(report)
     parts += ["", *(f"{line}  " for line in auto)] if auto else []
     rows = [row for row in best_rows(report["rows"]) if not is_growth(row["workload"])]

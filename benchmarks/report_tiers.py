@@ -3,12 +3,7 @@
 from html import escape
 from typing import Any
 
-from amlr.benchmarks.precision_table import (
-    PRECISION_HEAD,
-    auto_lines,
-    eager_line,
-    precision_lines,
-)
+from amlr.benchmarks.precision_table import PRECISION_HEAD, auto_lines, table_lines
 from amlr.benchmarks.report_pieces import card, html_table, section
 from amlr.benchmarks.targets import TARGET_HEAD, target_lines
 from amlr.benchmarks.tier_table import SPEED_HEAD, speed_lines
@@ -24,10 +19,8 @@ def tiers_section(report: dict[str, Any]) -> str:
     targets = list(target_lines(report))
     if targets:
         content += card("Speed that was aimed at", html_table(TARGET_HEAD, targets, numeric=(4, 5)))
-    lines = precision_lines(report)
-    eager = eager_line(report["peers"])
-    head = html_table(PRECISION_HEAD, [*lines, *([eager] if eager else [])], numeric=range(4, 10))
-    content += card("Precision: what it changes, what it takes", head)
+    precision = html_table(PRECISION_HEAD, table_lines(report), numeric=range(4, 10))
+    content += card("Precision: what it changes, what it takes", precision)
     auto = auto_lines(report)
     if auto:
         rows = "".join(f"<p>{escape(line)}</p>" for line in auto)

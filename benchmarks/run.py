@@ -12,7 +12,7 @@ from amlr.benchmarks.deadline import Deadline
 from amlr.benchmarks.inputs import ModelInput, Picture
 from amlr.benchmarks.machine import describe_machine
 from amlr.benchmarks.measure import Clock
-from amlr.benchmarks.parity import EagerSide, Parity, compare
+from amlr.benchmarks.parity import EagerSide, Parity, compare, decisive
 from amlr.benchmarks.peers.build import model_shape
 from amlr.benchmarks.resources import bundle_sizes, padding_waste
 from amlr.benchmarks.roofline import measure_roof, summarize
@@ -159,11 +159,7 @@ def _header(
     tiers: Tiers,
     records: Sequence[Parity],
 ) -> dict[str, Any]:
-    # A tier that promises float32's entities and fails, fails the run; one that was asked for by
-    # name and is known to change some does so only where nothing else was asked for.
-    judged = [record for record in records if record.promised] or list(records)
-    failing = [record for record in judged if record.verdict == "fail"]
-    shown = (failing or judged)[0]
+    proved = [record.to_dict() for record in records]
     manifest = bundle.manifest
     return {
         "schema": SCHEMA_VERSION,
@@ -192,7 +188,7 @@ def _header(
             "missing_pictures": data.missing_pictures,
         },
         "machine": machine,
-        "parity": {**shown.to_dict(), "tiers": [record.to_dict() for record in records]},
+        "parity": {**decisive(proved), "tiers": proved},
         "rows": [],
         "peers": [],
         "targets": [],

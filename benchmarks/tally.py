@@ -1,37 +1,20 @@
 """Counts beside parity: posts that no variant was calibrated on, F1 where labels are known."""
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from amlr.export.parity import Key, change_bound, count_changes
 from amlr.kernels import is_tuning_half
+from amlr.training.score import count_spans
 
-Keys = set[tuple[int, int, str]]
+Keys = Set[Key]
 
 
 def is_held(text: str) -> bool:
     """Whether calibration leaves a post out; the export splits by the same hash of the text."""
     return not is_tuning_half([text])[0]
-
-
-@dataclass(slots=True, kw_only=True)
-class Score:
-    """Strict entity F1, micro."""
-
-    hits: int = 0
-    found: int = 0
-    gold: int = 0
-
-    def add(self, found: Keys, gold: Keys) -> None:
-        """Count one post."""
-        self.hits += len(found & gold)
-        self.found += len(found)
-        self.gold += len(gold)
-
-    @property
-    def f1(self) -> float:
-        """0 where there is nothing to find."""
-        return 2 * self.hits / max(1, self.found + self.gold)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,19 +31,19 @@ class Held:
         """Count one post; `stage` is the precision that its answer names."""
         self.posts += 1
         self.entities += len(before)
-        self.changed_entities += max(len(before - after), len(after - before))
+        self.changed_entities += count_changes(before, after)
         self.changed_posts += before != after
         self.stages[stage] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; no change in n posts still allows a share of 3/n at 95 %."""
-        is_clean = self.posts and not self.changed_posts
+        bound = change_bound(self.changed_posts, self.posts) if self.posts else None
         return {
             "posts": self.posts,
             "entities": self.entities,
             "changed_entities": self.changed_entities,
             "changed_posts": self.changed_posts,
-            "change_bound": min(1.0, 3 / self.posts) if is_clean else None,
+            "change_bound": bound,
             "stages": dict(self.stages),
         }
 
@@ -70,9 +53,9 @@ class Tally:
     """What one tier is counted by."""
 
     held: Held = field(default_factory=Held)
-    eager: Score = field(default_factory=Score)
-    engine: Score = field(default_factory=Score)
-    labelled: int = 0
+    eager: list[Keys] = field(default_factory=list)
+    engine: list[Keys] = field(default_factory=list)
+    gold: list[Keys] = field(default_factory=list)
 
     def add(self, text: str, before: Keys, after: Keys, gold: Keys | None, stage: str) -> None:
         """Count one post.
@@ -87,18 +70,19 @@ class Tally:
         if is_held(text):
             self.held.add(before, after, stage)
         if gold is not None:
-            self.labelled += 1
-            self.eager.add(before, gold)
-            self.engine.add(after, gold)
+            self.eager.append(before)
+            self.engine.append(after)
+            self.gold.append(gold)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the tier's record."""
         f1 = None
-        if self.labelled:
+        if self.gold:
+            eager, engine = (count_spans(self.gold, found) for found in (self.eager, self.engine))
             f1 = {
-                "posts": self.labelled,
-                "entities": self.eager.gold,
-                "eager": round(self.eager.f1, 4),
-                "engine": round(self.engine.f1, 4),
+                "posts": len(self.gold),
+                "entities": eager.gold,
+                "eager": round(eager.f1, 4),
+                "engine": round(engine.f1, 4),
             }
         return {"f1": f1, "held": self.held.to_dict()}

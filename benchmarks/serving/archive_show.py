@@ -19,6 +19,8 @@ from typing import Any
 
 import click
 
+from amlr.benchmarks.serving.processes import family
+
 _RUN = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
 _PATH = click.Path(path_type=Path)
 _SUMMARY = "_run/summary.json"
@@ -109,7 +111,7 @@ def _measure(command: list[str]) -> dict[str, Any]:
     def sample() -> None:
         # Rarely: adding up the pages of Ray's many processes takes a good part of a core.
         while not over.wait(_SAMPLE_S):
-            peak[0] = max(peak[0], sum(map(_pss_mb, _family(process.pid))))
+            peak[0] = max(peak[0], sum(map(_pss_mb, family(process.pid))))
 
     watcher = threading.Thread(target=sample)
     watcher.start()
@@ -130,7 +132,7 @@ def _kill_on_the_way(command: list[str], out: Path) -> None:
             if process.poll() is not None:
                 raise click.ClickException("the run ended before it could be killed; more --rows")
             time.sleep(0.05)
-        victims = [pid for pid in _family(process.pid)[1:] if _is_worker(pid)]
+        victims = [pid for pid in family(process.pid)[1:] if _is_worker(pid)]
         os.kill(process.pid if step == 2 else victims[0], signal.SIGKILL)
     process.wait()
 
@@ -142,18 +144,6 @@ def _is_worker(pid: int) -> bool:
         return b"spawn_main" in command or b"ray::MapWorker" in command
     except OSError:
         return False
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all it started, directly or not (Linux)."""
-    found = [pid]
-    for parent in found:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found += map(int, path.read_text().split())
-            except OSError:
-                continue
-    return found
 
 
 def _pss_mb(pid: int) -> float:

@@ -10,6 +10,14 @@ from typing import Any
 
 from amlr.runtime import Post
 
+Triples = list[tuple[int, int, str]]
+"""Entities of one answer: start, end, label."""
+
+
+def answer_triples(answer: dict[str, Any]) -> Triples:
+    """Entities of an answer as the server writes it."""
+    return [(e["start"], e["end"], e["label"]) for e in answer["entities"]]
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -41,7 +49,7 @@ class Tally:
         wrong: Answers that are not the expected ones.
     """
 
-    expected: Sequence[list[tuple[int, int, str]]]
+    expected: Sequence[Triples]
     statuses: dict[int, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     wrong: int = 0
@@ -52,8 +60,7 @@ class Tally:
         if reply.status != 200:
             return
         self.seconds.append(reply.seconds)
-        found = [(e["start"], e["end"], e["label"]) for e in json.loads(reply.body)["entities"]]
-        self.wrong += found != self.expected[reply.index]
+        self.wrong += answer_triples(json.loads(reply.body)) != self.expected[reply.index]
 
     def to_dict(self, duration_s: float) -> dict[str, Any]:
         """Figures for a report."""
@@ -101,7 +108,15 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body; status 0 where the connection broke, 1 where nothing listens."""
+        """Status and body, as `exchange`."""
+        status, _, body = await self.exchange(request)
+        return status, body
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes, bytes]:
+        """Status, head in lower case, and body.
+
+        The status is 0 where the connection broke, 1 where nothing listens.
+        """
         # A server closes connections that were idle for long; that is no broken request.
         if self._streams is not None and self._streams[0].at_eof():
             self.close()
@@ -110,7 +125,7 @@ class Connection:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
             await asyncio.sleep(0.05)  # nobody listens: asking faster helps nobody
-            return 1, b""
+            return 1, b"", b""
         reader, writer = self._streams
         try:
             writer.write(request)
@@ -123,8 +138,8 @@ class Connection:
                 self.close()
         except (OSError, asyncio.IncompleteReadError, IndexError, ValueError):
             self.close()
-            return 0, b""
-        return status, body
+            return 0, b"", b""
+        return status, head, body
 
     def close(self) -> None:
         """Drop the connection."""

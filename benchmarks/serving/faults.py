@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from amlr.benchmarks.serving.client import Connection, Tally, closed_loop, request_bytes
+from amlr.benchmarks.serving.client import Connection, Tally, Triples, closed_loop, request_bytes
 from amlr.benchmarks.serving.faulty_server import BREAK, HANG, KILL
-from amlr.benchmarks.serving.processes import ServerProcess, Triples, read_posts, running, triples
+from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
 from amlr.runtime import Engine, Post
 
 _PATH = click.Path(path_type=Path)

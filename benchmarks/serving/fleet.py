@@ -18,7 +18,7 @@ import click
 from amlr.benchmarks.serving.client import request_bytes
 from amlr.benchmarks.serving.fleet_client import RetryingClient, table
 from amlr.benchmarks.serving.fleet_cluster import Fleet
-from amlr.benchmarks.serving.processes import free_port, read_posts, triples
+from amlr.benchmarks.serving.processes import free_port, memory_mb, read_posts, triples
 from amlr.benchmarks.serving.rebias import rebias
 from amlr.runtime import Engine
 from amlr.runtime.bundle import read_manifest
@@ -138,7 +138,7 @@ async def _events(
         await asyncio.sleep(0.2)
     note("replaced", pids=now)
     await asyncio.sleep(seconds)
-    before = {pid: _memory(pid) for pid in now}
+    before = {pid: round(memory_mb(pid)) for pid in now}
     await asyncio.to_thread(fleet.change, other.absolute().as_uri())
     note("change begun", rss_mb=before)
     digest = read_manifest(other)[1]
@@ -148,20 +148,13 @@ async def _events(
         after = await asyncio.to_thread(fleet.status)
         if refused := [r["refused"] for r in after if r["refused"]]:
             raise RuntimeError(refused[0])
-    note("changed", replicas=after, peak_rss_mb={r["pid"]: _memory(r["pid"], True) for r in after})
+    peaks = {r["pid"]: round(memory_mb(r["pid"], peak=True)) for r in after}
+    note("changed", replicas=after, peak_rss_mb=peaks)
     await asyncio.sleep(seconds)
     note("end")
     client.stop()
     await load
     return events
-
-
-def _memory(pid: int, peak: bool = False) -> int:
-    """Resident megabytes of a process (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:" if peak else "VmRSS:"):
-            return int(line.split()[1]) // 1000
-    return 0
 
 
 if __name__ == "__main__":

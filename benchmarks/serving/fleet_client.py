@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amlr.benchmarks.serving.client import percentiles
+from amlr.benchmarks.serving.client import Connection, Triples, answer_triples, percentiles
 from amlr.serving.client import Retries
 from amlr.serving.ray.proxy import TRIES_HEADER
 from amlr.serving.ray.switch import MANIFEST_HEADER
 
-_AGAIN = (429, 503)
-Triples = list[tuple[int, int, str]]
+# Broken, nobody there, refused, not ready.
+_AGAIN = (0, 1, 429, 503)
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Record:
     Attributes:
         at: When its first try was sent, seconds since the start.
         seconds: Until its answer, pauses between tries included.
-        status: Of the last try; 0 where the connection broke.
+        status: Of the last try; 0 where the connection broke, 1 where nothing listened.
         bundle: Which bundle answered.
         wrong: Whether the answer is not what that bundle says.
         tries: Outcome of each try that was followed by another.
@@ -76,21 +76,21 @@ class RetryingClient:
         await asyncio.gather(*(self._client() for _ in range(clients)))
 
     async def _client(self) -> None:
-        connection = _Connection(self._port)
+        connection = Connection(self._port)
         while not self._stopped:
             index = self._turn % len(self._requests)
             self._turn += 1
             self.records.append(await self._ask(connection, index))
         connection.close()
 
-    async def _ask(self, connection: "_Connection", index: int) -> Record:
+    async def _ask(self, connection: Connection, index: int) -> Record:
         record = Record(self.now())
         attempt = 0
         while True:
-            record.status, headers, body = await connection.ask(self._requests[index])
+            record.status, head, body = await connection.exchange(self._requests[index])
+            headers = _headers(head)
             attempt += 1
-            again = record.status == 0 or record.status in _AGAIN
-            if not again or attempt == self._retries.attempts:
+            if record.status not in _AGAIN or attempt == self._retries.attempts:
                 break
             record.tries.append(record.status)
             asked = headers.get("retry-after")
@@ -99,8 +99,7 @@ class RetryingClient:
         if record.status == 200:
             record.bundle = headers[MANIFEST_HEADER.lower()]
             record.asked_again = TRIES_HEADER.decode() in headers
-            found = [(e["start"], e["end"], e["label"]) for e in json.loads(body)["entities"]]
-            record.wrong = found != self._expected[record.bundle][index]
+            record.wrong = answer_triples(json.loads(body)) != self._expected[record.bundle][index]
         return record
 
     def phases(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,38 +131,10 @@ class RetryingClient:
         return rows
 
 
-class _Connection:
-    """One kept-alive connection, opened again whenever it breaks."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers by lower-case name, and body; status 0 where the connection broke."""
-        try:
-            if self._streams is None or self._streams[0].at_eof():
-                self.close()
-                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-            reader, writer = self._streams
-            writer.write(request)
-            await writer.drain()
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            pairs = (line.partition(":") for line in head[1:] if line)
-            headers = {name.lower(): value.strip() for name, _, value in pairs}
-            body = await reader.readexactly(int(headers["content-length"]))
-        except (OSError, asyncio.IncompleteReadError, KeyError, ValueError):
-            self.close()
-            return 0, {}, b""
-        if headers.get("connection", "").lower() == "close":
-            self.close()
-        return int(head[0].split(" ")[1]), headers, body
-
-    def close(self) -> None:
-        """Drop the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+def _headers(head: bytes) -> dict[str, str]:
+    """Headers of an answer by lower-case name."""
+    pairs = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:] if line)
+    return {name: value.strip() for name, _, value in pairs}
 
 
 def table(phases: Sequence[dict[str, Any]]) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from amlr.benchmarks.serving.client import Triples
 from amlr.runtime import Engine, Post
-
-Triples = list[tuple[int, int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,7 @@ class ServerProcess:
     @property
     def rss_mb(self) -> float:
         """Its resident memory (Linux)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1000
-        return 0.0
+        return memory_mb(self.process.pid)
 
     @property
     def cpu_s(self) -> float:
@@ -49,6 +45,24 @@ class ServerProcess:
                 if int(fields[3]) == self.process.pid:
                     ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all it started, directly or not (Linux)."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, path.read_text().split())
+    return found
+
+
+def memory_mb(pid: int, *, peak: bool = False) -> float:
+    """Resident memory of a process, now or at its peak (Linux)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:" if peak else "VmRSS:"):
+            return int(line.split()[1]) / 1000
+    return 0.0
 
 
 def machine_cpu_s() -> float:

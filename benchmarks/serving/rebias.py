@@ -1,13 +1,17 @@
 """A second bundle that answers differently: the first with another decoder bias, golden renewed."""
 
-import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from safetensors import safe_open
+
+from amlr.export.extend import save_manifest
+from amlr.export.golden import save_golden
 from amlr.runtime import Engine, Post
-from amlr.runtime.manifest import GOLDEN, MANIFEST
+from amlr.runtime.bundle import read_manifest
+from amlr.runtime.manifest import GOLDEN
 
 
 def rebias(source: Path, target: Path, bias: float) -> Path:
@@ -19,30 +23,17 @@ def rebias(source: Path, target: Path, bias: float) -> Path:
         bias: The joint decoder's bias.
     """
     shutil.copytree(source, target)
-    manifest = json.loads((target / MANIFEST).read_text())
-    manifest["decoder"]["bias"] = bias
-    (target / MANIFEST).write_text(json.dumps(manifest))
+    manifest, _ = read_manifest(target)
+    manifest = replace(manifest, decoder=replace(manifest.decoder, bias=bias))
+    save_manifest(target, manifest)
     with Engine.load(target, provider="onnxruntime", precision="fp32", check="off") as engine:
         posts = [Post(post.text, post.image, post.words) for post in engine.bundle.golden]
-        entities = [[e.to_dict() for e in result.entities] for result in engine.tag_batch(posts)]
-    content = _with_entities((target / GOLDEN).read_bytes(), entities)
-    (target / GOLDEN).write_bytes(content)
-    manifest["files"][GOLDEN] = {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-    }
-    (target / MANIFEST).write_text(json.dumps(manifest))
+        results = engine.tag_batch(posts)
+    with safe_open(target / GOLDEN, "np") as file:
+        listed = json.loads(file.metadata()["posts"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for post, result in zip(listed, results, strict=True):
+        post["entities"] = [entity.to_dict() for entity in result.entities]
+    save_golden(target / GOLDEN, listed, tensors)
+    save_manifest(target, manifest)
     return target
-
-
-def _with_entities(content: bytes, entities: list[list[dict[str, Any]]]) -> bytes:
-    """A safetensors file with other golden entities in its head; the tensors stay as they are."""
-    size = int.from_bytes(content[:8], "little")
-    head = json.loads(content[8 : 8 + size])
-    posts = json.loads(head["__metadata__"]["posts"])
-    for post, found in zip(posts, entities, strict=True):
-        post["entities"] = found
-    head["__metadata__"]["posts"] = json.dumps(posts)
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)  # the format wants tensors aligned
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]

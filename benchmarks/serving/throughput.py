@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from amlr.benchmarks.serving.client import Tally, closed_loop, request_bytes
-from amlr.benchmarks.serving.processes import Triples, machine_cpu_s, read_posts, running, triples
+from amlr.benchmarks.serving.client import Tally, Triples, closed_loop, request_bytes
+from amlr.benchmarks.serving.processes import machine_cpu_s, read_posts, running, triples
 from amlr.runtime import Engine, Post
 from amlr.runtime.cpu import usable_cores
 

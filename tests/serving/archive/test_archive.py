@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from amlr.benchmarks.serving.processes import family
 from amlr.runtime import Engine
 from amlr.serving.archive.cli import tag_command
 from amlr.serving.archive.places import Folder
@@ -168,7 +168,7 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(tiny_plan: Path, tmp_pa
 
 def workers_of(pid: int) -> list[int]:
     """Spawned workers of a process, without Python's resource tracker."""
-    return [child for child in family_of(pid) if b"spawn_main" in command_of(child)]
+    return [child for child in family(pid)[1:] if b"spawn_main" in command_of(child)]
 
 
 def wait_for(test: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
@@ -234,7 +234,7 @@ def test_ray_gives_the_same_parts_though_an_actor_is_killed(
     driver = subprocess.Popen([sys.executable, "-c", code, *auto], stdout=subprocess.PIPE)
     try:
         wait_for(lambda: bool(list(ray.glob("part-*"))), driver)
-        (actor,) = (pid for pid in family_of(driver.pid) if b"::MapWorker" in command_of(pid))
+        (actor,) = (pid for pid in family(driver.pid)[1:] if b"::MapWorker" in command_of(pid))
         os.kill(actor, signal.SIGKILL)
         stdout, _ = driver.communicate(timeout=240)
     finally:
@@ -246,16 +246,6 @@ def test_ray_gives_the_same_parts_though_an_actor_is_killed(
     good(tag(tiny_plan, source, plain, *chunks, "--provider", tier["provider"]))
     assert [row["id"] for row in read(ray)] == [str(i) for i in range(2000)]
     assert read(ray) == read(plain)
-
-
-def family_of(pid: int) -> list[int]:
-    """Processes that one started, directly or not."""
-    found = [pid]
-    for parent in found:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            with suppress(OSError):
-                found += map(int, path.read_text().split())
-    return found[1:]
 
 
 def command_of(pid: int) -> bytes:
