@@ -36,20 +36,28 @@ class Admission:
         return self._costs.correction * (self._queue.cost_s + self._in_flight_s())
 
     def admit(
-        self, posts: Sequence[Post], deadline_s: float | None = None, *, reserved: int = 0
+        self,
+        posts: Sequence[Post],
+        deadline_s: float | None = None,
+        *,
+        since: float | None = None,
+        reserved: int = 0,
     ) -> list[Job]:
         """Queue all posts of a request, or none.
 
         Args:
             posts: At least one.
-            deadline_s: Seconds from now in which the answer is of use; None takes the default.
+            deadline_s: Seconds in which the answer is of use; None takes the default.
+            since: From when they count, by `time.monotonic`; None counts from now.
             reserved: Bytes that the queue already counts for these posts.
 
         Raises:
             RefusedError: They would be late, or there is no room.
         """
         limit = self._settings.deadline_s if deadline_s is None else deadline_s
-        deadline = time.monotonic() + limit
+        now = time.monotonic()
+        deadline = (now if since is None else since) + limit
+        limit = deadline - now
         # What the body's reservation does not cover, e.g. pictures that were fetched.
         uncounted = max(0, sum(map(post_bytes, posts)) - reserved)
         jobs = []

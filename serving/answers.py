@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,10 +68,8 @@ def submit(
     Raises:
         ApiError: Refused.
     """
-    limit = service.settings.queue.deadline_s if deadline_s is None else deadline_s
-    left = limit - (time.monotonic() - exchange.started)
     try:
-        return service.submit(posts, left, reserved=exchange.reserved)
+        return service.submit(posts, deadline_s, since=exchange.started, reserved=exchange.reserved)
     except RefusedError as error:
         raise from_failure(error) from None
 

@@ -160,6 +160,7 @@ class TaggingService:
         posts: Sequence[Post],
         deadline_s: float | None = None,
         *,
+        since: float | None = None,
         reserved: int = 0,
         is_stream: bool = False,
     ) -> list[Job]:
@@ -168,6 +169,7 @@ class TaggingService:
         Args:
             posts: Pictures as bytes or None: a path would let clients read this machine's files.
             deadline_s: Seconds in which the answers are of use.
+            since: From when they count, by `time.monotonic`; None counts from now.
             reserved: Bytes already counted by `queue.reserve` for these posts.
             is_stream: Whether the posts come from a stream, which tries again by itself: it is
                 refused while others wait, and its refusals are not counted.
@@ -180,7 +182,7 @@ class TaggingService:
             self.check_open()
             if is_stream and len(self.queue) >= _STREAM_SHARE * self.settings.batch.max_posts:
                 raise RefusedError("queue_full", "others are waiting", 0.0)
-            return self.admission.admit(posts, deadline_s, reserved=reserved)
+            return self.admission.admit(posts, deadline_s, since=since, reserved=reserved)
         except RefusedError as error:
             if not is_stream:
                 self.metrics.refusals.labels(error.cause).inc()
