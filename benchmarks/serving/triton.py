@@ -10,22 +10,21 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from amlr.benchmarks.data import load_data
-from amlr.benchmarks.serving.client import Reply, closed_loop
-from amlr.benchmarks.serving.processes import Triples, triples
+from amlr.benchmarks.serving.client import Reply, Triples, answer_triples, closed_loop
+from amlr.benchmarks.serving.processes import triples
 from amlr.benchmarks.serving.throughput import direct
 from amlr.benchmarks.serving.triton_client import PROTOCOLS, TaggingClient
 from amlr.benchmarks.serving.triton_server import TritonServer, find_installation
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 from amlr.runtime.cpu import usable_cores
-from amlr.serving.triton.parameters import AUTO
 from amlr.serving.triton.repository import MODELS, write_repository
 
 _PATH = click.Path(path_type=Path)
@@ -71,7 +70,7 @@ def asked(
                     break
                 index = number % len(posts)
                 (answer,) = client.tag([posts[index].text], [_image(posts[index])])
-                found.append((index, _entities(answer)))
+                found.append((index, answer_triples(answer)))
         except BaseException as error:
             failures.append(error)
         finally:
@@ -107,7 +106,7 @@ def lean(
             return
         (output,) = json.loads(reply.body)["outputs"]
         good += 1
-        wrong += _entities(json.loads(output["data"][0])) != expected[reply.index]
+        wrong += answer_triples(json.loads(output["data"][0])) != expected[reply.index]
 
     port = int(server.http.rpartition(":")[2])
     batches = Batches(server)
@@ -136,10 +135,6 @@ def _image(post: Post) -> bytes:
     return post.image if isinstance(post.image, bytes) else b""
 
 
-def _entities(answer: dict[str, Any]) -> Triples:
-    return [(e["start"], e["end"], e["label"]) for e in answer["entities"]]
-
-
 def _read_posts(data: str, images: Path | None, photos: Path | None, count: int) -> list[Post]:
     """Posts as a client of Triton has them: no words, pictures as bytes.
 
@@ -158,17 +153,6 @@ def _read_posts(data: str, images: Path | None, photos: Path | None, count: int)
     if len(posts) < count:
         raise InputError(f"{data} holds {len(posts)} posts, --count asks for {count}")
     return posts
-
-
-def _configure(repository: Path, instances: int, parameters: Mapping[str, str]) -> None:
-    """Change what an operator would change by hand."""
-    path = repository / MODELS / "amlr" / "config.pbtxt"
-    text = path.read_text(encoding="ascii")
-    for name, value in parameters.items():
-        head, _, rest = text.partition(f'key: "{name}"')
-        rest = rest.replace(json.dumps(AUTO), json.dumps(value), 1)
-        text = f'{head}key: "{name}"{rest}'
-    path.write_text(text.replace("count: 1", f"count: {instances}"), encoding="ascii")
 
 
 @click.command()
@@ -214,8 +198,13 @@ def main(
         direct(engine, posts, instances, 2.0)
         keep("engine, direct", direct(engine, posts, instances, seconds))
     with tempfile.TemporaryDirectory() as folder:
-        repository = write_repository(bundle, Path(folder) / "triton")
-        _configure(repository, instances, {"provider": provider, "threads": str(threads)})
+        repository = write_repository(
+            bundle,
+            Path(folder) / "triton",
+            provider=provider,
+            threads=threads,
+            instances=instances,
+        )
         begun = time.perf_counter()
         with TritonServer(installation, repository / MODELS) as server:
             keep("ready", {"seconds": round(time.perf_counter() - begun, 2)})

@@ -37,7 +37,10 @@ def batch_sizes(manifest: Manifest) -> list[int]:
 
 
 def model_config(
-    manifest: Manifest, parameters: EngineParameters, warmup: Mapping[str, bool]
+    manifest: Manifest,
+    parameters: EngineParameters,
+    warmup: Mapping[str, bool],
+    instances: int = 1,
 ) -> Config:
     """The configuration, field by field as Triton's proto names them.
 
@@ -45,6 +48,7 @@ def model_config(
         manifest: Of the bundle.
         parameters: For the engine.
         warmup: Samples by name of their file's stem: whether they have a picture.
+        instances: Processes with an engine each.
     """
     queue = QueueSettings()
     sizes = batch_sizes(manifest)
@@ -58,7 +62,7 @@ def model_config(
         ],
         "output": [tensor("result", "TYPE_STRING", [1])],
         "instance_group": [
-            {"count": 1, "kind": EnumValue("KIND_GPU" if manifest.engines else "KIND_CPU")}
+            {"count": instances, "kind": EnumValue("KIND_GPU" if manifest.engines else "KIND_CPU")}
         ],
         "dynamic_batching": {
             "preferred_batch_size": sizes,

@@ -12,7 +12,7 @@ from amlr.runtime.manifest import MANIFEST
 from amlr.serving.encoding import encode_bytes
 from amlr.serving.triton.config import MODEL, Config, model_config
 from amlr.serving.triton.ensemble import ensemble_models
-from amlr.serving.triton.parameters import BUNDLE, EngineParameters
+from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
 from amlr.serving.triton.pbtxt import to_text
 from amlr.serving.triton.readme import readme
 from amlr.whole import staged_folder
@@ -27,12 +27,22 @@ from {module} import TritonPythonModel as TritonPythonModel
 '''
 
 
-def write_repository(source: Path, out: Path) -> Path:
+def write_repository(
+    source: Path,
+    out: Path,
+    *,
+    provider: str = AUTO,
+    threads: int | None = None,
+    instances: int = 1,
+) -> Path:
     """Write `out/models`, which runs the engine, `out/ensemble`, and `out/README.md`.
 
     Args:
         source: A bundle; copied, so that the repository can be moved on its own.
         out: Folder to write; an older one of this kind is replaced when the new one is whole.
+        provider: As in `Engine.load`.
+        threads: As in `Engine.load`.
+        instances: Processes with an engine each.
 
     Raises:
         BundleError: The bundle cannot be read, or a file of it is damaged.
@@ -46,12 +56,15 @@ def write_repository(source: Path, out: Path) -> Path:
             f"{out} exists and was not written by amlr-export --triton; choose another folder"
         )
     with staged_folder(out) as staging:
-        _write(bundle, staging)
+        parameters = EngineParameters(
+            manifest_sha256=bundle.manifest_sha256, provider=provider, threads=threads
+        )
+        _write(bundle, staging, parameters, instances)
     return out
 
 
-def _write(bundle: Bundle, folder: Path) -> None:
-    _write_model(bundle, folder / MODELS / MODEL)
+def _write(bundle: Bundle, folder: Path, parameters: EngineParameters, instances: int) -> None:
+    _write_model(bundle, folder / MODELS / MODEL, parameters, instances)
     models = ensemble_models(bundle)
     for model in models:
         place = folder / ENSEMBLE / str(model.config["name"])
@@ -71,11 +84,10 @@ def _write(bundle: Bundle, folder: Path) -> None:
     (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_model(bundle: Bundle, place: Path) -> None:
+def _write_model(bundle: Bundle, place: Path, parameters: EngineParameters, instances: int) -> None:
     samples = _samples(bundle.golden)
-    parameters = EngineParameters(manifest_sha256=bundle.manifest_sha256)
     warmup = {name: post.image is not None for name, post in samples.items()}
-    _write_config(place, model_config(bundle.manifest, parameters, warmup))
+    _write_config(place, model_config(bundle.manifest, parameters, warmup, instances))
     version = place / VERSION
     version.mkdir()
     _write_entry(version, "amlr.serving.triton.model")

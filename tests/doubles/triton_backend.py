@@ -114,15 +114,6 @@ def parse_config(path: Path) -> Any:
     return text_format.Parse(path.read_text(encoding="ascii"), ModelConfig())
 
 
-def set_parameter(model: Path, name: str, value: str) -> None:
-    """Change one entry of `parameters` in a model's `config.pbtxt`, as an operator would."""
-    path = model / "config.pbtxt"
-    config = parse_config(path)
-    assert name in config.parameters
-    config.parameters[name].string_value = value
-    path.write_text(text_format.MessageToString(config), encoding="ascii")
-
-
 def arguments(model: Path, **changes: str) -> dict[str, str]:
     """What Triton calls `initialize` with."""
     config = parse_config(model / "config.pbtxt")

@@ -23,7 +23,6 @@ from doubles.triton_backend import (
     parse_config,
     request,
     run_ensemble,
-    set_parameter,
 )
 from drawings import saved, smooth
 from live_server import LiveServer
@@ -34,10 +33,9 @@ LONG = "Jordan son in New York at the apple street " * 12
 
 @pytest.fixture(scope="module")
 def repository(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    written = write_repository(tiny_plan, tmp_path_factory.mktemp("triton") / "triton")
     # `auto` times the providers, and a tiny model's fastest is another each time.
-    set_parameter(written / "models" / "amlr", "provider", "onnxruntime")
-    return written
+    folder = tmp_path_factory.mktemp("triton") / "triton"
+    return write_repository(tiny_plan, folder, provider="onnxruntime")
 
 
 @pytest.fixture
