@@ -6,10 +6,12 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amlr.errors import ParityError
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Entity, Post, Raw, Result
+from amlr.runtime.windows import PostScores
 
 FP32_TOLERANCE = 1e-4
 OUTPUTS = ("unit_logits", "emissions")
@@ -66,6 +68,13 @@ def changed_entities(expected: Result, actual: Result) -> int:
 def change_bound(changed: int, posts: int) -> float | None:
     """Share of posts that may still change, at 95 %, if none of n did: three in n."""
     return None if changed else min(1.0, 3 / max(1, posts))
+
+
+def unit_gains(scores: PostScores) -> npt.NDArray[np.float32]:
+    """What a decoder weighs: each unit's classes less "none", shape (U, C)."""
+    logits = scores.unit_logits_uc
+    gains: npt.NDArray[np.float32] = logits[:, 1:] - logits[:, :1]
+    return gains
 
 
 def raw_errors(expected: Raw, actual: Raw) -> dict[str, float]:

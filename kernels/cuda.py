@@ -20,7 +20,7 @@ from amlr.kernels.cuda_work import DeviceWork, SegmentalOutputs
 from amlr.kernels.device import open_device
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_linear import LinearKernels
-from amlr.kernels.launch_segmental import SegmentalKernels
+from amlr.kernels.launch_segmental import SegmentalKernels, UnitTable
 from amlr.kernels.units import Units
 from amlr.kernels.validation import (
     INF,
@@ -175,9 +175,7 @@ class HostDecoders:
         lengths = units.check_lengths(lengths_b)
         kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         with self._work() as work:
-            table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
-            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
-            kernels.decode(work.stream, table, outputs.winner, scores=scores_at)
+            _, _, outputs = _decoded(work, kernels, units, lengths)
             outputs.fetch()
         if outputs.scores_b.size and not float(outputs.scores_b.max()) < INF:
             raise_not_finite("the sum of scores_uc", outputs.scores_b)
@@ -210,12 +208,10 @@ class HostDecoders:
         kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         certified = np.zeros(len(lengths), np.int32)
         with self._work() as work:
-            table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
-            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
+            table, scores_at, outputs = _decoded(work, kernels, units, lengths)
             worst = work.room(np.empty(units.scores_uc.shape, np.float64))
             certified_at = work.room(certified)
             stream, winner = work.stream, outputs.winner
-            kernels.decode(stream, table, winner, scores=scores_at)
             kernels.box_scores(
                 stream,
                 table,
@@ -252,15 +248,12 @@ class HostDecoders:
         kernels = SegmentalKernels(self._library, tags=self._unit_tags)
         sure_u = np.zeros(len(units.scores_uc), np.float32)
         with self._work() as work:
-            table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
-            outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
+            table, scores_at, outputs = _decoded(work, kernels, units, lengths)
             sure_at = work.put(sure_u)  # the kernel writes chosen units only
-            stream, winner = work.stream, outputs.winner
-            kernels.decode(stream, table, winner, scores=scores_at)
             kernels.confidence(
-                stream,
+                work.stream,
                 table,
-                winner,
+                outputs.winner,
                 scores=scores_at,
                 confidence=sure_at,
                 temperature=temperature,
@@ -312,6 +305,16 @@ class PathConfidence(NamedTuple):
         links = self.link_bt[sequence, first + 1 : last + 1].sum()
         ends = self.forward_bt[sequence, first] + self.backward_bt[sequence, last]
         return float(np.exp(ends + links))
+
+
+def _decoded(
+    work: DeviceWork, kernels: SegmentalKernels, units: Units, lengths: npt.NDArray[np.intp]
+) -> tuple[UnitTable, int, SegmentalOutputs]:
+    """Upload units and enqueue their decoding; the table, the scores' address, the outputs."""
+    table, scores_at = work.table(units, lengths), work.put(units.scores_uc)
+    outputs = SegmentalOutputs(work, len(lengths), len(units.scores_uc))
+    kernels.decode(work.stream, table, outputs.winner, scores=scores_at)
+    return table, scores_at, outputs
 
 
 def _checked(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.export.ladder.posts import ProofPost
-from amlr.export.parity import Key, change_bound, count_changes, entity_keys
+from amlr.export.parity import Key, change_bound, count_changes, entity_keys, unit_gains
 from amlr.runtime.engine import Engine
 from amlr.runtime.windows import PostScores
 
@@ -103,7 +103,7 @@ def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parit
             errors["unit_logits"], _largest(a.unit_logits_uc - b.unit_logits_uc)
         )
         errors["emissions"] = max(errors["emissions"], tokens)
-        per_post[row] = _largest(_gains(a) - _gains(b)), tokens
+        per_post[row] = _largest(unit_gains(a) - unit_gains(b)), tokens
     changed = [count_changes(a, b) for a, b in zip(exact.entities, other.entities, strict=True)]
     errors["unit_gains"] = float(per_post[:, 0].max(initial=0.0))
     return Parity(
@@ -115,12 +115,6 @@ def compare(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> Parit
         f1=_f1s(exact, other, posts),
         errors_p2=per_post,
     )
-
-
-def _gains(scores: PostScores) -> npt.NDArray[np.float32]:
-    logits = scores.unit_logits_uc
-    gains: npt.NDArray[np.float32] = logits[:, 1:] - logits[:, :1]
-    return gains
 
 
 def _largest(difference: npt.NDArray[np.float32]) -> float:

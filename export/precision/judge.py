@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from amlr.export.parity import OUTPUTS, Key, count_changes, entity_keys
+from amlr.export.parity import OUTPUTS, Key, count_changes, entity_keys, unit_gains
 from amlr.export.precision.emulate import RangeScan, emulate, open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import Evaluation
@@ -143,12 +143,7 @@ def answer_errors(expected: Answer, actual: Answer) -> dict[str, float]:
 def _differences(expected: PostScores, actual: PostScores) -> Floats:
     """Differences of what decides: class less none of each unit, and the emissions of words."""
     both = [
-        np.concatenate(
-            [
-                (s.unit_logits_uc[:, 1:] - s.unit_logits_uc[:, :1]).ravel(),
-                s.word_emissions_ny.ravel(),
-            ]
-        )
+        np.concatenate([unit_gains(s).ravel(), s.word_emissions_ny.ravel()])
         for s in (expected, actual)
     ]
     difference: Floats = both[0] - both[1]
