@@ -89,9 +89,10 @@ class Engine:
         Args:
             path: The bundle's folder.
             provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-            precision: `auto` (the fastest here whose entities were proved unchanged), `exact`
-                (fp32), `escalate` (low precision first, float32 where an answer is not certain), or
-                one by name. Of several CPU tiers the fastest is timed, once for a `cache_dir`.
+            precision: `auto` (the fastest float32 tier here; with `max_changed` above 0 the fastest
+                variant measured within it), `exact` (fp32), `escalate` (low precision first,
+                float32 where an answer is not certain), or one by name. Of several CPU tiers the
+                fastest is timed, once for a `cache_dir`.
             threads: CPU threads of one call; None takes the physical cores.
             image_cache_mb: Budget for encoded pictures; 0 keeps none.
             cache_dir: Where a provider may keep compiled forms; the bundle is never written to.

@@ -64,9 +64,10 @@ def admitted_variants(
     Args:
         manifest: The bundle's.
         provider: A name of `PROVIDERS`.
-        precision: `auto` (variants proved within `max_changed`, in the manifest's order, fp32
-            last), `exact` (fp32), or a precision by name, whatever its parity.
-        max_changed: Largest share of changed entities for `auto`.
+        precision: `auto` (fp32, and before it variants measured within `max_changed` where that
+            is above 0), `exact` (fp32), or a precision by name, whatever its parity.
+        max_changed: Largest share of changed entities for `auto`; 0 admits only fp32, because a
+            record of unchanged entities on some posts is no promise for others.
 
     Returns:
         Names and variants, perhaps none.
@@ -84,8 +85,8 @@ def admitted_variants(
 
 
 def _is_admitted(variant: Variant, max_changed: float) -> bool:
-    if variant.precision == "fp32":
-        return True
+    if variant.precision == "fp32" or max_changed <= 0:
+        return variant.precision == "fp32"
     changed: Any = variant.parity.get("changed_entities")
     total: Any = variant.parity.get("entities")
     # Unmeasured is not the same as unchanged.

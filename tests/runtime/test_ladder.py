@@ -99,7 +99,7 @@ def variant_of(plan: Path, target: Path, **parity: int) -> Path:
     return copy
 
 
-def test_precision_auto_needs_proof(
+def test_precision_auto_needs_a_budget_above_zero(
     tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faster_in_int8(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
@@ -120,6 +120,7 @@ def test_precision_auto_needs_proof(
     chosen = []
     for plan, options in (
         (proved, {}),
+        (proved, {"max_changed": 0.001}),
         (proved, {"precision": "exact"}),
         (lossy, {}),
         (lossy, {"max_changed": 0.05}),
@@ -127,7 +128,7 @@ def test_precision_auto_needs_proof(
     ):
         with Engine.load(plan, provider="onnxruntime-cpu", **options) as engine:
             chosen.append(engine.tag("Paris").precision)
-    assert chosen == ["int8", "fp32", "fp32", "int8", "int8"]
+    assert chosen == ["fp32", "int8", "fp32", "fp32", "int8", "int8"]
 
 
 def spoilt_golden(plan: Path, target: Path, **changes: Any) -> Path:

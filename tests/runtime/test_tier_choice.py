@@ -195,7 +195,9 @@ def load_slowly(
 
     monkeypatch.setattr(tier_choice, "time", clock)
     monkeypatch.setattr(tier_choice, "time_tier", time_tier)
-    with Engine.load(plan, provider="onnxruntime-cpu", cache_dir=cache_dir) as engine:
+    with Engine.load(
+        plan, provider="onnxruntime-cpu", cache_dir=cache_dir, max_changed=0.001
+    ) as engine:
         assert (engine.provider, engine.precision) == (
             engine.choice.provider,
             engine.choice.precision,
@@ -236,7 +238,7 @@ def test_float32_is_timed_where_its_first_provider_is_gone(
     monkeypatch.setitem(registry.PROVIDERS, "openvino", f"{__name__}:broken_in_float32")
     monkeypatch.setattr(tier_choice, "BUDGET_S", 0.0)
     timed = timings(monkeypatch, openvino=1.0, onnxruntime_cpu=3.0)
-    with Engine.load(three_tiers) as engine:
+    with Engine.load(three_tiers, max_changed=0.001) as engine:
         assert [(item.provider, item.precision) for item in engine.choice.times] == [
             ("openvino", "int8"),
             ("onnxruntime-cpu", "int8"),
