@@ -99,7 +99,7 @@ def _attempt(name: str, step: Callable[[], dict[str, Any]], say: Say) -> dict[st
 
 def _device() -> dict[str, Any]:
     from amlr.kernels.device import open_device
-    from amlr.runtime.refusals import free_device_bytes
+    from amlr.runtime.device.preflight import free_device_bytes
 
     device = open_device()
     try:
@@ -213,7 +213,7 @@ def _timed(
 def _free_mb() -> float | None:
     """Free device memory, or None where no device can be asked."""
     from amlr.kernels.device import open_device
-    from amlr.runtime.refusals import free_device_bytes
+    from amlr.runtime.device.preflight import free_device_bytes
 
     try:
         device = open_device()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.units import scale_major_index
@@ -36,6 +36,7 @@ class TorchProvider:
     """The eager model on a device, as a user of PyTorch would run it."""
 
     name = "torch"
+    batch_sizes = CPU_BATCHES
 
     def __init__(self, model: Any, device: str, *, compiled: bool, half: bool) -> None:
         import torch

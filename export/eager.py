@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.units import scale_major_index
 from amlr.training.model import AmlrModel
 
@@ -23,6 +23,7 @@ class EagerProvider:
 
     name = "eager"
     precision = "fp32"
+    batch_sizes = CPU_BATCHES
 
     def __init__(self, model: AmlrModel) -> None:
         self.model = model.eval()

@@ -11,6 +11,7 @@ Runs of words without a unit (their subwords exceed the largest scale) score w *
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -144,20 +145,62 @@ def _merge(
     table -= b
     table[cell_u] = own
 
+    runs = lay_out_runs(bounds, last_word_u, extra_u, longest, max_entity_words)
+    return Units(
+        runs.post_offsets,
+        runs.start_u,
+        runs.end_u,
+        table.take(runs.cell_u, axis=0),
+        runs.has_unit_u,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunLayout:
+    """Units and the runs of words between them, sorted by (post, end, start).
+
+    Attributes:
+        post_offsets: Rows of each post, (B+1,).
+        start_u: First word within the post, (U,) int32.
+        end_u: Last word, inclusive, (U,) int32.
+        has_unit_u: False for a run that no unit covers, (U,).
+        cell_u: Row in a table of (length - 1, last word), flattened, (U,).
+    """
+
+    post_offsets: Ints
+    start_u: npt.NDArray[np.int32]
+    end_u: npt.NDArray[np.int32]
+    has_unit_u: npt.NDArray[np.bool_]
+    cell_u: Ints
+
+
+def lay_out_runs(
+    bounds: Ints, last_word_u: Ints, extra_u: Ints, longest: int, max_entity_words: int
+) -> RunLayout:
+    """Where the units and every run of at most `max_entity_words` words without a unit come.
+
+    Args:
+        bounds: Words of post b are bounds[b]:bounds[b+1], shape (B+1,).
+        last_word_u: Last word of each unit, counted over all posts, (U,).
+        extra_u: Words of each unit less one, (U,).
+        longest: Longest unit or run in words.
+        max_entity_words: Longest run without a unit.
+    """
+    words = int(bounds[-1])
     # For each last word, longest first.
     extra = np.arange(longest - 1, -1, -1)
     end_w = np.arange(words) - np.repeat(bounds[:-1], np.diff(bounds))
     start_wl = end_w[:, None] - extra
-    has_logits = np.zeros((words, longest), np.bool_)
-    has_logits[last_word_u, longest - 1 - extra_u] = True
-    used = has_logits | ((start_wl >= 0) & (extra < max_entity_words))
+    has_unit = np.zeros((words, longest), np.bool_)
+    has_unit[last_word_u, longest - 1 - extra_u] = True
+    used = has_unit | ((start_wl >= 0) & (extra < max_entity_words))
     is_used = used.reshape(-1)
     cells = (np.arange(words)[:, None] + extra * words).reshape(-1).compress(is_used)
     counts_w = np.count_nonzero(used, axis=1)
-    return Units(
+    return RunLayout(
         np.concatenate([[0], np.cumsum(counts_w)])[bounds],
         start_wl.reshape(-1).compress(is_used).astype(np.int32),
         np.repeat(end_w, counts_w).astype(np.int32),
-        table.take(cells, axis=0),
-        has_logits.reshape(-1).compress(is_used),
+        has_unit.reshape(-1).compress(is_used),
+        cells,
     )

@@ -20,10 +20,26 @@ from amlr.runtime.units import UnitTable
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-# Measured on CPU: eight packed windows already reach full speed; more only costs memory.
-BATCH_WINDOWS = 16
-BATCH_TOKENS = 4096
 RoundUp = Callable[[int], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSizes:
+    """How much of a call a provider takes at once: what fills its hardware.
+
+    Attributes:
+        windows: Text windows.
+        tokens: Steps, padding counted; a longer window is a batch of its own.
+        pictures: Pictures.
+    """
+
+    windows: int
+    tokens: int = 4096
+    pictures: int = 8
+
+
+# Measured on CPUs: eight packed windows already reach full speed; more only costs memory.
+CPU_BATCHES = BatchSizes(windows=16)
 
 
 def exact(size: int) -> int:
@@ -75,8 +91,8 @@ def pool_images(images: Sequence[Any | None]) -> ImagePool:
 def split_batches(
     lengths: Sequence[int],
     *,
-    max_windows: int = BATCH_WINDOWS,
-    max_tokens: int = BATCH_TOKENS,
+    max_windows: int = CPU_BATCHES.windows,
+    max_tokens: int = CPU_BATCHES.tokens,
 ) -> list[list[int]]:
     """Group windows of similar length.
 
@@ -209,14 +225,9 @@ class Batch:
         self, hidden_btd: Floats, pool_npd: Floats, slot_b: Ints
     ) -> dict[str, npt.NDArray[Any]]:
         """Inputs of graph `fusion`; hidden states must have at least K steps."""
-        steps = hidden_btd.shape[1]
-        index = _scale_major(self.start_m, self.scale_m, steps)
-        counts = np.diff(self.unit_offsets_b)
-        table = np.zeros((len(self), max(1, int(counts.max()))), np.int64)
-        table[np.arange(table.shape[1]) < counts[:, None]] = index
         return {
             "hidden_btd": hidden_btd,
-            "unit_index_bs": table,
+            "unit_index_bs": unit_table(self, hidden_btd.shape[1]),
             "pool_npd": pool_npd,
             "slot_b": slot_b,
         }
@@ -300,6 +311,16 @@ class Batch:
             place[self._by_scale] = np.arange(len(place)) + np.repeat(shift, counts)
             found = self._places[round_up] = place, int(ends[-1])
         return found
+
+
+def unit_table(batch: Batch, steps: int) -> Ints:
+    """Index of each window's units among the scale-major units of `steps` steps, (B, S), 0 else."""
+    counts = np.diff(batch.unit_offsets_b)
+    table = np.zeros((len(batch), max(1, int(counts.max()))), np.int64)
+    table[np.arange(table.shape[1]) < counts[:, None]] = _scale_major(
+        batch.start_m, batch.scale_m, steps
+    )
+    return table
 
 
 def _lengthened(column: Ints, size: int) -> Ints:

@@ -147,24 +147,39 @@ def _linear_chain(
     tags_bn, _ = viterbi_decode(emissions, lengths, allowed_yy=allowed, backend="numpy", **chain)
     marginals = tag_marginals(emissions, lengths, allowed_yy=allowed, **chain)
     return [
-        _spans(tags_bn[row, :words], marginals[row], labels, tags)
+        tag_spans(
+            tags_bn[row, :words],
+            np.take_along_axis(marginals[row, :words], tags_bn[row, :words, None], axis=1)[:, 0],
+            labels,
+            tags,
+        )
         for row, words in enumerate(lengths.tolist())
     ]
 
 
-def _spans(
+def tag_spans(
     tags_n: npt.NDArray[np.int32],
-    marginals_ny: npt.NDArray[np.float32],
+    marginals_n: npt.NDArray[np.float32],
     labels: Sequence[str],
     tags: Sequence[str],
-) -> _Found:
-    """Runs of B-X I-X ...; a span is as sure as its least sure tag."""
+) -> list[tuple[int, int, int, float]]:
+    """Runs of B-X I-X ...; a span is as sure as its least sure tag.
+
+    Args:
+        tags_n: Tag of each word.
+        marginals_n: Marginal probability of that tag.
+        labels: Entity classes.
+        tags: Names of the tags.
+
+    Returns:
+        First word, last word, class, score of each span.
+    """
     found: _Found = []
     for word, tag in enumerate(tags_n.tolist()):
         kind, _, label = tags[tag].partition("-")
         if label not in labels or kind not in ("B", "I"):
             continue
-        score = float(marginals_ny[word, tag])
+        score = float(marginals_n[word])
         last = found[-1] if found else None
         if kind == "I" and last and last[1] == word - 1 and labels[last[2]] == label:
             found[-1] = (last[0], word, last[2], min(last[3], score))

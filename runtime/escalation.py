@@ -273,6 +273,7 @@ class _Mixed:
         self._pictures, self._scores = pictures, scores
         # The picture cache's key, so that both pipelines find the same pictures.
         self.name, self.precision = pictures.name, pictures.precision
+        self.batch_sizes = scores.batch_sizes
 
     def encode_images(self, pixels_bchw: npt.NDArray[np.float32]) -> list[ImageFeatures]:
         """Pictures in low precision."""

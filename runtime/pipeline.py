@@ -23,7 +23,6 @@ from amlr.runtime.windows import DecodedPost, PostScores
 CHUNK_POSTS = 128
 CHUNK_CHARS = 200_000
 CHUNK_IMAGES = 16
-BATCH_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,8 +119,9 @@ class Pipeline:
         ]
         features: list[ImageFeatures | None] = [None] * len(posts)
         warnings: list[tuple[Problem, ...]] = [()] * len(posts)
-        for start in range(0, len(with_image), CHUNK_IMAGES):
-            group = with_image[start : start + CHUNK_IMAGES]
+        step = max(CHUNK_IMAGES, self.provider.batch_sizes.pictures)
+        for start in range(0, len(with_image), step):
+            group = with_image[start : start + step]
             outcomes = self.encode_images([posts[index].image for index in group])
             for index, outcome in zip(group, outcomes, strict=True):
                 if isinstance(outcome, AmlrError):
@@ -194,8 +194,9 @@ class Pipeline:
     def _compute(self, contents: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
         results: list[Any] = self._map(self._decode, contents)
         good = [i for i, pixels in enumerate(results) if not isinstance(pixels, AmlrError)]
-        for start in range(0, len(good), BATCH_IMAGES):
-            group = good[start : start + BATCH_IMAGES]
+        size = self.provider.batch_sizes.pictures
+        for start in range(0, len(good), size):
+            group = good[start : start + size]
             encoded = self.provider.encode_images(np.stack([results[i] for i in group]))
             for index, features in zip(group, encoded, strict=True):
                 results[index] = features

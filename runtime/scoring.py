@@ -77,14 +77,14 @@ def score_texts(
                 units = window_units(window, scales, every=every)
                 place.append(_Window(post=index, text=text, window=window, units=units))
     outcomes: list[Outcome] = [None] * len(texts)
-    for group, batch in _batches(bundle, whole):
+    for group, batch in _batches(bundle, provider, whole):
         assert decode is not None
         members = [whole[i] for i in group]
         found = decode(batch, [features[member.post] for member in members])
         for member, own in zip(members, found, strict=True):
             outcomes[member.post] = _decoded(member.text, own)
     scores: dict[int, Scores] = {}
-    for group, batch in _batches(bundle, others):
+    for group, batch in _batches(bundle, provider, others):
         own_scores = provider.score(batch, [features[others[i].post] for i in group])
         scores.update(zip(group, batch.split(own_scores), strict=True))
     for post, rows in groupby(range(len(others)), lambda i: others[i].post):
@@ -93,8 +93,12 @@ def score_texts(
     return outcomes
 
 
-def _batches(bundle: Bundle, windows: Sequence[_Window]) -> Iterator[tuple[list[int], Batch]]:
-    for group in split_batches([len(window.window.input_ids_t) for window in windows]):
+def _batches(
+    bundle: Bundle, provider: Provider, windows: Sequence[_Window]
+) -> Iterator[tuple[list[int], Batch]]:
+    sizes = provider.batch_sizes
+    lengths = [len(window.window.input_ids_t) for window in windows]
+    for group in split_batches(lengths, max_windows=sizes.windows, max_tokens=sizes.tokens):
         yield (
             group,
             Batch(

@@ -5,6 +5,7 @@ in tests/export/tensorrt_api.json hold them and the tests compare.
 """
 
 import importlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from amlr.errors import BackendUnavailableError, InputError
 Family = Literal["tensorrt", "tensorrt-rtx"]
 FAMILIES: tuple[Family, ...] = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MESSAGES_KEPT = 100
 _LOGGERS: dict[int, Any] = {}
 _OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 1)}
 
@@ -105,13 +107,16 @@ def collecting_logger(api: Any) -> Any:
     class Collector(api.ILogger):  # type: ignore[misc,name-defined,unused-ignore]
         def __init__(self) -> None:
             api.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
+            # Bounded: a long-lived server must not collect messages for ever.
+            self.errors: deque[str] = deque(maxlen=MESSAGES_KEPT)
+            self.warnings: deque[str] = deque(maxlen=MESSAGES_KEPT)
+            self.logged = 0
 
         def log(self, severity: Any, message: str) -> None:
             level = str(severity).rpartition(".")[2]
             if level in ("ERROR", "INTERNAL_ERROR"):
                 self.errors.append(message)
+                self.logged += 1
             elif level == "WARNING":
                 self.warnings.append(message)
 
@@ -121,9 +126,10 @@ def collecting_logger(api: Any) -> Any:
 @contextmanager
 def last_errors(logger: Any) -> Iterator[list[str]]:
     """Give the list that will hold the errors logged inside the block."""
-    start = len(logger.errors)
-    found: list[str] = []
+    start = logger.logged
+    errors: list[str] = []
     try:
-        yield found
+        yield errors
     finally:
-        found.extend(logger.errors[start:])
+        count = min(logger.logged - start, len(logger.errors))
+        errors.extend(list(logger.errors)[len(logger.errors) - count :])

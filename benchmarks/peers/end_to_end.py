@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from amlr.benchmarks.inputs import ModelInput, Picture
 from amlr.benchmarks.peers.base import Peer
-from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.batching import CPU_BATCHES, Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.providers.base import Provider
@@ -24,6 +24,7 @@ class PeerProvider:
     """A peer as a provider of the runtime."""
 
     precision = "any"
+    batch_sizes = CPU_BATCHES
 
     def __init__(self, peer: Peer, name: str, *, keep: bool) -> None:
         """Wrap a peer; with `keep`, pictures are held in the form its own `encode` gives."""

@@ -23,7 +23,7 @@ class RecordingProvider(OnnxRuntimeProvider):
         feeds: By graph name, one dict a run.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, *, packed: bool | None = None) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, *, packed: bool = True) -> None:
         """Record a bundle's float32 variant."""
         super().__init__(bundle, variant, ProviderOptions(), packed=packed)
         self.feeds: dict[str, list[Feed]] = {}

@@ -14,7 +14,7 @@ from amlr.export.precision.emulate import RangeScan, emulate, open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import Evaluation
 from amlr.export.precision.margins import compare_leads, leads
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import decode_posts
 from amlr.runtime.engine import Engine
@@ -37,7 +37,7 @@ class GraphProvider:
 
     def __init__(self, run: Mapping[str, Run], bundle: Bundle, *, name: str) -> None:
         """Wrap callables by graph name: feeds to outputs by name."""
-        self.name, self.precision = name, "fp16"
+        self.name, self.precision, self.batch_sizes = name, "fp16", CPU_BATCHES
         self._run, self._bundle = run, bundle
 
     def encode_images(self, pixels_bchw: Floats) -> list[Floats]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.batching import Batch, BatchSizes, Scores
 from amlr.runtime.manifest import DecoderSettings
 
 ImageFeatures: TypeAlias = Any
@@ -38,10 +38,17 @@ class ProviderOptions:
 
 
 class Provider(Protocol):
-    """Runs the graphs of one variant. Methods may be called from several threads at once."""
+    """Runs the graphs of one variant. Methods may be called from several threads at once.
+
+    Attributes:
+        name: e.g. `onnxruntime-cpu`.
+        precision: e.g. `fp32`.
+        batch_sizes: How much of a call it takes at once.
+    """
 
     name: str
     precision: str
+    batch_sizes: BatchSizes
 
     def encode_images(self, pixels_bchw: npt.NDArray[np.float32]) -> list[ImageFeatures]:
         """Encode pictures; one entry each, independent of the others."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import BackendUnavailableError
-from amlr.runtime.batching import Batch, RoundUp, Scores, exact, pool_images
+from amlr.runtime.batching import CPU_BATCHES, Batch, RoundUp, Scores, exact, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Variant
 
@@ -19,6 +19,8 @@ ATTENTION = "attention"
 
 class ByGraphs(ABC):
     """Scores, fusion alone and attention from graphs by name; a library's own part is `_run`."""
+
+    batch_sizes = CPU_BATCHES
 
     def __init__(
         self, bundle: Bundle, variant: Variant, *, packed: bool = True, round_up: RoundUp = exact

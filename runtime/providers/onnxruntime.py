@@ -1,6 +1,6 @@
-"""Provider `onnxruntime`: CPU everywhere, CUDA with onnxruntime-gpu.
+"""Provider `onnxruntime-cpu`: onnxruntime on any CPU, on the packed graphs, without padding.
 
-CPUs take the packed graphs: no step of padding is ever multiplied. CUDA takes the padded ones.
+The same library on CUDA is `amlr.runtime.device.onnxruntime`.
 """
 
 import threading
@@ -23,20 +23,13 @@ def open_cpu(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "Onn
     Raises:
         BackendUnavailableError: onnxruntime is not installed.
     """
-    return OnnxRuntimeProvider(bundle, variant, options, device="cpu")
-
-
-def open_cuda(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OnnxRuntimeProvider":
-    """Serve on an NVIDIA GPU.
-
-    Raises:
-        BackendUnavailableError: onnxruntime-gpu is not installed or finds no device.
-    """
-    return OnnxRuntimeProvider(bundle, variant, options, device="cuda")
+    return OnnxRuntimeProvider(bundle, variant, options)
 
 
 class OnnxRuntimeProvider(ByGraphs):
     """Runs a variant's ONNX graphs; a session is made when its graph is first needed."""
+
+    name = "onnxruntime-cpu"
 
     def __init__(
         self,
@@ -44,8 +37,7 @@ class OnnxRuntimeProvider(ByGraphs):
         variant: Variant,
         options: ProviderOptions,
         *,
-        device: str = "cpu",
-        packed: bool | None = None,
+        packed: bool = True,
     ) -> None:
         """Check the library; graphs load later.
 
@@ -53,13 +45,10 @@ class OnnxRuntimeProvider(ByGraphs):
             bundle: Verified for this variant.
             variant: Graphs to run.
             options: Threads; nothing is cached on disk.
-            device: `cpu` or `cuda`.
-            packed: Whether to run the packed graphs; None means on the CPU only.
+            packed: Whether to run the packed graphs where the variant has them.
         """
-        super().__init__(bundle, variant, packed=device == "cpu" if packed is None else packed)
-        self.name = f"onnxruntime-{device}"
-        self._library = _import_library(device)
-        self._device = device
+        super().__init__(bundle, variant, packed=packed)
+        self._library = import_library("cpu")
         self._threads = options.threads or usable_cores()
         # Float kernels take empty inputs; quantised ones are not known to.
         self._allow_empty = variant.precision == "fp32"
@@ -127,34 +116,39 @@ class OnnxRuntimeProvider(ByGraphs):
         # A waiting thread must not burn a core that the host application needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self._bundle.graph_path(self._variant, graph)
-        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self._device]
         try:
-            session = ort.InferenceSession(str(path), options, providers=[wanted])
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         # The library has no common base class for its errors.
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PlanMismatchError(
                 f"onnxruntime {ort.__version__} cannot load graph {graph!r}: {reason}"
             ) from error
-        # onnxruntime falls back to the CPU with no more than a log line.
-        if session.get_providers()[0] != wanted:
-            raise BackendUnavailableError(
-                f"onnxruntime gave {session.get_providers()} instead of {wanted}; "
-                "check the CUDA and cuDNN versions it needs"
-            )
-        return session
 
 
-def _import_library(device: str) -> Any:
+def import_library(device: str) -> Any:
+    """Import onnxruntime.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Raises:
+        BackendUnavailableError: Not installed, or without CUDA where it is wanted.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailableError(
             f"onnxruntime cannot be imported ({error}); install it with: pip install onnxruntime"
         ) from error
-    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if device == "cpu":
+        return onnxruntime
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise BackendUnavailableError(
             "this onnxruntime has no CUDA; replace it: "
             "pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
+    if hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look.
+        onnxruntime.preload_dlls()
     return onnxruntime

@@ -14,9 +14,9 @@ Factory = Callable[[Bundle, Variant, ProviderOptions], Provider]
 # Fastest first; `auto` takes the first that is installed, has its device and proves itself.
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
 PROVIDERS = {
-    "tensorrt": "amlr.runtime.providers.tensorrt:open_tensorrt",
-    "tensorrt-rtx": "amlr.runtime.providers.tensorrt:open_tensorrt_rtx",
-    "onnxruntime-cuda": "amlr.runtime.providers.onnxruntime:open_cuda",
+    "tensorrt": "amlr.runtime.device.tensorrt:open_tensorrt",
+    "tensorrt-rtx": "amlr.runtime.device.tensorrt:open_tensorrt_rtx",
+    "onnxruntime-cuda": "amlr.runtime.device.onnxruntime:open_cuda",
     "openvino": "amlr.runtime.providers.openvino:open_openvino",
     "onnxruntime-cpu": "amlr.runtime.providers.onnxruntime:open_cpu",
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from amlr.runtime.batching import BATCH_WINDOWS
+from amlr.runtime.batching import CPU_BATCHES
 from amlr.runtime.engine_record import EngineRecord
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.pipeline import CHUNK_POSTS
@@ -33,7 +33,7 @@ def batch_sizes(manifest: Manifest) -> list[int]:
     for values in manifest.engines:
         _, usual, high = EngineRecord.from_dict(values).graphs["text"].shapes[0]["input_ids"]
         return sorted({usual[0], high[0]})
-    return [BATCH_WINDOWS // 2, BATCH_WINDOWS]
+    return [CPU_BATCHES.windows // 2, CPU_BATCHES.windows]
 
 
 def model_config(

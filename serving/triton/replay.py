@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import UnitTable
@@ -28,6 +28,7 @@ class Recorder:
     """Keeps windows, units and pictures in the order of the calls."""
 
     name = "triton-ensemble"
+    batch_sizes = CPU_BATCHES
 
     def __init__(self, manifest: Manifest, precision: str) -> None:
         self.precision = precision
@@ -98,6 +99,7 @@ class Replay:
     """Hands out, call by call, the scores that the graphs gave."""
 
     name = "triton-ensemble"
+    batch_sizes = CPU_BATCHES
 
     def __init__(self, precision: str) -> None:
         self.precision = precision

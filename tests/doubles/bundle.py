@@ -9,13 +9,13 @@ import onnx
 from amlr.export.extend import save_manifest
 from amlr.export.tensorrt.profiles import Extent, Profile, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.device.preflight import HostTools
 from amlr.runtime.engine_record import (
     GRAPHS,
     EngineRecord,
     GraphEngine,
     host_platform,
 )
-from amlr.runtime.refusals import HostTools
 from doubles.device import DoubleDevice
 from doubles.tensorrt import TensorRtDouble, plan_bytes
 

@@ -22,8 +22,8 @@ USED: dict[str, list[str]] = TABLE["used"]
 RTX_ONLY = {tuple(name.split(".")) for name in TABLE["rtx_only"]}
 SOURCES = [
     *sorted((ROOT / "export" / "tensorrt").glob("*.py")),
-    *sorted((ROOT / "runtime" / "providers").glob("tensorrt*.py")),
-    ROOT / "runtime" / "refusals.py",
+    ROOT / "runtime" / "device" / "tensorrt.py",
+    ROOT / "runtime" / "device" / "preflight.py",
     ROOT / "runtime" / "tensorrt_library.py",
 ]
 

@@ -12,10 +12,12 @@ from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.decode import decode_posts
+from amlr.runtime.device.decoding import UnitDecoder
+from amlr.runtime.device.provider import DeviceProvider
+from amlr.runtime.device.tensorrt import open_family
 from amlr.runtime.image import load_pixels
+from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded, ProviderOptions
-from amlr.runtime.providers.tensorrt import TensorRtProvider, open_family
-from amlr.runtime.providers.tensorrt_decode import DeviceDecoder
 from amlr.runtime.results import Post, Result
 from amlr.runtime.windows import merge_windows, window_units
 from doubles.bundle import double_bundle, double_tools
@@ -42,10 +44,10 @@ def double(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert device.live_allocations == 0
 
 
-@pytest.mark.parametrize("kind", ["joint", "segmental"])
+@pytest.mark.parametrize("kind", ["joint", "segmental", "linear-chain"])
 def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, kind: str) -> None:
     bundle, device, provider = double
-    assert isinstance(provider, TensorRtProvider)
+    assert isinstance(provider, DeviceProvider)
     manifest = bundle.manifest
     settings = replace(manifest.decoder, kind=kind)
     encoded = bundle.encoder.encode([(post.text, post.words) for post in POSTS])
@@ -96,13 +98,13 @@ def test_the_engine_decodes_on_the_device(
     many = sample_posts(500, images=3)
     posts = [*(Post(post.text, post.image, post.words) for post in many), long, Post("")]
     asked: list[int] = []
-    score = TensorRtProvider.score
+    score = DeviceProvider.score
 
-    def counted(self: TensorRtProvider, batch: Batch, images: Any) -> Scores:
+    def counted(self: DeviceProvider, batch: Batch, images: Any) -> Scores:
         asked.append(len(batch))
         return score(self, batch, images)
 
-    monkeypatch.setattr(TensorRtProvider, "score", counted)
+    monkeypatch.setattr(DeviceProvider, "score", counted)
     with Engine.load(tiny_plan, provider="onnxruntime") as expected:
         found, wanted = Engine(bundle, provider).tag_batch(posts), expected.tag_batch(posts)
     texts = bundle.encoder.encode([(post.text, post.words) for post in posts])
@@ -118,13 +120,13 @@ def test_the_engine_decodes_on_the_device(
 
 def test_a_post_with_nan_fails_alone(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, _, provider = double
-    decode = DeviceDecoder.decode
+    read = UnitDecoder.read
 
-    def spoilt(self: DeviceDecoder, batch: Batch, *rest: Any) -> list[Decoded]:
-        first, *others = decode(self, batch, *rest)
+    def spoilt(self: UnitDecoder, *arguments: Any) -> list[Decoded]:
+        first, *others = read(self, *arguments)
         return [replace(first, best=float("nan")), *others]
 
-    monkeypatch.setattr(DeviceDecoder, "decode", spoilt)
+    monkeypatch.setattr(UnitDecoder, "read", spoilt)
     posts = [Post("Jordan in Paris"), Post("Jordan in Paris at home")]
     results = Engine(bundle, provider).tag_batch(posts)
     errors = [result.error for result in results]
@@ -138,13 +140,12 @@ def test_the_host_decodes_where_the_device_cannot(
 ) -> None:
     bundle, _, provider = double
     settings = bundle.manifest.decoder
-    assert not provider.can_decode(replace(settings, kind="linear-chain"))
 
-    def missing(self: TensorRtProvider) -> DeviceDecoder:
+    def missing(self: DeviceProvider, settings: DecoderSettings) -> UnitDecoder:
         raise BackendUnavailableError("no kernel image fits")
 
-    monkeypatch.setattr(TensorRtProvider, "_new_decoder", missing)
-    monkeypatch.setattr(provider, "_has_kernels", None)
+    monkeypatch.setattr(DeviceProvider, "_make_decoder", missing)
+    monkeypatch.setattr(provider, "_has_decoder", {})
     assert not provider.can_decode(settings)
     with Engine.load(tiny_plan, provider="onnxruntime") as expected:
         engine, post = Engine(bundle, provider), Post("Jordan in Paris")

@@ -14,10 +14,11 @@ from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.kernels.device import DeviceError, DeviceMemoryError, probe_driver
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.device.pool import HostImage, ImagePool
+from amlr.runtime.device.provider import DeviceProvider
+from amlr.runtime.device.shapes import Bucket
+from amlr.runtime.device.tensorrt import open_family
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.tensorrt import TensorRtProvider, open_family
-from amlr.runtime.providers.tensorrt_pool import HostImage, ImagePool
-from amlr.runtime.providers.tensorrt_shapes import Bucket
 from amlr.runtime.tensorrt_library import Family
 from doubles.bundle import PROFILE, double_bundle, double_tools
 from doubles.device import DoubleDevice
@@ -49,7 +50,7 @@ def machine() -> Iterator[tuple[DoubleDevice, Any, TensorRtDouble]]:
 
 def _open(
     bundle: Bundle, tools: Any, family: Family = "tensorrt", cache: Path | None = None
-) -> TensorRtProvider:
+) -> DeviceProvider:
     variant = bundle.manifest.variants["fp32"]
     return open_family(family, bundle, variant, ProviderOptions(cache_dir=cache), tools)
 
@@ -88,7 +89,7 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
         tools, module = double_tools(device, "1.7.1.116")
         provider = _open(rtx_bundle, tools, "tensorrt-rtx", tmp_path)
         if start:
-            assert provider._cache.loaded == b"kernels"
+            assert provider._engines._cache.loaded == b"kernels"  # type: ignore[attr-defined]
         with Engine(rtx_bundle, provider) as engine:
             assert _entities(engine.tag_batch(POSTS[:40])) == _entities(expected[0][:40])
         assert device.graph_launches == 0
@@ -101,7 +102,7 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
 def test_buckets_come_and_go_without_leaks(bundle: Bundle, machine: Any) -> None:
     device, tools, module = machine
     provider = _open(bundle, tools)
-    provider._graphs = 2
+    provider._runs = 2
     for session in provider._sessions:
         session._keep = 2
     with Engine(bundle, provider) as engine:
@@ -125,7 +126,7 @@ def test_windows_beyond_the_profile_are_split_or_refused(
     with Engine(bundle, _open(bundle, tools)) as engine:
         found = engine.tag_batch([POSTS[i] for i in short])
         assert _entities(found) == _entities([expected[0][i] for i in short])
-        with pytest.raises(PlanMismatchError, match="units, the engines' profile ends at 60") as no:
+        with pytest.raises(PlanMismatchError, match="units, the tensorrt graphs end at 60") as no:
             engine.tag("a b c d e f g h i j k l m n o p q r s t u v w x y z")
         assert "amlr-export --from" in str(no.value)
 

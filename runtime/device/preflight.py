@@ -17,7 +17,7 @@ from amlr.kernels.images import compile_image
 from amlr.kernels.launch import Compile
 from amlr.runtime.bundle import Bundle, check_file
 from amlr.runtime.engine_record import EngineRecord, choose_engine, rebuild_command
-from amlr.runtime.tensorrt_library import Family, TensorRT, load_tensorrt
+from amlr.runtime.tensorrt_library import Family, TensorRT, last_errors, load_tensorrt
 
 # Kept free for the library's own allocations and for neighbours.
 RESERVED_BYTES = 256 << 20
@@ -138,12 +138,16 @@ def free_device_bytes(device: Device) -> int:
 def open_runtime(library: TensorRT) -> Any:
     """Construct the library's Runtime; the driver was probed before."""
     try:
-        return library.api.Runtime(library.logger())
+        runtime = library.api.Runtime(library.logger())
     except (TypeError, RuntimeError) as error:
         raise BackendUnavailableError(
             f"{library.name} could not start ({error}); its CUDA version may be newer than the "
             "driver: update the driver, or install the library's build for an older CUDA"
         ) from error
+    if not library.is_rtx:
+        # Version-compatible plans bring host code, which the library runs only if told to.
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def deserialize(host: Host, runtime: Any, data: bytes, graph: str, bundle: str) -> Any:
@@ -161,10 +165,10 @@ def deserialize(host: Host, runtime: Any, data: bytes, graph: str, bundle: str) 
                 f"{library.name} calls the {graph} plan invalid on {host.device.name} "
                 f"(diagnostics {diagnostics}); found {host.record.target}; {fix}"
             )
-    start = len(logger.errors)
-    engine = runtime.deserialize_cuda_engine(data)
+    with last_errors(logger) as errors:
+        engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        reason = "; ".join(logger.errors[start:])[:300] or "no reason given"
+        reason = "; ".join(errors)[:300] or "no reason given"
         raise PlanMismatchError(
             f"{library.name} cannot load the {graph} plan on {host.device.name}: {reason}; found "
             f"{host.record.target}; {fix}"

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amlr.errors import PlanMismatchError
-from amlr.runtime.engine_record import EngineRecord, Shape, rebuild_command
+from amlr.runtime.engine_record import EngineRecord, Shape
 from amlr.runtime.manifest import Manifest
 
 # Steps of the bucket grid. Tensor cores like multiples of eight; coarser steps of units cost
 # little, because the fusion is a small part of the work, and keep the number of graphs low.
 TOKEN_STEP, UNIT_STEP = 8, 32
+# Rows of padding cost as much as others, graphs and their memory cost too.
+POST_STEPS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,6 +32,7 @@ class Limits:
         units: Units of one window.
         pool: Pictures on the device.
         pictures: Pictures encoded at once.
+        usual: Windows and steps that are run before the first caller comes.
         planned: Steps and units of planned buckets, ascending.
     """
 
@@ -40,11 +42,12 @@ class Limits:
     units: int
     pool: int
     pictures: int
+    usual: tuple[int, int]
     planned: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, record: EngineRecord) -> "Limits":
-        """Read them from the engines' own profiles."""
+    def of_profiles(cls, record: EngineRecord) -> "Limits":
+        """Read them from the profiles of a bundle's engines."""
         text, fusion = record.graphs["text"].shapes, record.graphs["fusion"].shapes
         image = record.graphs["image"].shapes
         return cls(
@@ -54,12 +57,13 @@ class Limits:
             units=max(p["unit_index_bs"][2][1] for p in fusion),
             pool=max(p["pool_npd"][2][0] for p in fusion),
             pictures=max(p["pixel_values"][2][0] for p in image),
+            usual=(text[0]["input_ids"][1][0], text[0]["input_ids"][1][1]),
             planned=record.buckets,
         )
 
     def bucket(self, posts: int, tokens: int, units: int) -> Bucket:
         """The smallest planned bucket that holds a batch, else the smallest grid point."""
-        rows = min(1 << max(0, posts - 1).bit_length(), self.posts)
+        rows = min(next((rows for rows in POST_STEPS if rows >= posts), posts), self.posts)
         for steps, most in self.planned:
             if tokens <= steps <= self.tokens and units <= most <= self.units:
                 return Bucket(posts=rows, tokens=max(steps, self.least_tokens), units=most)
@@ -68,19 +72,6 @@ class Limits:
             tokens=min(_up(max(tokens, self.least_tokens), TOKEN_STEP), self.tokens),
             units=min(_up(max(units, 1), UNIT_STEP), self.units),
         )
-
-    def check(self, record: EngineRecord, bundle: str, tokens: int, units: int) -> None:
-        """Refuse a window no profile takes.
-
-        Raises:
-            PlanMismatchError: Names the size, the profile's end and how to build a larger one.
-        """
-        for what, size, most in (("steps", tokens, self.tokens), ("units", units, self.units)):
-            if size > most:
-                raise PlanMismatchError(
-                    f"a window has {size} {what}, the engines' profile ends at {most}; build with "
-                    f"a larger profile: {rebuild_command(bundle, record.library)} --profile FILE"
-                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +113,11 @@ class Sizes:
             "pool_npd": (slots, self.regions, self.width),
             "slot_b": (bucket.posts,),
         }
+
+    def uploads(self, bucket: Bucket) -> dict[str, Shape]:
+        """Shapes of the inputs that go up with every run; all of them int64."""
+        resident = ("hidden_btd", "pool_npd")
+        return {n: shape for n, shape in self.inputs(bucket, 0).items() if n not in resident}
 
     def outputs(self, bucket: Bucket) -> dict[str, Shape]:
         """Output shapes of `fusion`."""

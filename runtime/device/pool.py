@@ -8,6 +8,7 @@ of the running session for one batch.
 
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ class ImagePool:
     Attributes:
         address: Of slot 0.
         slots: N.
+        shape: (N, P, D).
         slot_bytes: Of one picture.
     """
 
@@ -78,10 +80,12 @@ class ImagePool:
 
     def reserve(self, count: int) -> list[int]:
         """Slots for a session's passing pictures; fewer where the pool is small."""
-        found: list[int] = []
-        while len(found) < count and self._free:
-            found.append(self._free.popleft())
-        return found
+        slots: list[int] = []
+        # Another thread may take the last slot at any moment, so the pop itself decides.
+        with suppress(IndexError):
+            while len(slots) < count:
+                slots.append(self._free.popleft())
+        return slots
 
     def release(self, slots: list[int]) -> None:
         """Give reserved slots back."""

@@ -1,20 +1,19 @@
-"""How a batch is cut into runs that one profile takes, and the batch of the warm-up."""
+"""How a batch is cut into runs that the graphs take, and the batch of the warm-up."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from amlr.runtime.batching import Batch
-from amlr.runtime.engine_record import EngineRecord
-from amlr.runtime.providers.tensorrt_pool import DeviceImage, HostImage
-from amlr.runtime.providers.tensorrt_shapes import Sizes
+from amlr.runtime.device.pool import DeviceImage, HostImage
+from amlr.runtime.device.shapes import Limits, Sizes
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import all_units
 
 
-def usual_batch(record: EngineRecord, sizes: Sizes) -> Batch:
-    """Windows of padding in the optimum of the first profile."""
-    posts, tokens = record.graphs["text"].shapes[0]["input_ids"][1]
+def usual_batch(limits: Limits, sizes: Sizes) -> Batch:
+    """Windows of padding in the usual shape."""
+    posts, tokens = limits.usual
     ids = np.full(tokens, sizes.pad_id, np.int64)
     nothing = np.zeros(0, np.int32)
     window = TextWindow(

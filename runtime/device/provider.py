@@ -1,0 +1,262 @@
+"""A provider on an NVIDIA device, whichever library runs the graphs."""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.errors import AmlrError, BackendUnavailableError, PlanMismatchError
+from amlr.kernels.device import Device, DeviceError, DeviceMemoryError
+from amlr.kernels.images import KernelRecord
+from amlr.kernels.launch import Compile, KernelLibrary
+from amlr.runtime.batching import Batch, BatchSizes, Scores
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.device.decoding import DeviceDecoder, make_decoder
+from amlr.runtime.device.engines import DeviceEngines
+from amlr.runtime.device.pool import ImagePool
+from amlr.runtime.device.preflight import RESERVED_BYTES
+from amlr.runtime.device.runs import part_of, split_runs, usual_batch
+from amlr.runtime.device.session import Image, Session
+from amlr.runtime.device.shapes import Sizes
+from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.providers.base import Decoded
+
+LOG = logging.getLogger("amlr.runtime")
+Floats = npt.NDArray[np.float32]
+RUNS_KEPT = 32
+# Steps of one run, padding counted: bounds the memory of activations.
+DEVICE_TOKENS = 16_384
+WAIT_S = 0.2
+
+
+class DeviceProvider:
+    """Serves a bundle on a device. Threads may share it: each call takes a session of its own.
+
+    Attributes:
+        name: Of the library: `tensorrt`, `tensorrt-rtx` or `onnxruntime-cuda`.
+        precision: Of the graphs.
+        limits: Largest shapes the graphs take.
+        batch_sizes: Windows and pictures of one call that fill the device.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        engines: DeviceEngines,
+        bundle: Bundle,
+        *,
+        free_bytes: int,
+        compile_with: Compile,
+        runs: int = RUNS_KEPT,
+    ) -> None:
+        """Allocate the picture pool and a first session, and run the most usual shape.
+
+        Args:
+            device: Open device; closed with the provider.
+            engines: The bundle's graphs; closed with the provider.
+            bundle: The bundle.
+            free_bytes: Device memory that was free before anything was loaded.
+            compile_with: Compiles decoder kernels that the bundle holds no image of.
+            runs: Shapes a session keeps ready.
+
+        Raises:
+            PlanMismatchError: The library refuses a graph.
+            DeviceMemoryError: The device has no room.
+        """
+        self.name, self.precision, self.limits = engines.name, engines.precision, engines.limits
+        self.batch_sizes = BatchSizes(
+            windows=self.limits.posts, tokens=DEVICE_TOKENS, pictures=self.limits.pictures
+        )
+        self._device, self._engines, self._bundle = device, engines, bundle
+        self._free_bytes, self._compile_with, self._runs = free_bytes, compile_with, runs
+        self._closed = False
+        self._lock = threading.Lock()
+        self._free: queue.LifoQueue[Session] = queue.LifoQueue()
+        self._sessions: list[Session] = []
+        self._allowed = engines.most_sessions
+        self._pool: ImagePool | None = None
+        self._kernels: KernelLibrary | None = None
+        self._has_decoder: dict[str, bool] = {}
+        self._sizes = Sizes.of(bundle.manifest)
+        try:
+            with device.current():
+                self._pool = self._make_pool()
+                self._add_session()
+            self.warm_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_pool(self) -> ImagePool:
+        """As many slots as the graphs take and the memory left after weights and runs holds."""
+        sizes, limits, engines = self._sizes, self.limits, self._engines
+        slot = sizes.regions * sizes.width * 4
+        steps = limits.posts * limits.tokens
+        session = steps * sizes.width * 4 + limits.pictures * (slot + 12 * sizes.image**2)
+        needed = engines.weight_bytes + engines.working_bytes + self._allowed * session
+        left = self._free_bytes - RESERVED_BYTES - needed
+        slots = min(limits.pool, max(0, left) // slot)
+        if slots < 1:
+            raise DeviceMemoryError(
+                f"{self._device.name} has {self._free_bytes / 1e6:.0f} MB free; weights, working "
+                f"memory and buffers need {needed / 1e6:.0f} MB and leave no room for one picture; "
+                "free memory on the device, or build with a smaller profile"
+            )
+        return ImagePool(self._device, slots, sizes.regions, sizes.width)
+
+    def _add_session(self) -> None:
+        assert self._pool is not None
+        session = Session(self._device, self._engines, self._pool, self._sizes, runs=self._runs)
+        self._sessions.append(session)
+        self._free.put(session)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A session for one call, on this thread, with the device's context current."""
+        if self._closed:
+            raise AmlrError("this provider is closed; load the bundle again")
+        with self._device.current():
+            with self._lock:
+                if self._free.empty() and len(self._sessions) < self._allowed:
+                    self._add_session()
+            session = self._wait()
+            try:
+                yield session
+            except BaseException:
+                # Work that was enqueued still reads the session's buffers.
+                with suppress(DeviceError):
+                    session.stream.synchronize()
+                raise
+            finally:
+                self._free.put(session)
+
+    def _wait(self) -> Session:
+        """The next free session; a provider that is closed meanwhile has none."""
+        while True:
+            try:
+                return self._free.get(timeout=WAIT_S)
+            except queue.Empty:
+                if self._closed:
+                    raise AmlrError(
+                        "this provider was closed while the call waited; load the bundle again"
+                    ) from None
+
+    def encode_images(self, pixels_bchw: Floats) -> list[Image]:
+        """Encode pictures into the pool."""
+        images: list[Image] = []
+        step = self.limits.pictures
+        with self._session() as session:
+            for start in range(0, len(pixels_bchw), step):
+                images += session.encode(pixels_bchw[start : start + step])
+        return images
+
+    def score(self, batch: Batch, images: Sequence[Image | None]) -> Scores:
+        """Raw logits of a batch; more windows than the graphs take go in several runs."""
+        self._check(batch)
+        with self._session() as session:
+            runs = split_runs(images, self.limits.posts, session.passing)
+            if len(runs) == 1:
+                return session.score(batch, images)
+            parts = [session.score(part_of(batch, run), images[run]) for run in runs]
+        return Scores(
+            unit_logits_mc=np.concatenate([part.unit_logits_mc for part in parts]),
+            emissions_ny=np.concatenate([part.emissions_ny for part in parts]),
+        )
+
+    def can_decode(self, settings: DecoderSettings) -> bool:
+        """Whether the decoder runs on the device: kernels are there, or can be compiled."""
+        if settings.kind not in self._has_decoder:
+            try:
+                with self._device.current():
+                    self._make_decoder(settings)
+                self._has_decoder[settings.kind] = True
+            # Logits then come back, and the host decodes them.
+            except (BackendUnavailableError, DeviceError) as error:
+                LOG.warning("entities are decoded on the host: %s", error)
+                self._has_decoder[settings.kind] = False
+        return self._has_decoder[settings.kind]
+
+    def decode(
+        self, batch: Batch, images: Sequence[Image | None], settings: DecoderSettings
+    ) -> list[Decoded]:
+        """Entities of a batch whose windows are whole posts; no logit is copied back.
+
+        Args:
+            batch: As for `score`, with word-aligned units.
+            images: As for `score`.
+            settings: The decoder's.
+
+        Raises:
+            BackendUnavailableError: The decoder's kernels fit no image and cannot be compiled.
+        """
+        self._check(batch)
+        decoded: list[Decoded] = []
+        with self._session() as session:
+            for run in split_runs(images, self.limits.posts, session.passing):
+                part = part_of(batch, run)
+                decoded += session.decode(part, images[run], settings, self._make_decoder)
+        return decoded
+
+    def _make_decoder(self, settings: DecoderSettings) -> DeviceDecoder:
+        manifest = self._bundle.manifest
+        with self._lock:
+            if self._kernels is None:
+                folder = self._bundle.path / "kernels"
+                self._kernels = KernelLibrary(
+                    self._device,
+                    folder=folder if folder.is_dir() else None,
+                    records=[KernelRecord(**values) for values in manifest.kernels],
+                    compile_with=self._compile_with,
+                )
+        return make_decoder(
+            settings,
+            self._kernels,
+            self._bundle.decoder,
+            labels=manifest.labels,
+            tags=manifest.tags,
+        )
+
+    def _check(self, batch: Batch) -> None:
+        most = int(np.diff(batch.unit_offsets_b).max())
+        longest = int(batch.lengths_b.max())
+        for what, size, limit in (
+            ("steps", longest, self.limits.tokens),
+            ("units", most, self.limits.units),
+        ):
+            if size > limit:
+                raise PlanMismatchError(
+                    f"a window has {size} {what}, the {self.name} graphs end at {limit}; "
+                    f"{self._engines.larger}"
+                )
+
+    def warm_up(self) -> None:
+        """Run the most usual shape and one picture, so that the first caller waits for nothing."""
+        side = self._sizes.image
+        (image,) = self.encode_images(np.zeros((1, 3, side, side), np.float32))
+        batch = usual_batch(self.limits, self._sizes)
+        for _ in range(2):  # the second run captures
+            self.score(batch, [image] * len(batch))
+
+    @property
+    def captured_graphs(self) -> int:
+        """Graphs captured so far, over all sessions."""
+        return sum(session.captured for session in self._sessions)
+
+    def close(self) -> None:
+        """Wait for calls under way, then free everything."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._device.current():
+            for _ in range(len(self._sessions)):
+                self._free.get().close()
+            self._sessions.clear()
+            if self._pool is not None:
+                self._pool.close()
+            self._kernels = None
+            self._engines.close()
+        self._device.close()
