@@ -49,11 +49,14 @@ class LoadedGraph(Protocol):
         outputs: Names of the outputs, float32.
         scratch_bytes: Device memory a bound graph needs while it runs; 0 where the library
             allocates for itself.
+        captures: Whether the session may capture it in a CUDA graph. A graph that copies from the
+            host within a run may not: the replay would read what the host has there by then.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     scratch_bytes: int
+    captures: bool
 
     def bound(self) -> BoundGraph:
         """A graph to bind; the library may hold memory for it until it is dropped."""
@@ -69,7 +72,6 @@ class DeviceEngines(Protocol):
         stages: Graphs that turn ids into scores, in order: `text` and `fusion`, or one that holds
             both.
         most_sessions: Sessions that may run side by side.
-        captures: Whether the session may capture a run in a CUDA graph.
         weight_bytes: Device memory of the weights of all sessions.
         working_bytes: Device memory of all sessions that is neither weights nor in a session's own
             buffers.
@@ -81,7 +83,6 @@ class DeviceEngines(Protocol):
     limits: Limits
     stages: tuple[str, ...]
     most_sessions: int
-    captures: bool
     weight_bytes: int
     working_bytes: int
     larger: str

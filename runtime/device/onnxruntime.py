@@ -5,6 +5,7 @@ addresses, and never waits, so that a run can be captured together with the copi
 around it.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import import_library
 
+LOG = logging.getLogger("amlr.runtime")
 POSTS, PICTURES, POOL = 64, 32, 512
 USUAL = (32, 40)
 # Activations of the largest batch, cuBLAS and cuDNN workspaces.
@@ -59,7 +61,6 @@ class OnnxRuntimeEngines:
     name = "onnxruntime-cuda"
     # A session of the library belongs to one stream and holds its own copy of the weights.
     most_sessions = 1
-    captures = True
     working_bytes = WORKING_BYTES
     larger = "use another provider for it"
 
@@ -90,31 +91,43 @@ class OnnxRuntimeEngines:
         options.log_severity_level = _ERRORS_ONLY
         # Memory of a captured run must come from what the run before it left in the arena.
         options.enable_mem_pattern = False
-        path = self._bundle.graph_path(self._variant, graph)
-        try:
-            session = library.InferenceSession(
-                str(path), options, providers=[("CUDAExecutionProvider", cuda_options(stream))]
-            )
-        # The library has no common base class for its errors.
-        except Exception as error:
-            raise PlanMismatchError(
-                f"onnxruntime {library.__version__} cannot load graph {graph!r} for CUDA: "
-                f"{_first_line(error)}"
-            ) from error
+        path = str(self._bundle.graph_path(self._variant, graph))
+        captures = True
+        for captures in (True, False):
+            provider = ("CUDAExecutionProvider", cuda_options(stream, captures=captures))
+            try:
+                session = library.InferenceSession(path, options, providers=[provider])
+                break
+            # The library has no common base class for its errors.
+            except Exception as error:
+                if captures and "graph capture" in str(error):
+                    LOG.info("%s is not captured: %s", graph, _first_line(error))
+                    continue
+                raise PlanMismatchError(
+                    f"onnxruntime {library.__version__} cannot load graph {graph!r} for CUDA: "
+                    f"{_first_line(error)}"
+                ) from error
         # onnxruntime falls back to the CPU with no more than a log line.
         if session.get_providers()[0] != "CUDAExecutionProvider":
             raise BackendUnavailableError(
                 f"onnxruntime gave {session.get_providers()} instead of CUDA; it needs the CUDA "
                 "and cuDNN libraries it was built for; fix: pip install onnxruntime-gpu[cuda,cudnn]"
             )
-        return OnnxRuntimeGraph(library, graph, session)
+        return OnnxRuntimeGraph(library, graph, session, captures=captures)
 
     def close(self) -> None:
         """Sessions of the library went with those of the provider."""
 
 
-def cuda_options(stream: Stream) -> dict[str, str]:
-    """Options of the CUDA provider: the session's stream, and float32 that is float32."""
+def cuda_options(stream: Stream, *, captures: bool) -> dict[str, str]:
+    """Options of the CUDA provider: the session's stream, and float32 that is float32.
+
+    Args:
+        stream: Where the library computes.
+        captures: Let the library refuse graphs that copy from the host within a run, as it does
+            before it captures. Each run then tells it not to: the session captures more than one
+            graph at a time, with the copies and the decoder around them.
+    """
     return {
         "device_id": "0",
         "user_compute_stream": str(stream.handle),
@@ -124,6 +137,7 @@ def cuda_options(stream: Stream) -> dict[str, str]:
         # The exhaustive search runs again for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": str(int(captures)),
     }
 
 
@@ -134,13 +148,15 @@ class OnnxRuntimeGraph:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         dtypes: Of all of them.
+        captures: Whether nothing in it is copied from the host within a run.
         scratch_bytes: 0; the library has an arena.
     """
 
     scratch_bytes = 0
 
-    def __init__(self, library: Any, name: str, session: Any) -> None:
+    def __init__(self, library: Any, name: str, session: Any, *, captures: bool) -> None:
         self._library, self.name, self._session = library, name, session
+        self.captures = captures
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self.inputs = tuple(node.name for node in inputs)
         self.outputs = tuple(node.name for node in outputs)
@@ -160,6 +176,8 @@ class BoundSession:
         self._options = library.RunOptions()
         self._options.log_severity_level = _ERRORS_ONLY
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        # No capture by the library itself.
+        self._options.add_run_config_entry("gpu_graph_id", "-1")
 
     def bind(
         self,

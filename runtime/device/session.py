@@ -233,7 +233,7 @@ class Session:
     def _capture(self, run: Run) -> None:
         """Record the run; what cannot be captured is enqueued piece by piece from then on."""
         # The first run was the warm enqueue that a capture needs after a change of shape.
-        run.can_capture = self._engines.captures
+        run.can_capture = all(self._graphs[name].captures for name in self._engines.stages)
         if not run.can_capture:
             return
         try:

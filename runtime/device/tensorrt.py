@@ -74,8 +74,6 @@ class TensorRtEngines:
         record = host.record
         self.name, self.precision = record.library, record.precision
         self.limits = Limits.of_profiles(record)
-        # TensorRT-RTX captures and replays CUDA graphs itself.
-        self.captures = not host.library.is_rtx
         self.larger = (
             "build with a larger profile: "
             f"{rebuild_command(str(bundle.path), record.library)} --profile FILE"
@@ -122,6 +120,7 @@ class LoadedEngine:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         scratch_bytes: Device memory a context needs while it runs.
+        captures: Whether the session may capture it.
         cache: TensorRT-RTX: keeps kernels compiled for this device.
     """
 
@@ -141,6 +140,8 @@ class LoadedEngine:
             _refit(host.library, self._engine, variant_file)
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self.cache: Any = None
+        # TensorRT-RTX captures and replays CUDA graphs itself.
+        self.captures = not host.library.is_rtx
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         missing = set(self._record.shapes[0]) - set(tensors)
         if missing:

@@ -3,6 +3,9 @@
 The same library on CUDA is `amlr.runtime.device.onnxruntime`.
 """
 
+import contextlib
+import io
+import logging
 import threading
 from typing import Any
 
@@ -14,6 +17,7 @@ from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.by_graphs import ByGraphs, Floats, Ints
 
+LOG = logging.getLogger("amlr.runtime")
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
@@ -149,6 +153,10 @@ def import_library(device: str) -> Any:
             "pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
     if hasattr(onnxruntime, "preload_dlls"):
-        # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look.
-        onnxruntime.preload_dlls()
+        # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look. What
+        # it prints must not get between the lines of a command's output.
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            onnxruntime.preload_dlls()
+        for line in printed.getvalue().splitlines():
+            LOG.warning("onnxruntime: %s", line)
     return onnxruntime

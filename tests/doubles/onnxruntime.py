@@ -14,7 +14,10 @@ from doubles.device import DoubleDevice
 
 @dataclass
 class Faults:
-    """What goes wrong, by name: session, fallback, bind, run, capture; `graph` limits it to one."""
+    """What goes wrong, by name; `graph` limits it to one.
+
+    Names: session, memcpy, fallback, bind, run, capture.
+    """
 
     active: set[str] = field(default_factory=set)
     graph: str | None = None
@@ -51,6 +54,8 @@ class SessionDouble:
         self.graph = path.rpartition("/")[2].removesuffix(".onnx")
         if module.faults.hit("session", self.graph):
             raise RuntimeError("CUDNN failure 1001\nat line 1")
+        if module.faults.hit("memcpy", self.graph) and values["enable_cuda_graph"] == "1":
+            raise RuntimeError("This session cannot use the graph capture feature as requested")
         module.provider_options.append(values)
         self.module, self.options = module, options
         self.stream = module.device.streams[int(values["user_compute_stream"])]
@@ -78,6 +83,7 @@ class SessionDouble:
 
     def run_with_iobinding(self, binding: "BindingDouble", options: Any) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        assert options.get_run_config_entry("gpu_graph_id") == "-1"
         if self.module.faults.hit("run", self.graph):
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         if self.stream.recording is not None and self.module.faults.hit("capture", self.graph):

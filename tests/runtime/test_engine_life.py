@@ -194,5 +194,5 @@ def test_options_are_checked(tiny_plan: Path) -> None:
 
 
 def test_a_provider_by_name_never_falls_back(tiny_plan: Path) -> None:
-    with pytest.raises(BackendUnavailableError, match="no NVIDIA driver|onnxruntime-gpu"):
+    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver|onnxruntime-gpu"):
         Engine.load(tiny_plan, provider="onnxruntime-cuda")

@@ -160,6 +160,20 @@ def test_what_cannot_be_captured_is_enqueued(
     assert "operation not permitted" in refusals[0].message
 
 
+def test_graphs_that_copy_from_the_host_are_never_captured(
+    bundle: Bundle, machine: Machine, expected: tuple[Any, Any]
+) -> None:
+    """Replayed, such a copy would read whatever the host has there by then."""
+    device, tools, module = machine
+    module.faults.active.add("memcpy")
+    module.faults.graph = "fusion"
+    with Engine(bundle, opened(bundle, tools)) as engine:
+        for _ in range(3):
+            assert spans(engine.tag_batch(POSTS[:20])) == spans(expected[0][:20])
+    assert device.graph_launches == 0
+    assert sorted(o["enable_cuda_graph"] for o in module.provider_options) == ["0", "1", "1"]
+
+
 LOAD_FAULTS = [
     ("session", PlanMismatchError, "cannot load graph .* for CUDA: CUDNN failure 1001$"),
     ("fallback", BackendUnavailableError, "instead of CUDA"),
