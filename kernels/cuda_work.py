@@ -84,7 +84,7 @@ class SegmentalOutputs:
         self.scores_b = np.zeros(posts, np.float32)
         self.winner = Winner(
             counts=work.room(self.counts_b),
-            chosen=work.room(self.chosen_u2),
+            chosen=work.put(self.chosen_u2),  # the kernel writes chosen units only
             choice=work.room(np.empty(units, np.int32)),
             scores=work.room(self.scores_b),
         )

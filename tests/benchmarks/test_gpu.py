@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from amlr.benchmarks.gpu import gpu_command
+from amlr.benchmarks.gpu.__main__ import gpu_command
 from amlr.benchmarks.gpu_report import markdown
 from amlr.benchmarks.gpu_run import GpuPlan, run_gpu
 from amlr.benchmarks.gpu_tiers import GpuTier, torch_engine
@@ -37,7 +37,10 @@ def test_without_a_gpu_it_refuses_with_exit_code_2(tmp_path: Path) -> None:
 
 def test_the_refusal_loads_nothing_heavy() -> None:
     heavy = "'torch', 'onnx', 'onnxruntime', 'tokenizers'"
-    code = f"import sys, amlr.benchmarks.gpu; print([m for m in ({heavy}) if m in sys.modules])"
+    code = (
+        "import sys, amlr.benchmarks.gpu.__main__\n"
+        f"print([m for m in ({heavy}) if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from amlr.errors import BackendUnavailableError
 from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.device import Device, open_device
 from amlr.kernels.images import KernelSpec, compile_image
-from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch import Compile, KernelLibrary
 from requirements import require
 from shims.host_build import HostBuilder
 from shims.shim_device import ShimDevice
@@ -41,16 +42,23 @@ def opened_device() -> Iterator[Device]:
     device.close()
 
 
-@pytest.fixture
-def gpu(opened_device: Device) -> KernelLibrary:
+@pytest.fixture(scope="session")
+def compile_once() -> Compile:
+    """NVRTC, asked once for each image."""
     double = os.environ.get("AMLR_DOUBLE_KERNELS")
 
+    @cache
     def compile_for(spec: KernelSpec, architecture: str) -> bytes:
         if double:  # it runs the host build of whatever cubin it is given
             HostBuilder(Path(double)).library(spec)
         return compile_image(spec, architecture)
 
-    return KernelLibrary(opened_device, compile_with=compile_for)
+    return compile_for
+
+
+@pytest.fixture
+def gpu(opened_device: Device, compile_once: Compile) -> KernelLibrary:
+    return KernelLibrary(opened_device, compile_with=compile_once)
 
 
 @pytest.fixture(params=["shim", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -19,7 +19,7 @@ from amlr.kernels.images import (
 )
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_linear import LinearKernels
-from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
+from amlr.kernels.nvrtc import Nvrtc, _candidates, load_nvrtc
 from requirements import require
 from shims.shim_device import ShimDevice
 
@@ -193,3 +193,19 @@ def test_every_kernel_has_a_budget() -> None:
     for kernels in SOURCES.values():
         for kernel in kernels:
             assert register_budget(kernel, 32) >= register_budget(kernel, 2)
+
+
+def test_the_compiler_of_a_wheel_comes_before_a_toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch's wheels for CUDA 13 share one folder; those for CUDA 12 have one each.
+    for place in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
+        library = tmp_path / "nvidia" / place
+        library.parent.mkdir(parents=True)
+        library.touch()
+    monkeypatch.setattr("sys.path", [str(tmp_path / "absent"), str(tmp_path)])
+    candidates = list(_candidates())
+    assert [Path(path).name for path in candidates[:2]] == ["libnvrtc.so.13", "libnvrtc.so.12"]
+    assert candidates[0].startswith(str(tmp_path))
+    assert candidates[2] == "libnvrtc.so.13"  # then what the loader finds
+    assert "/usr/local/cuda/lib64/libnvrtc.so.13" in candidates

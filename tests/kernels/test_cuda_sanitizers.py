@@ -2,12 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from amlr.kernels.device import Device
 from amlr.kernels.images import KernelSpec
+from amlr.kernels.launch import Compile
 from requirements import require
 from shims.corpus import SPECS, record_corpus
 from shims.host_build import HostBuilder
@@ -57,15 +58,21 @@ def test_thread_sanitizer(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
-def test_compute_sanitizer(tool: str) -> None:
+def test_compute_sanitizer(
+    host_builder: HostBuilder,
+    recording: Path,
+    opened_device: Device,
+    compile_once: Compile,
+    tmp_path: Path,
+    tool: str,
+) -> None:
     require("compute-sanitizer")
-    files = [str(path) for path in sorted(Path(__file__).parent.glob("test_cuda_[cls]*.py"))]
-    chosen = ["-m", "gpu", "-k", "not compute_sanitizer", "-p", "no:cacheprovider", "-q"]
+    for spec in SPECS:
+        image = compile_once(spec, f"sm_{opened_device.sm}")
+        (tmp_path / f"{spec.source}{spec.variant}.cubin").write_bytes(image)
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-    done = subprocess.run(
-        [*command, sys.executable, "-m", "pytest", *files, *chosen],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command += [str(host_builder.device_replay()), str(recording), str(tmp_path)]
+    command += ["--unwritten"] if tool == "initcheck" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "all equal" in done.stdout

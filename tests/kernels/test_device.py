@@ -15,8 +15,8 @@ from amlr.kernels import segmental_decode, viterbi_decode
 from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.device import Device, DeviceError, DeviceMemoryError
 from amlr.kernels.driver import DriverInfo
-from amlr.kernels.images import KernelRecord, KernelSpec, build_images, compile_image
-from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.images import KernelRecord, KernelSpec, build_images
+from amlr.kernels.launch import Compile, KernelLibrary
 from amlr.kernels.launch_linear import Chains, LinearKernels
 from shims.cases import chain_case
 from shims.host_build import HostBuilder
@@ -190,12 +190,12 @@ def test_out_of_memory(opened_device: Device) -> None:
 
 
 @pytest.mark.gpu
-def test_bad_images_and_names(opened_device: Device, gpu: KernelLibrary) -> None:
+def test_bad_images_and_names(opened_device: Device, compile_once: Compile) -> None:
     with opened_device.current():
         with pytest.raises(DeviceError):
             opened_device.load_module(b"not an image, and long enough to be read as one" * 4)
         spec = KernelSpec(source="linear_viterbi", tags=3)
-        module = opened_device.load_module(compile_image(spec, f"sm_{opened_device.sm}"))
+        module = opened_device.load_module(compile_once(spec, f"sm_{opened_device.sm}"))
         with pytest.raises(DeviceError):
             module.function("no_such_kernel")
 
@@ -286,18 +286,23 @@ def test_threads_share_decoders(gpu: KernelLibrary) -> None:
     assert not failures
 
 
-@pytest.fixture
-def bundled(gpu: KernelLibrary, tmp_path: Path) -> list[KernelRecord]:
-    """Images of the linear chain for this device and an older one, and PTX, in `tmp_path`."""
-    LinearKernels(gpu, tags=9)  # on the double: builds what it will run
-    assert set(gpu.origins.values()) == {"compiled here"}
-    return build_images(
-        tmp_path,
+@pytest.fixture(scope="module")
+def built(
+    opened_device: Device, compile_once: Compile, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[KernelRecord]]:
+    """Images of the linear chain for this device and an older one, and PTX, with their folder."""
+    library = KernelLibrary(opened_device, compile_with=compile_once)
+    LinearKernels(library, tags=9)  # on the double: builds what it will run
+    assert set(library.origins.values()) == {"compiled here"}
+    folder = tmp_path_factory.mktemp("images")
+    records = build_images(
+        folder,
         tags=9,
         halves=[False],
-        architectures=[75, gpu.device.sm],
+        architectures=[75, opened_device.sm],
         sources=["linear_viterbi", "linear_confidence"],
     )
+    return folder, records
 
 
 def refuse(spec: KernelSpec, architecture: str) -> bytes:
@@ -307,11 +312,12 @@ def refuse(spec: KernelSpec, architecture: str) -> bytes:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["cubin", "ptx"])
 def test_bundled_images_come_first(
-    opened_device: Device, bundled: list[KernelRecord], tmp_path: Path, kind: str
+    opened_device: Device, built: tuple[Path, list[KernelRecord]], kind: str
 ) -> None:
+    folder, all_records = built
     # With PTX alone it is what the driver gets.
-    records = [record for record in bundled if kind == "cubin" or record.file.endswith(".ptx")]
-    library = KernelLibrary(opened_device, folder=tmp_path, records=records, compile_with=refuse)
+    records = [record for record in all_records if kind == "cubin" or record.file.endswith("ptx")]
+    library = KernelLibrary(opened_device, folder=folder, records=records, compile_with=refuse)
     case = chain_case(0, 3, 9, 9)
     tags, _ = HostDecoders(library).viterbi_decode(*case.arguments())
     expected, _ = viterbi_decode(case.emissions_bty, case.lengths_b, **case.parameters())
@@ -324,22 +330,23 @@ def test_bundled_images_come_first(
 @pytest.mark.gpu
 def test_ptx_that_the_driver_refuses_is_compiled_again(
     gpu: KernelLibrary,
-    bundled: list[KernelRecord],
-    tmp_path: Path,
+    compile_once: Compile,
+    built: tuple[Path, list[KernelRecord]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder, all_records = built
     if "AMLR_DOUBLE_KERNELS" not in os.environ:
         pytest.skip("only the driver double can be told to refuse PTX")
     monkeypatch.setenv("AMLR_DOUBLE_PTX", "reject")
-    records = [record for record in bundled if record.file.endswith(".ptx")]
-    library = KernelLibrary(gpu.device, folder=tmp_path, records=records)
+    records = [record for record in all_records if record.file.endswith(".ptx")]
+    library = KernelLibrary(gpu.device, folder=folder, records=records, compile_with=compile_once)
     LinearKernels(library, tags=9)
     assert set(library.origins.values()) == {"compiled here"}
 
     def fail(spec: KernelSpec, architecture: str) -> bytes:
         raise BackendUnavailableError("no compiler; fix: install it")
 
-    library = KernelLibrary(gpu.device, folder=tmp_path, records=records, compile_with=fail)
+    library = KernelLibrary(gpu.device, folder=folder, records=records, compile_with=fail)
     with pytest.raises(BackendUnavailableError, match=r"ptx: .*code 222.*no compiler") as caught:
         LinearKernels(library, tags=9)
-    assert "sm_90" in str(caught.value)
+    assert f"sm_{gpu.device.sm}" in str(caught.value)

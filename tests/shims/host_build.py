@@ -67,6 +67,13 @@ class HostBuilder:
             self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
         return target
 
+    def device_replay(self) -> Path:
+        """The program that replays recorded launches on a device, or on the driver double."""
+        target = self.folder / "replay_device"
+        if not target.exists():
+            _run_compiler([str(HERE / "replay_device.cpp"), "-ldl"], target)
+        return target
+
     def _compile(self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]) -> None:
         source = self.sources.get(spec.source, KERNELS / f"{spec.source}.cu")
         listed = " ".join(f"X({function})" for function in functions(spec))

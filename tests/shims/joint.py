@@ -174,7 +174,8 @@ def _run(
         "worst": np.zeros(units.scores_uc.shape, np.float64),
         "certified": np.zeros(posts, np.int32),
     }
-    at = {name: work.room(array) for name, array in host.items()}
+    at = {name: work.room(array) for name, array in host.items() if name != "chosen"}
+    at["chosen"] = work.put(host["chosen"])  # the kernel writes chosen units only
     outputs = ("counts", "chosen", "choice", "scores", "owner")
     winner = Winner(**{name: at[name] for name in outputs})
     stream = work.stream
@@ -190,7 +191,7 @@ def _run(
         tag_radius=tag_radius,
     )
     kernels.certify(stream, table, winner, worst=at["worst"], certified=at["certified"])
-    work.fetch(*((host[name], pointer) for name, pointer in at.items()))
+    work.fetch(*((host[name], at[name]) for name in host))
     entities = []
     for first, chosen in zip(units.post_offsets[:-1], host["counts"], strict=True):
         unit, label = host["chosen"][first : first + chosen].T

@@ -93,7 +93,7 @@ def decode_units(
     }
     with library.device.current():
         work = DeviceWork(library.device)
-        at = {name: work.room(array) for name, array in outputs.items()}
+        at = {name: work.put(array) for name, array in outputs.items()}  # not all is written
         table = UnitTable(
             post_offsets=work.put(np.array(post_offsets, np.int64)),
             start=work.put(columns[0]),

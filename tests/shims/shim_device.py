@@ -17,6 +17,9 @@ from amlr.kernels.launch import KernelLibrary
 from shims.host_build import HostBuilder
 
 GARBAGE = 0xA5
+OTHER_GARBAGE = 0x5A
+# A device rounds exp and log otherwise than the host; float32 results, relative to max(1, |x|).
+CONFIDENCE_TOLERANCE = 2e-5
 
 
 class ShimStream:
@@ -67,7 +70,9 @@ class ShimDevice:
     Attributes:
         builder: Builds the host libraries.
         seed: Schedule of the fibers: 0 lane order, else random.
-        recording: Recorded launches, when `record` is set.
+        record: Write launches down, and know which bytes somebody wrote: a result must not
+            depend on others, and only written ones may be copied back.
+        recording: Recorded launches.
     """
 
     builder: HostBuilder
@@ -79,6 +84,7 @@ class ShimDevice:
     sm: int = 90
     launches: int = 0
     _memory: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    _written: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     def compile(self, spec: KernelSpec, architecture: str) -> bytes:
         """Stands in for NVRTC: the 'image' names a host library."""
@@ -94,11 +100,15 @@ class ShimDevice:
 
     def alloc(self, nbytes: int) -> int:
         memory = np.full(max(nbytes, 1), GARBAGE, np.uint8)
-        self._memory[memory.ctypes.data] = memory
-        return int(memory.ctypes.data)
+        pointer = int(memory.ctypes.data)
+        self._memory[pointer] = memory
+        if self.record:
+            self._written[pointer] = np.zeros(len(memory), np.bool_)
+        return pointer
 
     def free(self, pointer: int) -> None:
         del self._memory[pointer]
+        self._written.pop(pointer, None)
 
     @property
     def live_allocations(self) -> int:
@@ -110,8 +120,12 @@ class ShimDevice:
 
     def upload(self, pointer: int, array: npt.NDArray[Any], stream: Stream) -> None:
         ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
+        self._mark(pointer, array.nbytes)
 
     def download(self, array: npt.NDArray[Any], pointer: int, stream: Stream) -> None:
+        if self.record:
+            unwritten = np.flatnonzero(~self._written[pointer][: array.nbytes])
+            assert not unwritten.size, f"bytes from {unwritten[0]} on come back unwritten"
         ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
@@ -119,6 +133,7 @@ class ShimDevice:
 
     def fill(self, pointer: int, value: int, nbytes: int, stream: Stream) -> None:
         ctypes.memset(pointer, value, nbytes)
+        self._mark(pointer, nbytes)
 
     def stream(self) -> ShimStream:
         return ShimStream()
@@ -141,14 +156,42 @@ class ShimDevice:
     ) -> None:
         name, run = function
         self.launches += 1
-        before = self._contents(arguments) if self.record else []
-        slots = [np.frombuffer(value.tobytes().ljust(8, b"\0"), np.uint64) for value in arguments]
-        params = (ctypes.c_void_p * len(slots))(*(slot.ctypes.data for slot in slots))
-        geometry = (ctypes.c_uint * 6)(grid, 1, 1, block, 1, 1)
-        run(geometry, ctypes.c_size_t(shared_bytes), params, ctypes.c_uint(self.seed))
-        if self.record:
-            after = self._contents(arguments)
-            self.recording.append(_pack(name, geometry, shared_bytes, arguments, before, after))
+
+        def execute(values: Sequence[np.generic]) -> None:
+            slots = [np.frombuffer(value.tobytes().ljust(8, b"\0"), np.uint64) for value in values]
+            params = (ctypes.c_void_p * len(slots))(*(slot.ctypes.data for slot in slots))
+            geometry = (ctypes.c_uint * 6)(grid, 1, 1, block, 1, 1)
+            run(geometry, ctypes.c_size_t(shared_bytes), params, ctypes.c_uint(self.seed))
+
+        if not self.record:
+            execute(arguments)
+            return
+        # A pointer is a uint64 that is the start of an allocation; everything else is a number.
+        places = [int(v) if isinstance(v, np.uint64) and v else 0 for v in arguments]
+        before = {at: self._memory[at].copy() for at in places if at}
+        written = {at: self._written[at].copy() for at in before}
+        twins = {at: np.where(written[at], before[at], np.uint8(OTHER_GARBAGE)) for at in before}
+        execute(arguments)
+        twin_places = [np.uint64(twins[at].ctypes.data if at else 0) for at in places]
+        execute(
+            [twin if at else v for at, twin, v in zip(places, twin_places, arguments, strict=True)]
+        )
+        for at, twin in twins.items():
+            self._written[at] = _bytes_written(name, self._memory[at], twin)
+        tolerance = CONFIDENCE_TOLERANCE if "confidence" in name else 0.0
+        parts = [struct.pack("<I", len(name)), name.encode()]
+        parts.append(struct.pack("<6IQ", grid, 1, 1, block, 1, 1, shared_bytes))
+        parts.append(struct.pack("<dI", tolerance, len(arguments)))
+        for at, value in zip(places, arguments, strict=True):
+            if not at:
+                parts.append(struct.pack("<I", 0) + value.tobytes().ljust(8, b"\0"))
+                continue
+            first = _pack_runs(before[at], written[at])
+            last = _pack_runs(self._memory[at], self._written[at])
+            same = first == last
+            parts.append(struct.pack("<IQ", 1, len(before[at])) + first)
+            parts.append(struct.pack("<I", not same) + (b"" if same else last))
+        self.recording.append(b"".join(parts))
 
     def capture(self, stream: Stream) -> AbstractContextManager[Graph]:
         raise NotImplementedError("the shim runs at once; graphs are tested on the driver double")
@@ -157,16 +200,12 @@ class ShimDevice:
         pass
 
     def saved_recording(self) -> bytes:
-        """All recorded launches, as `replay.cpp` reads them."""
+        """All recorded launches, as `recording.h` reads them."""
         return struct.pack("<I", len(self.recording)) + b"".join(self.recording)
 
-    def _contents(self, arguments: Sequence[np.generic]) -> list[bytes | None]:
-        # A pointer is a uint64 that is the start of an allocation; everything else is a number.
-        found: list[bytes | None] = []
-        for value in arguments:
-            memory = self._memory.get(int(value)) if isinstance(value, np.uint64) else None
-            found.append(None if memory is None else memory.tobytes())
-        return found
+    def _mark(self, pointer: int, nbytes: int) -> None:
+        if self.record:
+            self._written[pointer][:nbytes] = True
 
 
 def set_schedule(library: KernelLibrary, seed: int) -> None:
@@ -175,21 +214,19 @@ def set_schedule(library: KernelLibrary, seed: int) -> None:
         library.device.seed = seed
 
 
-def _pack(
-    name: str,
-    geometry: Any,
-    shared_bytes: int,
-    arguments: Sequence[np.generic],
-    before: list[bytes | None],
-    after: list[bytes | None],
-) -> bytes:
-    parts = [
-        struct.pack("<I", len(name)) + name.encode(),
-        struct.pack("<6IQI", *geometry, shared_bytes, len(arguments)),
-    ]
-    for value, first, last in zip(arguments, before, after, strict=True):
-        if first is None or last is None:
-            parts.append(struct.pack("<I", 0) + value.tobytes().ljust(8, b"\0"))
-        else:
-            parts.append(struct.pack("<IQ", 1, len(first)) + first + last)
-    return b"".join(parts)
+def _bytes_written(
+    name: str, result: npt.NDArray[np.uint8], twin: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.bool_]:
+    """Bytes that hold the same after two launches that found different garbage."""
+    same: npt.NDArray[np.bool_] = result == twin
+    touched = ~same & ((result != GARBAGE) | (twin != OTHER_GARBAGE))
+    assert not touched.any(), f"a result of {name} depends on memory that nothing wrote"
+    return same
+
+
+def _pack_runs(memory: npt.NDArray[np.uint8], written: npt.NDArray[np.bool_]) -> bytes:
+    """Stretches of written bytes, as `recording.h` reads them."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], written, [False]]).astype(np.int8)))
+    firsts, ends = edges[::2], edges[1::2]
+    runs = np.stack([firsts, ends - firsts], axis=1).astype("<u8")
+    return struct.pack("<I", len(runs)) + runs.tobytes() + memory[written].tobytes()

@@ -1,0 +1,1 @@
+"""What is run and measured on an NVIDIA GPU."""

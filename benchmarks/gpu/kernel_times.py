@@ -1,0 +1,144 @@
+"""Device times of our decoders, beside their memory floor, pytorch-crf and NumPy.
+
+A decoder takes microseconds, so many launches are captured in one CUDA graph and events around its
+replays are divided by their number: the time a decoder adds behind an engine in a captured graph.
+Inputs are those an engine has just written, so they lie in the L2 cache, as they do here. Every
+result is compared with NumPy's.
+
+Shape letters: B sequences, T steps, Y tags.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amlr.benchmarks.decoders import TAGS
+from amlr.benchmarks.gpu.kernel_baselines import TimedChain, baseline_rows
+from amlr.benchmarks.gpu.kernel_clock import DeviceClock, Sizes, memory_floor
+from amlr.benchmarks.gpu.kernel_unit_times import UNIT_TAGS, unit_rows
+from amlr.errors import AmlrError
+from amlr.kernels.device import open_device
+from amlr.kernels.images import KernelSpec
+from amlr.kernels.launch import KernelLibrary
+from amlr.kernels.launch_linear import LinearKernels
+
+Rows = list[dict[str, Any]]
+# What the host libraries of a dry run must hold.
+TIMED_SPECS = (
+    KernelSpec(source="linear_viterbi", tags=len(TAGS)),
+    KernelSpec(source="linear_confidence", tags=len(TAGS)),
+    KernelSpec(source="segmental_viterbi", tags=UNIT_TAGS),
+    KernelSpec(source="segmental_confidence", tags=UNIT_TAGS),
+)
+_GOAL = (528, 8.0)  # at most so many sequences, microseconds
+_SMOKE = Sizes(batches=(1, 528), posts=(32,), launches=5, replays=3, warm_s=0.0, baselines=1)
+_DRY = Sizes(
+    batches=(1, 3),
+    steps=11,
+    halves=(False,),
+    posts=(2,),
+    units=12,
+    launches=2,
+    replays=2,
+    warm_s=0.0,
+    baselines=3,
+)
+
+
+def kernel_times(kit: Path, out: Path, smoke: bool) -> Rows:
+    """Times of every decoder and of what it is compared with, in microseconds."""
+    is_dry = "AMLR_DOUBLE_KERNELS" in os.environ
+    sizes = _DRY if is_dry else _SMOKE if smoke else Sizes()
+    device = open_device()
+    rows: Rows = []
+    try:
+        clock = DeviceClock(device, sizes)
+        library = KernelLibrary(device)
+        with device.current():
+            rows += _linear_rows(clock, library, sizes)
+            for posts in sizes.posts:
+                rows += unit_rows(clock, library, posts, sizes.units)
+            clock.close()
+    except AmlrError as error:  # what was timed before is worth keeping
+        rows.append({"not_run": str(error)})
+    finally:
+        device.close()
+    for row in rows:
+        row["device"] = device.name
+    rows += baseline_rows(sizes.batches, sizes.steps, sizes.baselines, on_gpu=not is_dry)
+    return [row | ({"dry_run": True} if is_dry else {}) for row in rows]
+
+
+def _linear_rows(clock: DeviceClock, library: KernelLibrary, sizes: Sizes) -> Rows:
+    rows: Rows = []
+    for half in sizes.halves:
+        kernels = LinearKernels(library, tags=len(TAGS), half=half)
+        if not half:  # the least a launch takes: one warp that only writes padding
+            rows.append(_linear_row(clock, kernels, TimedChain.draw(1, sizes.steps, lengths=0)))
+            rows[-1] |= {"kernel": "launch floor", "goal_us": None}
+        for batch in sizes.batches:
+            chain = TimedChain.draw(batch, sizes.steps, half=half)
+            rows.append(_linear_row(clock, kernels, chain))
+            rows.append(_confidence_row(clock, kernels, chain))
+    return rows
+
+
+def _linear_row(clock: DeviceClock, kernels: LinearKernels, chain: TimedChain) -> dict[str, Any]:
+    batch, steps = chain.emissions_bty.shape[:2]
+    tags, scores = np.empty((batch, steps), np.int32), np.empty(batch, np.float32)
+    with clock.work() as work:
+        chains = work.chains(chain.checked(), chain.emissions_bty)
+        tags_at, scores_at = work.room(tags), work.room(scores)
+        work.stream.synchronize()
+        row = clock.time(
+            [lambda: kernels.decode(clock.stream, chains, tags=tags_at, scores=scores_at)]
+        )
+        work.fetch((tags, tags_at), (scores, scores_at))
+    expected = chain.decode()
+    nbytes = chain.emissions_bty.nbytes + tags.nbytes + 8 * batch
+    most, goal = _GOAL
+    return {
+        **chain.describe("linear_viterbi"),
+        **row,
+        **memory_floor(nbytes),
+        "goal_us": goal if batch <= most else None,
+        "equal": np.array_equal(tags, expected[0]) and np.array_equal(scores, expected[1]),
+    }
+
+
+def _confidence_row(
+    clock: DeviceClock, kernels: LinearKernels, chain: TimedChain
+) -> dict[str, Any]:
+    batch, steps = chain.emissions_bty.shape[:2]
+    path = chain.decode()[0]
+    table = np.empty((4, batch, steps), np.float32)
+    total = np.empty(batch, np.float32)
+    with clock.work() as work:
+        chains = work.chains(chain.checked(), chain.emissions_bty)
+        path_at, total_at = work.put(path), work.room(total)
+        at = [work.room(part) for part in table]
+        work.stream.synchronize()
+        row = clock.time(
+            [
+                lambda: kernels.confidence(
+                    clock.stream,
+                    chains,
+                    tags=path_at,
+                    forward=at[0],
+                    link=at[1],
+                    backward=at[2],
+                    confidence=at[3],
+                    log_total=total_at,
+                )
+            ]
+        )
+        work.fetch((table[3], at[3]))
+    expected = chain.confidence(path)
+    return {
+        **chain.describe("linear_confidence"),
+        **row,
+        **memory_floor(chain.emissions_bty.nbytes + path.nbytes + table.nbytes + 8 * batch),
+        "max_abs_error": float(np.abs(table[3] - expected).max(initial=0)),
+    }

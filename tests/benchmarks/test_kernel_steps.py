@@ -1,0 +1,192 @@
+"""The kernel steps of a GPU run, on the driver double; what they print is what a device would."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from amlr.benchmarks.gpu import kernel_steps
+from amlr.benchmarks.gpu.kernel_steps import KERNEL_STEPS
+from amlr.errors import BackendUnavailableError
+from amlr.kernels.nvrtc import load_nvrtc
+from requirements import require
+from shims.corpus import SPECS
+from shims.host_build import KERNELS, HostBuilder
+from shims.kernel_kit import double_environment, write_kernel_kit
+
+STEPS = ("kernel_replay", "kernel_sanitizers", "kernel_times")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A kit and the environment of a driver double."""
+
+    kit: Path
+    environment: dict[str, str]
+
+    def replay(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = HostBuilder(self.kit).device_replay()
+        files = [str(self.kit / "kernels" / name) for name in ("small.bin", "cubins")]
+        return subprocess.run(
+            [str(program), *files, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | self.environment | environment,
+        )
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    require("compiler")
+    try:
+        load_nvrtc()
+    except BackendUnavailableError as error:
+        require("nvrtc", found=False, reason=str(error))
+    kit = tmp_path_factory.mktemp("kit")
+    double = HostBuilder(tmp_path_factory.mktemp("double"))
+    environment = double_environment(double)
+    write_kernel_kit(kit / "kernels", double)
+    return Bench(kit, environment)
+
+
+def test_the_kit_travels_light(bench: Bench) -> None:
+    files = [path for path in (bench.kit / "kernels").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2e6
+    assert len(json.loads((bench.kit / "kernels" / "specs.json").read_text())) == len(SPECS)
+
+
+def test_every_step_runs_on_the_double(bench: Bench, tmp_path: Path) -> None:
+    hidden = os.pathsep.join(
+        part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "nvcc").exists()
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "g++").symlink_to("/usr/bin/g++")
+    done = subprocess.run(
+        [sys.executable, "-m", "amlr.benchmarks.gpu.kernel_steps", "--kit", str(bench.kit),
+         "--out", str(tmp_path), "--smoke", "--steps", ",".join(STEPS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | bench.environment
+        | {
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{hidden}",
+            "PYTHONPATH": os.pathsep.join([str(kernel_steps.ROOT / "src"), *sys.path]),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in (tmp_path / "kernels.jsonl").read_text().splitlines()]
+    assert all(row["dry_run"] for row in rows)
+    of = {step: [row for row in rows if row["step"] == step] for step in STEPS}
+    assert [row.get("equal") for row in of["kernel_replay"]] == [True, None, True]
+    assert "nvcc" in of["kernel_replay"][1]["not_run"]
+    assert [row["clean"] for row in of["kernel_sanitizers"]] == [True] * 4
+    times = of["kernel_times"]
+    assert {row["kernel"] for row in times if "us" in row} == {
+        "launch floor",
+        "linear_viterbi",
+        "linear_confidence",
+        "joint_scores",
+        "segmental_viterbi",
+        "segmental_confidence",
+        "box re-decode",
+        "joint box re-decode",
+        "joint and segmental",
+        "joint, segmental, confidence",
+    }
+    assert all(row["equal"] for row in times if "equal" in row)
+    assert all(row["max_abs_error"] < 1e-5 for row in times if "max_abs_error" in row)
+    assert {row["decoder"] for row in times if "decoder" in row} == {"numpy", "pytorch-crf, cpu"}
+
+
+def test_the_replay_compares_every_byte(bench: Bench) -> None:
+    for options in ([], ["--unwritten"]):
+        done = bench.replay(*options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "12 launches, all equal" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "new", "blamed"),
+    [
+        ("linear_viterbi", "score + end_y[j]", "score", "linear_viterbi_y9_f32"),
+        ("linear_confidence", "scale * end_y[j]", "0.0f", "linear_confidence_y9_f32"),
+    ],
+)
+def test_a_wrong_kernel_is_noticed(
+    bench: Bench, tmp_path: Path, source: str, old: str, new: str, blamed: str
+) -> None:
+    text = (KERNELS / f"{source}.cu").read_text()
+    assert old in text
+    mutant = tmp_path / f"{source}.cu"
+    mutant.write_text(text.replace(old, new))
+    original = Path(bench.environment["AMLR_DOUBLE_KERNELS"])
+    for library in original.glob("*.so"):
+        if not library.name.startswith(f"{source}_y9_f32"):
+            (tmp_path / library.name).symlink_to(library)
+    spec = next(spec for spec in SPECS if spec.source == source and spec.tags == 9)
+    HostBuilder(tmp_path, {source: mutant}).library(spec)
+    done = bench.replay(AMLR_DOUBLE_KERNELS=str(tmp_path))
+    assert done.returncode == 1
+    assert f"WRONG RESULT: {blamed}" in done.stdout
+    assert "launches, " in done.stdout.splitlines()[-1]
+    assert "differ" in done.stdout.splitlines()[-1]
+
+
+def test_input_that_is_not_uploaded_is_noticed(bench: Bench) -> None:
+    done = bench.replay("--plant-unwritten")
+    assert done.returncode == 1
+    assert "WRONG RESULT" in done.stdout
+
+
+def test_broken_files_are_refused(bench: Bench, tmp_path: Path) -> None:
+    whole = (bench.kit / "kernels" / "small.bin").read_bytes()
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "small.bin").write_bytes(whole[:-100])
+    (tmp_path / "kernels" / "cubins").mkdir()
+    (tmp_path / "replay_device").symlink_to(HostBuilder(bench.kit).device_replay())
+    done = Bench(tmp_path, bench.environment).replay()
+    assert done.returncode == 2
+    assert "the recording is cut short" in done.stderr
+    (tmp_path / "kernels" / "small.bin").write_bytes(whole)
+    done = Bench(tmp_path, bench.environment).replay()
+    assert done.returncode == 2
+    assert "no .cubin in" in done.stderr
+
+
+def test_test_reports_become_rows() -> None:
+    report = ElementTree.fromstring(
+        '<testsuite><testcase classname="a" name="x" time="2"/>'
+        '<testcase classname="a" name="y"><failure message="m">def f():\n\nE  1 == 2</failure>'
+        '</testcase><testcase classname="a" name="z"><skipped message="needs it"/></testcase>'
+        "</testsuite>"
+    )
+    run = {"exit_code": 1, "seconds": 3.0, "output": []}
+    summary, failure = kernel_steps._test_rows(list(report), run)
+    assert (summary["passed"], summary["failed"]) == (1, 1)
+    assert summary["skipped"] == {"needs it": 1}
+    assert summary["slowest"][0] == ["x", 2.0]
+    assert failure == {"failed": "a::y", "lines": ["def f():", "E  1 == 2"]}
+
+
+def test_sanitizer_summaries_are_counted() -> None:
+    count = kernel_steps._count
+    assert count("ERROR SUMMARY: 0 errors") == 0
+    assert count("ERROR SUMMARY: 64 errors") == 64
+    assert count("RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)") == 3
+    assert count(None) == -1
+
+
+def test_step_names() -> None:
+    assert list(KERNEL_STEPS) == [
+        "kernel_replay",
+        "kernel_tests",
+        "kernel_sanitizers",
+        "kernel_times",
+    ]
