@@ -39,7 +39,8 @@ typedef float emit_t;
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
 
-// Emissions are loaded this many steps ahead, so that a step seldom waits for memory.
+// All that a step reads from memory is loaded this many steps ahead: a warp issues in order, so a load
+// that is used at once holds up the whole step, also where only a result depends on it.
 #define AHEAD 4
 
 __device__ __forceinline__ float max_of(const float (&values)[TAGS]) {
@@ -97,7 +98,10 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
         return scale * TO_FLOAT(column[row * TAGS]);
     };
 
+    auto tag_at = [&](int t) { return t < 0 || t >= steps ? -1 : tags_bt[base + t]; };
+
     float move[TAGS], values[TAGS], ahead[AHEAD];
+    int tags_ahead[AHEAD];
 #pragma unroll
     for (int i = 0; i < TAGS; ++i) move[i] = scale * transitions_yy[i * TAGS + j];  // into j
     const float first = emission(0);
@@ -110,13 +114,19 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
         link_bt[base] = 0.0f;
     }
 #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) ahead[k] = emission(1 + k);
+    for (int k = 0; k < AHEAD; ++k) {
+        ahead[k] = emission(1 + k);
+        tags_ahead[k] = tag_at(1 + k);
+    }
     for (int chunk = 1; chunk < steps; chunk += AHEAD) {
         float now[AHEAD];
+        int tags_now[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k) {
             now[k] = ahead[k];
+            tags_now[k] = tags_ahead[k];
             ahead[k] = emission(chunk + AHEAD + k);
+            tags_ahead[k] = tag_at(chunk + AHEAD + k);
         }
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k) {
@@ -131,11 +141,13 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
             forward = log_sum_exp(values) + now[k];
             bad |= !(now[k] < INFINITY_F);
             shift_sum += shift;
-            const int previous = tag;
-            tag = tags_bt[base + t];
+            float taken = move[0];  // from the path's tag before; a register cannot be indexed
+#pragma unroll
+            for (int i = 1; i < TAGS; ++i) taken = i == tag ? move[i] : taken;
+            tag = tags_now[k];
             if (live && tag == j) {
                 forward_bt[base + t] = forward;
-                link_bt[base + t] = (scale * transitions_yy[previous * TAGS + j] + now[k]) - shift;
+                link_bt[base + t] = (taken + now[k]) - shift;
             }
             if (lane == 0) confidence_bt[base + t] = shift;  // for the way back
         }
@@ -151,30 +163,40 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
 #pragma unroll
     for (int i = 0; i < TAGS; ++i) move[i] = scale * transitions_yy[j * TAGS + i];  // out of j
     float backward = scale * end_y[j];
+    float shifts_ahead[AHEAD], forwards_ahead[AHEAD];
+    auto load = [&](int k, int t) {
+        ahead[k] = emission(t);
+        tags_ahead[k] = tag_at(t);
+        // Step 0 has no shift. The forward sum was written by this very lane.
+        shifts_ahead[k] = t > 0 ? confidence_bt[base + t] : 0.0f;
+        forwards_ahead[k] = live && tags_ahead[k] == j ? forward_bt[base + t] : 0.0f;
+    };
 #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) ahead[k] = emission(steps - 1 - k);
+    for (int k = 0; k < AHEAD; ++k) load(k, steps - 1 - k);
     for (int chunk = steps - 1; chunk >= 0; chunk -= AHEAD) {
-        float now[AHEAD];
+        float now[AHEAD], shifts[AHEAD], forwards[AHEAD];
+        int tags_now[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k) {
             now[k] = ahead[k];
-            ahead[k] = emission(chunk - AHEAD - k);
+            tags_now[k] = tags_ahead[k];
+            shifts[k] = shifts_ahead[k];
+            forwards[k] = forwards_ahead[k];
+            load(k, chunk - AHEAD - k);
         }
+        __syncwarp(ALL_LANES);  // every lane has read the shifts that some of them overwrite
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k) {
             const int t = chunk - k;
             if (t < 0) break;  // uniform in the warp
-            const float shift = confidence_bt[base + t];
-            __syncwarp(ALL_LANES);  // every lane has read the shift that one of them overwrites
-            if (live && tags_bt[base + t] == j) {
-                // forward_bt[t] was written by this very lane.
-                const float chosen = forward_bt[base + t] - total;
+            if (live && tags_now[k] == j) {
+                const float chosen = forwards[k] - total;
                 forward_bt[base + t] = chosen;
                 backward_bt[base + t] = backward;
                 confidence_bt[base + t] = broken ? 0.0f : exp2f((chosen + backward) * LOG2_E);
             }
             if (t == 0) break;
-            const float onward = (backward + now[k]) - shift;
+            const float onward = (backward + now[k]) - shifts[k];
 #pragma unroll
             for (int i = 0; i < TAGS; ++i) values[i] = __shfl_sync(ALL_LANES, onward, i) + move[i];
             backward = log_sum_exp(values);

@@ -119,7 +119,7 @@ MUTANTS = (
         "transitions_yy[j * TAGS + i]",
         "transitions_yy[i * TAGS + j]",
     ),
-    Mutant("shift forgotten on the way back", CONFIDENCE, "+ now[k]) - shift;", "+ now[k]);"),
+    Mutant("shift forgotten on the way back", CONFIDENCE, "+ now[k]) - shifts[k];", "+ now[k]);"),
     Mutant("temperature not applied to the end", CONFIDENCE, "forward + scale *", "forward +"),
     Mutant("rest of the row not cleared", CONFIDENCE, "confidence_bt[base + t] = 0.0f;", ""),
     Mutant(
