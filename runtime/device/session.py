@@ -5,7 +5,6 @@ decoder, and one download, all on one stream. A run that comes back is captured 
 from then on launched as a whole.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.kernels.device import Device, DeviceMemoryError, Graph
+from amlr.kernels.device import Device, DeviceMemoryError
 from amlr.runtime.batching import Batch, Scores, unit_table
 from amlr.runtime.device.decoding import DeviceDecoder
 from amlr.runtime.device.engines import BoundGraph, DeviceEngines, LoadedGraph
 from amlr.runtime.device.memory import Block, Buffers, Part
 from amlr.runtime.device.pool import DeviceImage, HostImage, ImagePool
-from amlr.runtime.device.shapes import Bucket, Sizes
+from amlr.runtime.device.replay import Replay
+from amlr.runtime.device.shapes import Bucket, Sizes, round_posts
 from amlr.runtime.engine_record import Shape
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
 
-LOG = logging.getLogger("amlr.runtime")
 Floats = npt.NDArray[np.float32]
 Image = DeviceImage | HostImage
 MakeDecoder = Callable[[DecoderSettings], DeviceDecoder]
-# A run is captured when it comes back: capturing costs more than one run saves.
-CAPTURE_AT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +46,16 @@ class RunShape:
 
 
 class Run:
-    """Memory and bound graphs of one `RunShape`, and its CUDA graph once captured."""
+    """Memory and bound graphs of one `RunShape`."""
 
     def __init__(
-        self, device: Device, shape: RunShape, sizes: Sizes, decoder: DeviceDecoder | None
+        self,
+        device: Device,
+        shape: RunShape,
+        sizes: Sizes,
+        decoder: DeviceDecoder | None,
+        *,
+        captures: bool,
     ) -> None:
         """Allocate; the device's context must be current.
 
@@ -61,8 +64,7 @@ class Run:
         """
         self.shape, self.decoder = shape, decoder
         self.graphs: list[BoundGraph] = []
-        self.captured: Graph | None = None
-        self.can_capture, self.count = True, 0
+        self.replay = Replay(device, str(shape.bucket), captures=captures)
         text = {n: Part(s, np.int64) for n, s in sizes.uploads(shape.bucket).items()}
         if decoder is None:
             scores = sizes.outputs(shape.bucket)
@@ -81,8 +83,7 @@ class Run:
 
     def close(self) -> None:
         """Free everything; nothing of the run may still be on the stream."""
-        if self.captured is not None:
-            self.captured.close()
+        self.replay.close()
         self.graphs.clear()
         self.inputs.close()
         self.outputs.close()
@@ -116,12 +117,11 @@ class Session:
         self._limits, self._keep = engines.limits, max(1, runs)
         self._ready: OrderedDict[RunShape, Run] = OrderedDict()
         self._decoders: dict[str, DeviceDecoder] = {}
-        self._image: BoundGraph | None = None
+        self._pictures: dict[int, tuple[BoundGraph, Replay]] = {}
         self._graphs: Mapping[str, LoadedGraph] = {}
         self._buffers = Buffers(device)
         self._pixels: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._passing: list[int] = []
-        self.captured = 0
         self.stream = device.stream()
         try:
             self._graphs = engines.load(self.stream)
@@ -146,6 +146,13 @@ class Session:
         size = max(graph.scratch_bytes for graph in self._graphs.values())
         self._scratch = (buffers.add("scratch", size), size)
         self._passing = self._pool.reserve(min(limits.posts, max(1, self._pool.slots // 8)))
+
+    @property
+    def captured(self) -> int:
+        """CUDA graphs captured so far and still ready."""
+        replays = [run.replay for run in self._ready.values()]
+        replays += [replay for _, replay in self._pictures.values()]
+        return sum(replay.captured for replay in replays)
 
     @property
     def passing(self) -> int:
@@ -187,13 +194,7 @@ class Session:
     def _start(self, run: Run, batch: Batch, images: Sequence[Image | None]) -> None:
         """Write the inputs and put the whole run on the stream."""
         self._fill(run.inputs.host, batch, run.shape.bucket, self._slots(images))
-        run.count += 1
-        if run.captured is None and run.count >= CAPTURE_AT and run.can_capture:
-            self._capture(run)
-        if run.captured is not None:
-            run.captured.launch(self.stream)
-        else:
-            self._enqueue(run)
+        run.replay.start(self.stream, lambda: self._enqueue(run))
 
     def _slots(self, images: Sequence[Image | None]) -> list[int]:
         """Slot of each window's picture, -1 for none; host pictures visit passing slots."""
@@ -230,25 +231,6 @@ class Session:
         host["unit_index_bs"][:rows, : table.shape[1]] = table
         host["slot_b"][:rows], host["slot_b"][rows:] = slots, -1
 
-    def _capture(self, run: Run) -> None:
-        """Record the run; what cannot be captured is enqueued piece by piece from then on."""
-        # The first run was the warm enqueue that a capture needs after a change of shape.
-        run.can_capture = all(self._graphs[name].captures for name in self._engines.stages)
-        if not run.can_capture:
-            return
-        try:
-            with self._device.capture(self.stream) as graph:
-                self._enqueue(run)
-        # The library inside the capture has errors of its own; an engine that cannot be enqueued
-        # at all fails again right after this, and is reported then.
-        except Exception as error:
-            run.can_capture = False
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            LOG.warning("%s is not captured in a CUDA graph: %s", run.shape.bucket, reason)
-            return
-        run.captured = graph
-        self.captured += 1
-
     def _enqueue(self, run: Run) -> None:
         run.inputs.upload(self.stream)
         for graph in run.graphs:
@@ -267,7 +249,8 @@ class Session:
             return run
         while len(self._ready) >= self._keep:
             self._ready.popitem(last=False)[1].close()
-        run = Run(self._device, shape, self._sizes, decoder)
+        captures = all(self._graphs[name].captures for name in self._engines.stages)
+        run = Run(self._device, shape, self._sizes, decoder, captures=captures)
         try:
             run.graphs = [self._bound(name, run) for name in self._engines.stages]
         except BaseException:
@@ -293,17 +276,18 @@ class Session:
 
     def encode(self, pixels_bchw: Floats) -> list[Image]:
         """Encode at most `limits.pictures` pictures, into slots while there are free ones."""
-        count, side = len(pixels_bchw), self._sizes.image
-        shapes: dict[str, Shape] = {"pixel_values": (count, 3, side, side)}
-        regions: dict[str, Shape] = {"regions_bpd": (count, *self._pool.shape[1:])}
-        if self._image is None:
-            self._image = self._graphs["image"].bound()
-        addresses = {name: self._buffers.at[name] for name in ("pixel_values", "regions_bpd")}
-        self._image.bind(shapes, regions, addresses, self._scratch, self.stream)
-        self._pixels[:count] = pixels_bchw
-        pixels = self._pixels[:count]
-        self._device.upload(self._buffers.at["pixel_values"], pixels, self.stream)
-        self._image.enqueue(self.stream)
+        count = len(pixels_bchw)
+        rows = min(round_posts(count), self._limits.pictures)
+        graph, replay = self._picture_run(rows)
+        pixels = self._pixels[:rows]
+        pixels[:count] = pixels_bchw
+        pixels[count:] = 0
+
+        def enqueue() -> None:
+            self._device.upload(self._buffers.at["pixel_values"], pixels, self.stream)
+            graph.enqueue(self.stream)
+
+        replay.start(self.stream, enqueue)
         images: list[Image] = []
         size, source = self._pool.slot_bytes, self._buffers.at["regions_bpd"]
         for index in range(count):
@@ -320,12 +304,28 @@ class Session:
         self.stream.synchronize()
         return images
 
+    def _picture_run(self, rows: int) -> tuple[BoundGraph, Replay]:
+        """The image graph bound to a number of pictures."""
+        if rows not in self._pictures:
+            side = self._sizes.image
+            pixels: dict[str, Shape] = {"pixel_values": (rows, 3, side, side)}
+            regions: dict[str, Shape] = {"regions_bpd": (rows, *self._pool.shape[1:])}
+            addresses = {name: self._buffers.at[name] for name in (*pixels, *regions)}
+            graph = self._graphs["image"]
+            bound = graph.bound()
+            bound.bind(pixels, regions, addresses, self._scratch, self.stream)
+            replay = Replay(self._device, f"{rows} pictures", captures=graph.captures)
+            self._pictures[rows] = bound, replay
+        return self._pictures[rows]
+
     def close(self) -> None:
         """Free everything; the device's context must be current."""
         self.stream.synchronize()
         while self._ready:
             self._ready.popitem()[1].close()
-        self._image = None
+        for _, replay in self._pictures.values():
+            replay.close()
+        self._pictures.clear()
         self._graphs = {}
         self._pool.release(self._passing)
         self._passing = []

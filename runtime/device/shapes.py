@@ -63,7 +63,7 @@ class Limits:
 
     def bucket(self, posts: int, tokens: int, units: int) -> Bucket:
         """The smallest planned bucket that holds a batch, else the smallest grid point."""
-        rows = min(next((rows for rows in POST_STEPS if rows >= posts), posts), self.posts)
+        rows = min(round_posts(posts), self.posts)
         for steps, most in self.planned:
             if tokens <= steps <= self.tokens and units <= most <= self.units:
                 return Bucket(posts=rows, tokens=max(steps, self.least_tokens), units=most)
@@ -137,6 +137,11 @@ def profile_index(profiles: Sequence[dict[str, tuple[Shape, Shape, Shape]]], **s
         ):
             return index
     return -1
+
+
+def round_posts(posts: int) -> int:
+    """The number of rows that so many posts, or pictures, are run with."""
+    return next((rows for rows in POST_STEPS if rows >= posts), posts)
 
 
 def _up(value: int, step: int) -> int:
