@@ -19,7 +19,7 @@ from amlr.export.precision.islands import (
     mask_nodes,
     search_islands,
 )
-from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
+from amlr.export.precision.judge import GRAPHS, Answer, PostJudge, scan_ranges
 from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights, trace
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -61,10 +61,10 @@ class Fp16Report:
             "change_bound": change_bound(len(proof.changed), proof.posts),
             "max_abs_error": dict(proof.max_abs_error),
             "judged_by": "emulated float16",
-            "lead": _lead(proof),
+            "lead": lead_values(proof),
             "search": {
                 "posts": best.posts,
-                "lead": _lead(best),
+                "lead": lead_values(best),
                 "stopped": self.search.stopped,
                 "entities": best.entities,
                 "changed_entities": best.changed_entities,
@@ -116,7 +116,7 @@ class Fp16Report:
         )
 
 
-def _lead(found: Evaluation) -> dict[str, float]:
+def lead_values(found: Evaluation) -> dict[str, float]:
     """For the manifest, which is JSON: where no post has another answer there is no number."""
     lead = found.lead
     values = {"error": lead.error, "closest": lead.closest, "times": lead.times}
@@ -193,18 +193,22 @@ def write_fp16(
             f"posts, allowed {max_changed:g} of all; export without fp16 or allow more"
         )
     graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
-    worst = max(best.worst, report.proof.worst)
-    logits = [answer.scores.unit_logits_uc for answer in judge.answers if answer.scores is not None]
-    largest = max((float(abs(each).max(initial=1.0)) for each in logits), default=1.0)
     variant = Variant(
         precision="fp16",
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
         provider="tensorrt",
         graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
         parity=report.parity(),
-        tolerance=max(LEAST_TOLERANCE, 4 * worst / max(1.0, largest)),
+        tolerance=half_tolerance(max(best.worst, report.proof.worst), judge.answers),
     )
     return variant, report
+
+
+def half_tolerance(worst: float, answers: Iterable[Answer]) -> float:
+    """What the golden check on a device may differ by, from the error that emulation showed."""
+    logits = [answer.scores.unit_logits_uc for answer in answers if answer.scores is not None]
+    largest = max((float(abs(each).max(initial=1.0)) for each in logits), default=1.0)
+    return max(LEAST_TOLERANCE, 4 * worst / max(1.0, largest))
 
 
 def write_half(graphs: Iterable[HalfGraph], folder: Path) -> dict[str, Path]:

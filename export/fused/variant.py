@@ -1,0 +1,317 @@
+"""The fp16 variant for onnxruntime's CUDA provider: fused graphs, checked, judged, written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from amlr.errors import ExportError
+from amlr.export.fused.encoders import (
+    TextEncoder,
+    VisionTransformer,
+    read_text,
+    read_vision,
+    write_text,
+    write_vision,
+)
+from amlr.export.fused.fusion import Fusion, read_fusion, write_fusion
+from amlr.export.fused.reader import Reader
+from amlr.export.fused.writer import BATCH, STEPS, Arithmetic, Writer
+from amlr.export.parity import change_bound
+from amlr.export.precision.emulate import emulate
+from amlr.export.precision.graph_tools import HALF
+from amlr.export.precision.half import to_half
+from amlr.export.precision.islands import Evaluation
+from amlr.export.precision.judge import GRAPHS, GraphProvider, PostJudge, session_runner
+from amlr.export.precision.variant import fp32_models, half_tolerance, lead_values
+from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Variant
+from amlr.runtime.results import Post
+
+NAME = "fp16-cuda"
+PROVIDER = "onnxruntime-cuda"
+# Text and fusion as one graph: hidden states then never leave float16, nor the device.
+MERGED = "text_fusion"
+# Twins add in another order than the exported graphs, and differ in nothing else.
+TWIN_TOLERANCE = 1e-4
+# A text encoder that is not recognised does not say how many steps it takes.
+_STEPS_MULTIPLE = 64
+Models = dict[str, onnx.ModelProto]
+Feed = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts:
+    """What a bundle's graphs are made of; None for one that is not recognised.
+
+    Attributes:
+        plain: The float32 graphs themselves.
+        text: Graph `text`.
+        vision: Graph `image`.
+        fusion: Graph `fusion`.
+        most_steps: Longest window that the graphs take.
+    """
+
+    plain: Models
+    text: TextEncoder | None
+    vision: VisionTransformer | None
+    fusion: Fusion | None
+    most_steps: int
+
+
+def read_parts(bundle: Bundle, say: Say = lambda line: None) -> Parts:
+    """Recognise the layers of a bundle's float32 graphs.
+
+    Args:
+        bundle: Opened; needs no checkpoint.
+        say: Receives a line for each graph that will be converted node by node instead.
+    """
+    plain = fp32_models(bundle)
+
+    def read(name: str, function: Callable[[Reader], Any]) -> Any:
+        try:
+            return function(Reader(name, plain[name]))
+        except ExportError as error:
+            say(f"  {error}; it is converted node by node")
+            return None
+
+    text = read("text", read_text)
+    most = -(-bundle.manifest.text.max_tokens // _STEPS_MULTIPLE) * _STEPS_MULTIPLE
+    return Parts(
+        plain=plain, text=text, vision=read("image", read_vision),
+        fusion=read("fusion", read_fusion),
+        most_steps=most if text is None else len(text.positions),
+    )  # fmt: skip
+
+
+def build(parts: Parts, arithmetic: Arithmetic, *, half_ends: bool = False) -> Models:
+    """Write all graphs in one arithmetic.
+
+    Args:
+        parts: What to write.
+        arithmetic: `EMULATED` judges what `HALF` computes.
+        half_ends: Hidden states and regions are float16 where they enter and leave graphs.
+
+    Returns:
+        `text`, `image`, `fusion`, and `text_fusion` where both its halves are recognised.
+
+    Raises:
+        ExportError: A weight leaves the float16 range, or half ends are wanted of a text or
+            fusion graph that is not recognised.
+    """
+    if half_ends and (parts.text is None or parts.fusion is None):
+        raise ExportError("float16 between graphs needs text and fusion graphs that are recognised")
+    made: Models = {}
+    store: dict[str, onnx.TensorProto] = {}
+    for name in (*GRAPHS, MERGED):
+        out = Writer(name, arithmetic, half_ends=half_ends, store=store)
+        if _write(out, parts):
+            made[name] = out.model()
+        elif name in GRAPHS:
+            made[name] = _converted(name, parts.plain[name], arithmetic, half_ends)
+    return made
+
+
+def _write(out: Writer, parts: Parts) -> bool:
+    """Write the graph of the writer's name from recognised parts, if they are."""
+    text, vision, fusion = parts.text, parts.vision, parts.fusion
+    if out.name == "text" and text is not None:
+        out.output(write_text(out, text), "hidden_btd", [BATCH, STEPS, text.width])
+    elif out.name == "image" and vision is not None:
+        shape = [BATCH, vision.start.shape[0], vision.width]
+        out.output(write_vision(out, vision), "regions_bpd", shape)
+    elif out.name == "fusion" and fusion is not None:
+        hidden = out.float_input("hidden_btd", [BATCH, STEPS, fusion.width])
+        write_fusion(out, fusion, out.enter(hidden), parts.most_steps)
+    elif out.name == MERGED and text is not None and fusion is not None:
+        write_fusion(out, fusion, write_text(out, text), parts.most_steps)
+    else:
+        return False
+    return True
+
+
+def _converted(
+    name: str, plain: onnx.ModelProto, arithmetic: Arithmetic, half_ends: bool
+) -> onnx.ModelProto:
+    """A graph that is not recognised, node by node."""
+    if arithmetic is Arithmetic.FLOAT:
+        return plain
+    half = to_half(name, plain).model
+    if arithmetic is Arithmetic.EMULATED:
+        return emulate(half)
+    for dimension in half.graph.input[0].type.tensor_type.shape.dim:
+        if dimension.dim_param == "B":
+            dimension.dim_param = BATCH
+    if half_ends:
+        (output,) = half.graph.output
+        last = half.graph.node[-1]
+        assert last.op_type == "Cast"
+        source = last.input[0]
+        half.graph.node.remove(last)
+        for node in half.graph.node:
+            node.input[:] = [output.name if i == source else i for i in node.input]
+            node.output[:] = [output.name if o == source else o for o in node.output]
+        output.type.tensor_type.elem_type = HALF
+    return half
+
+
+def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
+    """Run float32 twins of the fused graphs beside the bundle's own, on random posts.
+
+    Returns:
+        Largest difference by graph.
+
+    Raises:
+        ExportError: It is more than `TWIN_TOLERANCE` of the largest value.
+    """
+    twins, feeds = build(parts, Arithmetic.FLOAT), _random_feeds(bundle)
+    feeds["fusion"]["hidden_btd"] = _run(parts.plain["text"], feeds["text"])["hidden_btd"]
+    errors: dict[str, float] = {}
+    for name in GRAPHS:
+        if twins[name] is parts.plain[name]:
+            continue
+        expected, actual = (_run(models[name], feeds[name]) for models in (parts.plain, twins))
+        if name == "text":
+            # Steps past a post's end hold numbers without meaning.
+            real = feeds["text"]["attention_mask"] == 1
+            expected, actual = ({n: v[real] for n, v in o.items()} for o in (expected, actual))
+        errors[name] = max(float(np.abs(expected[n] - actual[n]).max()) for n in expected)
+        largest = max(1.0, *(float(np.abs(value).max()) for value in expected.values()))
+        if not errors[name] <= TWIN_TOLERANCE * largest:
+            raise ExportError(
+                f"graph {name!r}: its fused twin differs by {errors[name]:.2g}, expected at most "
+                f"{TWIN_TOLERANCE * largest:.2g}; export without {NAME}"
+            )
+    return errors
+
+
+def _run(model: onnx.ModelProto, feed: Feed) -> Feed:
+    return session_runner(model)(feed)
+
+
+def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
+    """Two posts, one shorter and without a picture, through all three graphs."""
+    manifest, random = bundle.manifest, np.random.default_rng(0)
+    steps = manifest.scales + 7
+    mask = (np.arange(steps) < np.array([[steps], [steps - 4]])).astype(np.int64)
+    vocabulary = (manifest.token_ids.cls_id, manifest.token_ids.sep_id, manifest.token_ids.unk_id)
+    text: Feed = {"input_ids": random.choice(vocabulary, mask.shape), "attention_mask": mask}
+    if manifest.shape_embedding:
+        text["shape_ids"] = random.integers(0, 2, mask.shape)
+    size = manifest.image.size
+    units = manifest.scales * steps - manifest.scales * (manifest.scales - 1) // 2
+    pool = (1, manifest.regions, manifest.width)
+    return {
+        "text": text,
+        "image": {"pixel_values": random.normal(size=(1, 3, size, size)).astype(np.float32)},
+        "fusion": {
+            "unit_index_bs": np.tile(np.arange(units), (2, 1)),
+            "pool_npd": random.normal(size=pool).astype(np.float32),
+            "slot_b": np.array([0, -1]),
+        },
+    }
+
+
+def write_models(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Path]:
+    """Write graphs with one shared file of weights; gives each graph's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = SharedWeights(folder / WEIGHTS_FILE)
+    files: dict[str, Path] = {}
+    try:
+        for name, model in models.items():
+            weights.externalise(model)
+            files[name] = folder / f"{name}.onnx"
+            files[name].write_bytes(model.SerializeToString(deterministic=True))
+    finally:
+        weights.close()
+    return files
+
+
+def write_cuda_variant(
+    bundle: Path, out: Path, half: bool = True, judge: bool = False, *, half_ends: bool = False
+) -> dict[str, Path]:
+    """Write a bundle's fused graphs in seconds, without judging them on posts.
+
+    Args:
+        bundle: An exported bundle; only its manifest and fp32 graphs are read.
+        out: Folder for the graphs and their weights.
+        half: float16; False writes float32 twins, which onnxruntime runs on a CPU too.
+        judge: Run the twins beside the bundle's own graphs first; needs onnxruntime.
+        half_ends: As for `build`.
+
+    Returns:
+        File of each graph by name.
+
+    Raises:
+        ExportError: A weight leaves the float16 range, or a twin differs.
+    """
+    opened = Bundle.open(bundle)
+    parts = read_parts(opened)
+    if judge:
+        check_twins(opened, parts)
+    kind = Arithmetic.HALF if half else Arithmetic.FLOAT
+    return write_models(build(parts, kind, half_ends=half_ends), out)
+
+
+def write_fp16_cuda(
+    folder: Path,
+    bundle: Bundle,
+    reference: Engine,
+    posts: Sequence[Post],
+    *,
+    say: Say = lambda line: None,
+) -> Variant:
+    """Add the variant's graphs to a staged bundle and judge them on posts.
+
+    Args:
+        folder: The staged bundle; files go to `onnx/fp16-cuda/`.
+        bundle: The same folder, opened, with its fp32 variant.
+        reference: Engine whose entities must be kept.
+        posts: What to judge on; nothing is tuned on them.
+        say: Receives progress lines.
+
+    Returns:
+        The variant for the manifest. Changed entities are recorded, and `precision="auto"` then
+        refuses it: fused operators leave no part that could stay float32.
+
+    Raises:
+        ExportError: A weight leaves the float16 range, or a float32 twin differs.
+    """
+    parts = read_parts(bundle, say)
+    twins = check_twins(bundle, parts)
+    say(f"judging the fused graphs on {len(posts)} posts")
+    judge = PostJudge(bundle, reference, posts)
+    emulated = build(parts, Arithmetic.EMULATED)
+    run = {name: session_runner(emulated[name]) for name in GRAPHS}
+    result = judge.evaluate(GraphProvider(run, bundle, name=f"{NAME}-emulated"), None)
+    say(
+        f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
+        f"{result.worst:.2e}"
+    )
+    graphs = write_models(build(parts, Arithmetic.HALF), folder / "onnx" / NAME)
+    return Variant(
+        precision="fp16",
+        provider=PROVIDER,
+        graphs={name: f"onnx/{NAME}/{path.name}" for name, path in graphs.items()},
+        parity=_parity(result, twins),
+        tolerance=half_tolerance(result.worst, judge.answers),
+    )
+
+
+def _parity(result: Evaluation, twins: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "posts": result.posts,
+        "entities": result.entities,
+        "changed_entities": result.changed_entities,
+        "change_bound": change_bound(len(result.changed), result.posts),
+        "max_abs_error": dict(result.max_abs_error),
+        "judged_by": "emulated float16",
+        "lead": lead_values(result),
+        "twins": dict(twins),
+    }
