@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from amlr.errors import InputError
 from amlr.export.extend import (
     TargetOptions,
+    add_fp16_cuda,
     add_gpu_parts,
     check_targets,
     copy_bundle,
     save_manifest,
 )
+from amlr.export.fused.variant import NAME as FP16_CUDA
 from amlr.export.ladder.ladder import PRECISIONS as CPU_PRECISIONS
 from amlr.export.ladder.ladder import LadderOptions, add_variants
 from amlr.export.ladder.posts import read_posts
@@ -27,7 +29,7 @@ from amlr.runtime.manifest import Manifest
 if TYPE_CHECKING:  # adding to a bundle needs no torch
     from amlr.training.model import AmlrModel
 
-PRECISIONS = ("fp32", "fp16", *CPU_PRECISIONS)
+PRECISIONS = ("fp32", "fp16", FP16_CUDA, *CPU_PRECISIONS)
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
 TARGETS = (*ENGINE_TARGETS, "cuda")
 Say = Callable[[str], None]
@@ -108,7 +110,7 @@ def apply_additions(
     """
     additions.check_libraries()
     posts = proof = None
-    if "fp16" in additions.precisions and additions.calib is not None:
+    if {"fp16", FP16_CUDA} & set(additions.precisions) and additions.calib is not None:
         read = read_posts(additions.calib, additions.images, most=additions.most)
         posts, proof = ([item.post for item in half] for half in (read.tuning, read.proof))
     # fp16 is what engines are for; fp32 ones are built where there is nothing else.
@@ -121,6 +123,8 @@ def apply_additions(
         proof=proof,
     )
     manifest = add_gpu_parts(folder, manifest, gpu, model=model, fold=fold, reuse=reuse, say=say)
+    if FP16_CUDA in additions.precisions:
+        manifest = add_fp16_cuda(folder, manifest, proof, model=model, say=say)
     cpu = tuple(p for p in additions.precisions if p in CPU_PRECISIONS)
     if cpu:
         options = LadderOptions(

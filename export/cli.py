@@ -16,6 +16,7 @@ Examples:
   amlr-export --ckpt best.pt --precision fp32,bf16,int8 --calib posts.jsonl
   amlr-export --ckpt best.pt --precision fp32,fp16 --target tensorrt-rtx --sms 86,89
   amlr-export --from amlr.plan --target tensorrt            (needs no checkpoint, no torch)
+  amlr-export --from amlr.plan --precision fp16-cuda    (onnxruntime-gpu)
   amlr-export --from amlr.plan --triton triton/             (model repository for Triton)
   amlr-export --from amlr.plan --plan-buckets posts.jsonl --json > plan.json
   amlr-export --ckpt release.pt --tokenizer bert-base-uncased/ --labels PER,LOC,ORG,OTHER
@@ -48,7 +49,7 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
     "--precision",
     default="fp32",
     show_default=True,
-    help="Comma-separated: fp32, fp16 (GPU), bf16, int8 (CPU).",
+    help="Comma-separated: fp32, fp16 (TensorRT), fp16-cuda (onnxruntime), bf16, int8 (CPU).",
 )
 @click.option("--target", default="", help="Comma-separated: tensorrt, tensorrt-rtx, cuda.")
 @click.option("--calib", type=FilePath, help="Posts for calibration: JSON lines or CoNLL.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amlr.export.fused import variant as fused
 from amlr.export.precision.variant import write_fp16
 from amlr.export.samples import sample_posts
 from amlr.export.staging import list_files, staged
@@ -202,19 +203,57 @@ def add_fp16(
     proof = sample_posts(PROOF_POSTS, seed=_PROOF_SEED) if proof is None else proof
     bundle = Bundle.open(folder)
     specs = None
-    if model is None:
-        judge = Engine.load(folder, provider="onnxruntime", precision="exact", check="off")
-    else:
-        from amlr.export.eager import EagerProvider
+    if model is not None:
         from amlr.export.graphs import build_graphs
 
         specs = build_graphs(model, image_size=manifest.image.size, fold=fold, centre=True)
-        judge = Engine(bundle, EagerProvider(model))
-    with judge:
+    with _reference_engine(bundle, model) as judge:
         variant, _ = write_fp16(
             folder, bundle, judge, posts, proof, specs=specs, max_changed=max_changed, say=say
         )
     return save_manifest(folder, replace(manifest, variants={**manifest.variants, "fp16": variant}))
+
+
+def add_fp16_cuda(
+    folder: Path,
+    manifest: Manifest,
+    proof: Sequence[Post] | None = None,
+    *,
+    model: "AmlrModel | None" = None,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Add the fp16 variant of onnxruntime's CUDA provider to a staged bundle.
+
+    Args:
+        folder: As for `add_fp16`.
+        manifest: The same manifest.
+        proof: Posts to judge on; None invents some.
+        model: The eager model to compare entities with; None compares with the fp32 graphs.
+        say: Receives progress lines.
+
+    Returns:
+        The manifest that lists it.
+
+    Raises:
+        ExportError: A weight leaves the float16 range, or a fused graph computes something else.
+    """
+    if proof is None:
+        say(f"  no --calib: {fused.NAME} is judged on invented posts, not on yours")
+        proof = sample_posts(PROOF_POSTS, seed=_PROOF_SEED)
+    bundle = Bundle.open(folder)
+    with _reference_engine(bundle, model) as reference:
+        variant = fused.write_fp16_cuda(folder, bundle, reference, proof, say=say)
+    variants = {**manifest.variants, fused.NAME: variant}
+    return save_manifest(folder, replace(manifest, variants=variants))
+
+
+def _reference_engine(bundle: Bundle, model: "AmlrModel | None") -> Engine:
+    """Whose entities a half variant must keep: the eager model's, or the fp32 graphs'."""
+    if model is None:
+        return Engine.load(bundle.path, provider="onnxruntime", precision="exact", check="off")
+    from amlr.export.eager import EagerProvider
+
+    return Engine(bundle, EagerProvider(model))
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -309,7 +309,7 @@ def write_text(out: Writer, text: TextEncoder) -> str:
 
 
 def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
-    """What the layers' attention takes; see `docs/deploy.md` for which kernel that selects."""
+    """What the layers' attention takes; docs/onnxruntime-cuda.md says which kernel that selects."""
     if text.distances is not None:
         return _biased_mask(out, text.distances, attention_mask)
     width = text.words.shape[1] // text.layers[0].attention.heads
@@ -324,13 +324,9 @@ def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
     steps = out.op("Shape", [attention_mask], start=1, end=2)
     batch = out.op("Shape", [attention_mask], start=0, end=1)
     end = out.op("Add", [out.op("Mul", [steps, batch]), out.ints(1)])
-    starts = out.op("Range", [_scalar(out, out.ints(0)), _scalar(out, end), _scalar(out, steps)])
+    starts = out.op("Range", [out.zero(), out.op("Squeeze", [end]), out.op("Squeeze", [steps])])
     starts = out.op("Cast", [starts], to=TensorProto.INT32)
     return Mask(index=out.op("Concat", [lengths, starts, starts], axis=0))
-
-
-def _scalar(out: Writer, name: str) -> str:
-    return out.op("Squeeze", [name])
 
 
 def _biased_mask(out: Writer, distances: Floats, attention_mask: str) -> Mask:

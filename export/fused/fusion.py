@@ -203,8 +203,8 @@ def _post_starts(out: Writer, hidden: str, steps: str, slots: int) -> str:
     batch = out.op("Shape", [hidden], start=0, end=1)
     stride = out.op("Mul", [steps, out.ints(slots)])
     end = out.op("Mul", [stride, batch])
-    scalars = [out.op("Squeeze", [name]) for name in (out.ints(0), end, stride)]
-    return out.op("Unsqueeze", [out.op("Range", scalars), out.ints(1)])
+    scalars = [out.op("Squeeze", [name]) for name in (end, stride)]
+    return out.op("Unsqueeze", [out.op("Range", [out.zero(), *scalars]), out.ints(1)])
 
 
 def _context(out: Writer, fusion: Fusion, units: str) -> str:
@@ -212,7 +212,7 @@ def _context(out: Writer, fusion: Fusion, units: str) -> str:
     attention, width = fusion.attention, fusion.width
     pool = out.float_input("pool_npd", [SLOTS, fusion.regions, width])
     slot = out.input("slot_b", [BATCH])
-    zero = out.constant("no_slot", np.array(0, np.int64))
+    zero = out.zero()
     # Chosen before they are rounded: a device's pool holds many more pictures than a batch shows.
     regions = out.enter(out.op("Gather", [pool, out.op("Max", [slot, zero])]))
     query = out.product(units, attention.query, "cross.query")

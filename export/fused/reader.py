@@ -100,14 +100,20 @@ class Reader:
             model: With its weights; not changed.
         """
         self.name = name
-        self.graph = prepare(model).graph
+        # Without the weights, which stay where they are: they can be many hundred megabytes.
+        light = onnx.ModelProto()
+        for part in ("node", "input", "output"):
+            getattr(light.graph, part).extend(getattr(model.graph, part))
+        self.graph = prepare(light).graph
         self.inputs = {info.name: info for info in self.graph.input}
         self._made_by = {made: node for node in self.graph.node for made in node.output if made}
         self._read_by: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
             for source in set(node.input):
                 self._read_by.setdefault(source, []).append(node)
-        self._tensors = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._tensors = {
+            tensor.name: tensor for tensor in (*model.graph.initializer, *self.graph.initializer)
+        }
 
     def refuse(self, what: str) -> ExportError:
         """An error that names the graph."""

@@ -66,13 +66,19 @@ class Parts:
 
 
 def read_parts(bundle: Bundle, say: Say = lambda line: None) -> Parts:
-    """Recognise the layers of a bundle's float32 graphs.
+    """Recognise the layers of a bundle's float32 graphs; needs no checkpoint. See `recognise`."""
+    most = -(-bundle.manifest.text.max_tokens // _STEPS_MULTIPLE) * _STEPS_MULTIPLE
+    return recognise(fp32_models(bundle), most, say)
+
+
+def recognise(plain: Models, most_steps: int, say: Say = lambda line: None) -> Parts:
+    """Recognise the layers of float32 graphs.
 
     Args:
-        bundle: Opened; needs no checkpoint.
+        plain: `text`, `image` and `fusion` with their weights.
+        most_steps: Longest window, where the text encoder is not recognised.
         say: Receives a line for each graph that will be converted node by node instead.
     """
-    plain = fp32_models(bundle)
 
     def read(name: str, function: Callable[[Reader], Any]) -> Any:
         try:
@@ -82,11 +88,10 @@ def read_parts(bundle: Bundle, say: Say = lambda line: None) -> Parts:
             return None
 
     text = read("text", read_text)
-    most = -(-bundle.manifest.text.max_tokens // _STEPS_MULTIPLE) * _STEPS_MULTIPLE
     return Parts(
         plain=plain, text=text, vision=read("image", read_vision),
         fusion=read("fusion", read_fusion),
-        most_steps=most if text is None else len(text.positions),
+        most_steps=most_steps if text is None else len(text.positions),
     )  # fmt: skip
 
 
@@ -116,6 +121,12 @@ def build(parts: Parts, arithmetic: Arithmetic, *, half_ends: bool = False) -> M
         elif name in GRAPHS:
             made[name] = _converted(name, parts.plain[name], arithmetic, half_ends)
     return made
+
+
+def emulated(parts: Parts) -> Models:
+    """`text`, `image` and `fusion` in float32 that rounds wherever the variant's graphs do."""
+    models = build(parts, Arithmetic.EMULATED)
+    return {name: models[name] for name in GRAPHS}
 
 
 def _write(out: Writer, parts: Parts) -> bool:
@@ -219,7 +230,14 @@ def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
 
 
 def write_models(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Path]:
-    """Write graphs with one shared file of weights; gives each graph's file."""
+    """Write graphs with one shared file of weights, which the graphs then refer to.
+
+    Returns:
+        File of each graph by name.
+
+    Raises:
+        ExportError: A written graph does not check.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = SharedWeights(folder / WEIGHTS_FILE)
     files: dict[str, Path] = {}
@@ -230,6 +248,11 @@ def write_models(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[st
             files[name].write_bytes(model.SerializeToString(deterministic=True))
     finally:
         weights.close()
+    for name, path in files.items():
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"fused graph {name!r} is not valid: {error}") from error
     return files
 
 
@@ -287,8 +310,7 @@ def write_fp16_cuda(
     twins = check_twins(bundle, parts)
     say(f"judging the fused graphs on {len(posts)} posts")
     judge = PostJudge(bundle, reference, posts)
-    emulated = build(parts, Arithmetic.EMULATED)
-    run = {name: session_runner(emulated[name]) for name in GRAPHS}
+    run = {name: session_runner(model) for name, model in emulated(parts).items()}
     result = judge.evaluate(GraphProvider(run, bundle, name=f"{NAME}-emulated"), None)
     say(
         f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
