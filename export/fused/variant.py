@@ -19,7 +19,7 @@ from amlr.export.fused.encoders import (
 )
 from amlr.export.fused.fusion import Fusion, read_fusion, write_fusion
 from amlr.export.fused.reader import Reader
-from amlr.export.fused.writer import BATCH, STEPS, Arithmetic, Writer
+from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Arithmetic, Writer
 from amlr.export.parity import change_bound
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.graph_tools import HALF
@@ -41,6 +41,8 @@ MERGED = "text_fusion"
 TWIN_TOLERANCE = 1e-4
 # A text encoder that is not recognised does not say how many steps it takes.
 _STEPS_MULTIPLE = 64
+# Names of the exported graphs' dimensions, and of the same in fused ones.
+_DIMENSIONS = {"B": BATCH, "T": STEPS, "S": UNITS, "N": SLOTS}
 Models = dict[str, onnx.ModelProto]
 Feed = dict[str, Any]
 Say = Callable[[str], None]
@@ -156,9 +158,10 @@ def _converted(
     half = to_half(name, plain).model
     if arithmetic is Arithmetic.EMULATED:
         return emulate(half)
-    for dimension in half.graph.input[0].type.tensor_type.shape.dim:
-        if dimension.dim_param == "B":
-            dimension.dim_param = BATCH
+    for info in (*half.graph.input, *half.graph.output):
+        for dimension in info.type.tensor_type.shape.dim:
+            if dimension.dim_param in _DIMENSIONS:
+                dimension.dim_param = _DIMENSIONS[dimension.dim_param]
     if half_ends:
         (output,) = half.graph.output
         last = half.graph.node[-1]
