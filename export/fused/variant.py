@@ -97,16 +97,23 @@ def recognise(plain: Models, most_steps: int, say: Say = lambda line: None) -> P
     )  # fmt: skip
 
 
-def build(parts: Parts, arithmetic: Arithmetic, *, half_ends: bool = False) -> Models:
-    """Write all graphs in one arithmetic.
+def build(
+    parts: Parts,
+    arithmetic: Arithmetic,
+    *,
+    half_ends: bool = False,
+    names: Sequence[str] = (*GRAPHS, MERGED),
+) -> Models:
+    """Write graphs in one arithmetic.
 
     Args:
         parts: What to write.
         arithmetic: `EMULATED` judges what `HALF` computes.
         half_ends: Hidden states and regions are float16 where they enter and leave graphs.
+        names: Graphs wanted.
 
     Returns:
-        `text`, `image`, `fusion`, and `text_fusion` where both its halves are recognised.
+        Graphs by name, without `text_fusion` where one of its halves is not recognised.
 
     Raises:
         ExportError: A weight leaves the float16 range, or half ends are wanted of a text or
@@ -116,7 +123,7 @@ def build(parts: Parts, arithmetic: Arithmetic, *, half_ends: bool = False) -> M
         raise ExportError("float16 between graphs needs text and fusion graphs that are recognised")
     made: Models = {}
     store: dict[str, onnx.TensorProto] = {}
-    for name in (*GRAPHS, MERGED):
+    for name in names:
         out = Writer(name, arithmetic, half_ends=half_ends, store=store)
         if _write(out, parts):
             made[name] = out.model()
@@ -127,8 +134,7 @@ def build(parts: Parts, arithmetic: Arithmetic, *, half_ends: bool = False) -> M
 
 def emulated(parts: Parts) -> Models:
     """`text`, `image` and `fusion` in float32 that rounds wherever the variant's graphs do."""
-    models = build(parts, Arithmetic.EMULATED)
-    return {name: models[name] for name in GRAPHS}
+    return build(parts, Arithmetic.EMULATED, names=GRAPHS)
 
 
 def _write(out: Writer, parts: Parts) -> bool:
@@ -184,7 +190,7 @@ def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
     Raises:
         ExportError: It is more than `TWIN_TOLERANCE` of the largest value.
     """
-    twins, feeds = build(parts, Arithmetic.FLOAT), _random_feeds(bundle)
+    twins, feeds = build(parts, Arithmetic.FLOAT, names=GRAPHS), _random_feeds(bundle)
     feeds["fusion"]["hidden_btd"] = _run(parts.plain["text"], feeds["text"])["hidden_btd"]
     errors: dict[str, float] = {}
     for name in GRAPHS:
