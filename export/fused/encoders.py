@@ -292,7 +292,9 @@ def write_text(out: Writer, text: TextEncoder) -> str:
         x = out.compute("Add", [x, out.op("Gather", [out.weight("shapes", text.shapes), shapes])])
     steps = out.op("Shape", [ids], start=1, end=2)
     table = out.weight("positions", text.positions)
-    x = out.compute("Add", [x, out.op("Slice", [table, out.ints(0), steps, out.ints(0)])])
+    # Sum, as the library would turn Add and the norm into a SkipLayerNormalization, which in
+    # strict mode takes no stream that is broadcast.
+    x = out.compute("Sum", [x, out.op("Slice", [table, out.ints(0), steps, out.ints(0)])])
     x = out.norm(x, text.norm, "embeddings")
     for number, layer in enumerate(text.layers):
         label = f"layer.{number}"
@@ -356,7 +358,7 @@ def write_vision(out: Writer, vision: VisionTransformer) -> str:
     x = out.product(x, vision.patches, "image.patches")
     # A row of zeros in front, to which the class token is added.
     x = out.op("Pad", [x, out.ints(0, 1, 0, 0, 0, 0)])
-    x = out.compute("Add", [x, out.weight("image.start", vision.start)])
+    x = out.compute("Sum", [x, out.weight("image.start", vision.start)])
     y = out.norm(x, vision.layers[0].first, "image.layer.0.first")
     following = [*(layer.first for layer in vision.layers[1:]), vision.norm]
     for number, (layer, last) in enumerate(zip(vision.layers, following, strict=True)):

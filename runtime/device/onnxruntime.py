@@ -136,6 +136,10 @@ def cuda_options(stream: Stream, *, captures: bool) -> dict[str, str]:
         "use_tf32": "0",
         # The exhaustive search runs again for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
+        # Otherwise fused norms of float16 graphs take mean and square in float16.
+        "enable_skip_layer_norm_strict_mode": "1",
+        # Flash and memory-efficient attention; by default flash is for 513 steps and more.
+        "sdpa_kernel": "3",
         "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": str(int(captures)),
     }
