@@ -86,8 +86,11 @@ triton: $(VENV)/.dev $(TRITON_VENV)/.done ## Tests on a real Triton server, fetc
 # On a GPU machine without a package index the environment may be the system's own.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu: ## On a machine with an NVIDIA GPU: build, prove, time, kernel tests; report in build/gpu
-	PYTHONPATH=src AMLR_REQUIRE=gpu $(GPU_PYTHON) -m amlr.benchmarks.gpu --engine $(DEMO)/amlr.plan --out build/gpu
+# The caller's PYTHONPATH is kept: there, packages may lie in folders of their own.
+GPU_ARGS ?=
+
+gpu: ## On a machine with an NVIDIA GPU: measure with the kit in .kit; results in build/gpu
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m amlr.benchmarks.gpu --kit .kit --out build/gpu $(GPU_ARGS)
 
 clean: ## Remove build products, keep the environment
 	rm -rf build dist src/*.egg-info

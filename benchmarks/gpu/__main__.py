@@ -1,76 +1,73 @@
-"""The command behind `make gpu`: everything that needs an NVIDIA GPU, in one go and one report.
+"""`python -m amlr.benchmarks.gpu`: measure the product on an NVIDIA GPU within a time budget.
 
-Works without a package index and with whatever is installed: TensorRT may be missing, then
-onnxruntime-CUDA and the NVRTC kernels are still exercised. Each step that cannot run says why and
-the others go on. Without a GPU the command refuses at once, exit code 2.
-
-This file imports nothing heavy: the refusal must come before PyTorch or onnxruntime are loaded.
+Imports nothing heavy: without a GPU the refusal must come before PyTorch or onnxruntime load.
 """
 
-import json
-import os
+import tempfile
 from pathlib import Path
 
 import click
 
+from amlr.benchmarks.gpu.orchestrate import Run, orchestrate
+from amlr.benchmarks.gpu.report import summary
+from amlr.benchmarks.gpu.rows import RESULTS, read_rows
+from amlr.benchmarks.gpu.steps import STEPS
 from amlr.cli_support import AmlrCommand
-from amlr.errors import ParityError
+from amlr.errors import InputError, ParityError
 from amlr.kernels.driver import probe_driver
 
 EXAMPLES = """\b
 Examples:
-  python -m amlr.benchmarks.gpu --engine build/demo/amlr.plan
-  python -m amlr.benchmarks.gpu --engine amlr.plan --data valid.txt --images photos/ --posts 500
+  python -m amlr.benchmarks.gpu.kit --out .kit                       (at home, once)
+  python -m amlr.benchmarks.gpu --kit .kit --out build/gpu --smoke
+  python -m amlr.benchmarks.gpu --kit .kit --out build/gpu --budget 420
+  python -m amlr.benchmarks.gpu --kit .kit --out build/gpu --steps ort-speed,eager
+  python -m amlr.benchmarks.gpu --kit .kit --out build/dry --dry-run (no GPU needed)
 """
+FolderPath = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("gpu", cls=AmlrCommand, epilog=EXAMPLES)
+@click.option("--kit", type=FolderPath, default=Path(".kit"), show_default=True, help="The kit.")
+@click.option("--out", type=FolderPath, default=Path("build/gpu"), show_default=True)
+@click.option("--budget", type=float, default=420.0, show_default=True, help="Seconds in all.")
+@click.option("--smoke", is_flag=True, help="One repetition of everything.")
+@click.option("--steps", default="", help="Comma-separated names; all by default.")
+@click.option("--dry-run", is_flag=True, help="Walk every step on the CPU, at tiny sizes.")
 @click.option(
-    "--engine",
-    type=click.Path(path_type=Path),
-    default=Path("build/demo/amlr.plan"),
-    show_default=True,
-    help="Folder of the bundle.",
+    "--work",
+    type=FolderPath,
+    default=lambda: Path(tempfile.gettempdir()) / "amlr-gpu",
+    help="Takes unpacked wheels and bundles [default: amlr-gpu in the system's temporary folder].",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/gpu"), help="Reports.")
-@click.option("--data", default="sample", show_default=True, help="Posts, as amlr-bench --data.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures.")
-@click.option("--posts", default=200, show_default=True, help="Posts for parity.")
-@click.option("--seconds", default=3.0, show_default=True, help="Timing budget of one table cell.")
-@click.option("--tests/--no-tests", default=True, help="Run the kernel tests on the device.")
 def gpu_command(
-    engine: Path,
-    out: Path,
-    data: str,
-    images: Path | None,
-    posts: int,
-    seconds: float,
-    tests: bool,
+    kit: Path, out: Path, budget: float, smoke: bool, steps: str, dry_run: bool, work: Path
 ) -> None:
-    """Build, prove and time a bundle on this machine's NVIDIA GPU; write report.md and report.json.
+    """Measure on this machine's NVIDIA GPU; append rows to results.jsonl, print a table.
 
-    Exit code 1 when a tier changes an entity or a kernel test fails, 2 without a usable GPU.
+    Exit code 1 when a step failed, 2 without a usable GPU.
     """
-    driver = probe_driver()
-    from amlr.benchmarks.gpu_report import markdown
-    from amlr.benchmarks.gpu_run import GpuPlan, run_gpu
-
-    plan = GpuPlan(
-        engine=engine, out=out, data=data, images=images, posts=posts, seconds=seconds, tests=tests
-    )
-    report = run_gpu(plan, driver, say=lambda line: click.echo(line, err=True))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
-    click.echo(f"wrote {out / 'report.md'} and report.json", err=True)
-    if report["failed"]:
-        raise ParityError(f"failed on this GPU: {', '.join(report['failed'])}; see {out}/report.md")
+    if not dry_run:
+        probe_driver()
+    chosen = tuple(name.strip() for name in steps.split(",") if name.strip())
+    unknown = set(chosen) - {step.name for step in STEPS}
+    if unknown:
+        names = ", ".join(step.name for step in STEPS)
+        raise InputError(f"--steps names {sorted(unknown)}; expected some of {names}")
+    if not kit.is_dir():
+        raise InputError(f"no kit at {kit}; fill one with: python -m amlr.benchmarks.gpu.kit")
+    run = Run(
+        kit=kit.resolve(), out=out.resolve(), work=work.resolve(), budget=budget, smoke=smoke,
+        dry=dry_run, steps=chosen,
+    )  # fmt: skip
+    good = orchestrate(run, say=lambda line: click.echo(line, err=True))
+    click.echo(summary(read_rows(run.out / RESULTS)))
+    if not good:
+        raise ParityError(f"a step failed; see {out / RESULTS} and log.txt")
 
 
 def main() -> None:
     """Entry point."""
-    # Kernels and engines name their device by this order.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     gpu_command()
 
 

@@ -1,0 +1,164 @@
+"""The engine as a user calls it: posts a second, idle time, decoders, and a trained bundle."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from amlr.benchmarks.gpu.context import Context, busy_share
+from amlr.benchmarks.gpu.onnx_sessions import DirectProvider, import_onnxruntime
+from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
+from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.gpu.workload import make_batch, make_pixels
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.providers.base import DecodesItself
+from amlr.runtime.results import Post
+
+SMALL = "small"
+THREADS = (1, 16)
+SECONDS = 1.5
+
+
+def decoders(context: Context) -> Iterator[Row]:
+    """Decoding behind the graphs on the device: the same entities as on the host, and its cost."""
+    import_onnxruntime(context)
+    bundle = Bundle.open(context.plan(PAPER))
+    posts = context.posts(PAPER)
+    for precision in _precisions(bundle):
+        with Engine.load(
+            bundle.path, provider=context.provider, precision=precision, check="off"
+        ) as engine:
+            provider = engine.pipeline.provider
+            if not isinstance(provider, DecodesItself) or not provider.can_decode(engine.decoder):
+                yield {"card": context.card, "precision": precision,
+                       "not_run": f"{provider.name} leaves decoding to the host"}  # fmt: skip
+                continue
+            on_device = engine.tag_batch(posts)
+            on_host = engine._results(list(engine.pipeline.score(posts)))
+            changed = sum(
+                {(e.start, e.end, e.label) for e in one.entities}
+                != {(e.start, e.end, e.label) for e in other.entities}
+                for one, other in zip(on_device, on_host, strict=True)
+            )
+            row: Row = {"card": context.card, "precision": precision, "posts": len(posts),
+                        "posts_changed": changed}  # fmt: skip
+            yield row | ({"failed": f"decoders: {changed} posts differ"} if changed else {})
+            for count in context.sizes(1, 8, 32):
+                batch = make_batch(bundle, posts, count)
+                images = provider.encode_images(make_pixels(bundle, count))
+                score = context.time(partial(provider.score, batch, images))
+                both = context.time(partial(provider.decode, batch, images, engine.decoder))
+                yield {"card": context.card, "precision": precision, "batch": count,
+                       "score_host_ms": score["host_ms"],
+                       "decode_host_ms": both["host_ms"]}  # fmt: skip
+
+
+def end_to_end(context: Context) -> Iterator[Row]:
+    """Posts a second through `tag_batch`, pictures a second, and the device's idle share."""
+    import_onnxruntime(context)
+    bundle = Bundle.open(context.plan(PAPER))
+    posts = context.posts(PAPER)
+    for precision in _precisions(bundle):
+        try:
+            with Engine.load(
+                bundle.path, provider=context.provider, precision=precision, check="off"
+            ) as engine:
+                yield from _posts_rows(context, engine, posts)
+                yield from _picture_rows(context, engine)
+        except Exception as error:  # another precision may still run
+            yield {"card": context.card, "precision": precision, "not_run": reason(error)}
+
+
+def small(context: Context) -> Iterator[Row]:
+    """The trained bundle's entities against the carried ones: float32, float16, certified."""
+    import_onnxruntime(context)
+    bundle = Bundle.open(context.plan(SMALL))
+    for name, variant in bundle.manifest.variants.items():
+        is_fp32 = variant.precision == "fp32"
+        provider = DirectProvider(context, bundle, variant, tf32=False)
+        direct = partial(Engine, bundle, provider, variant=variant)
+        yield compared(context, SMALL, f"sessions {name}", direct, exact=is_fp32)
+    loads = [(precision, "engine") for precision in _precisions(bundle)]
+    for precision, what in [*loads, ("escalate", "certified")]:
+        load: Callable[[], Engine] = partial(
+            Engine.load, bundle.path, provider=context.provider, precision=precision, check="off"
+        )
+        exact = precision in ("fp32", "escalate")
+        yield compared(context, SMALL, f"{what} {precision}", load, exact=exact)
+    with Engine.load(
+        bundle.path, provider=context.provider, precision="exact", check="off"
+    ) as engine:
+        yield from _posts_rows(context, engine, context.posts(SMALL))
+
+
+def _precisions(bundle: Bundle) -> list[str]:
+    """Low ones first: time may run out."""
+    precisions = [variant.precision for variant in bundle.manifest.variants.values()]
+    return list(dict.fromkeys(reversed(precisions)))
+
+
+def _posts_rows(context: Context, engine: Engine, posts: Sequence[Post]) -> Iterator[Row]:
+    """Known pictures: every one has been seen once."""
+    engine.tag_batch(posts)
+    seconds = 0.05 if context.brief else SECONDS
+    for threads in THREADS:
+        for count in (1, 32) if threads == 1 else (32,):
+            calls = [
+                [posts[(start + i) % len(posts)] for i in range(count)]
+                for start in range(0, max(count, len(posts)), count)
+            ]
+            rate = _posts_per_second(engine, calls, threads, seconds)
+            yield {"card": context.card, "precision": engine.precision, "what": "known pictures",
+                   "threads": threads, "batch": count, "posts_per_s": round(rate, 1),
+                   **_idle(context, engine, calls, threads)}  # fmt: skip
+
+
+def _picture_rows(context: Context, engine: Engine) -> Iterator[Row]:
+    provider = engine.pipeline.provider
+    for count in context.sizes(8, 32):
+        pixels = make_pixels(engine.bundle, count)
+        timing = context.time(partial(provider.encode_images, pixels), runs=10)
+        yield {"card": context.card, "precision": engine.precision, "what": "pictures",
+               "batch": count, "host_ms": timing["host_ms"],
+               "pictures_per_s": round(count / timing["host_ms"] * 1e3, 1)}  # fmt: skip
+
+
+def _posts_per_second(
+    engine: Engine, calls: Sequence[Sequence[Post]], threads: int, seconds: float
+) -> float:
+    done = [0] * threads
+    errors: list[BaseException] = []
+    start = time.perf_counter()
+
+    def work(thread: int) -> None:
+        number = thread
+        try:
+            while time.perf_counter() - start < seconds:
+                done[thread] += len(engine.tag_batch(calls[number % len(calls)]))
+                number += 1
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+    return sum(done) / (time.perf_counter() - start)
+
+
+def _idle(
+    context: Context, engine: Engine, calls: Sequence[Sequence[Post]], threads: int
+) -> dict[str, Any]:
+    """The device's idle share under the same load, from the profiler's own run."""
+    if context.dry:
+        return {"idle_share": "dry run"}
+    try:
+        load = partial(_posts_per_second, engine, calls, threads, 0.2)
+        return busy_share(load, 0.2)
+    except Exception as error:  # the rate is known without it
+        return {"idle_share": reason(error)}

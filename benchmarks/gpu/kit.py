@@ -1,0 +1,329 @@
+"""Fill the kit at home: `python -m amlr.benchmarks.gpu.kit --out .kit ...`.
+
+A part a bundle: `plan/` (its files without weights), `recipe.json` and `carried.xz` (the weights),
+`posts.jsonl`, `images/`, and `reference.npz` and `entities.json`, the answers of onnxruntime on
+this machine's CPU in float32.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from amlr.benchmarks.gpu.recipe import FileTensor, Pool, Recipe, describe
+from amlr.cli_support import AmlrCommand
+from amlr.errors import ExportError, InputError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import MANIFEST, REFERENCE, TOKENIZER
+from amlr.runtime.results import Post
+
+if TYPE_CHECKING:  # a kit is unpacked where nothing is trained
+    from amlr.training.checkpoint import Checkpoint
+
+PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 300
+# A call of the device tool takes 64 MiB, the source tree included.
+CALL_MIB = 56.0
+_WHEEL_MIB = 100
+Say = Callable[[str], None]
+
+EXAMPLES = """\b
+Examples (at home, with the train and export extras):
+  amlr-train --preset paper --random --out paper.pt
+  amlr-export --ckpt paper.pt --out paper.plan --no-reference
+  pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
+      --platform manylinux_2_28_x86_64 -d wheels onnxruntime-gpu==1.31.1
+  pip download --no-deps -d wheels pytorch-crf==0.7.2
+  python -m amlr.benchmarks.gpu.kit --out .kit --wheels wheels --paper paper.pt paper.plan
+  python -m amlr.benchmarks.gpu.kit --out .kit --small small.plan --posts valid.txt
+"""
+FilePath = click.Path(path_type=Path)
+
+
+def weights_of(plan: Path) -> dict[str, list[FileTensor]]:
+    """What the graphs of a bundle read from each weights file, by the file's name."""
+    import onnx
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    files: dict[str, list[FileTensor]] = {}
+    for path in sorted(plan.rglob("*.onnx")):
+        graph = onnx.load(str(path), load_external_data=False).graph
+        for tensor in graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            name = (path.parent / entries["location"]).relative_to(plan).as_posix()
+            files.setdefault(name, []).append(
+                FileTensor(
+                    name=tensor.name,
+                    offset=int(entries.get("offset", 0)),
+                    dtype=str(np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))),
+                    shape=tuple(tensor.dims),
+                )
+            )
+    return files
+
+
+def add_part(part: Path, plan: Path, posts: Sequence[Post], *, ckpt: Path | None = None) -> None:
+    """Pack one bundle.
+
+    Args:
+        part: Folder in the kit; replaced.
+        plan: The bundle.
+        posts: Carried with it, and answered here.
+        ckpt: Its checkpoint of `amlr-train --random`; None carries all weights.
+
+    Raises:
+        ExportError: The files made from the recipe are not the bundle's.
+    """
+    shutil.rmtree(part, ignore_errors=True)
+    manifest = Bundle.open(plan).manifest
+    pool, config = _pool(ckpt)
+    weights = weights_of(plan)
+    files = {}
+    # Wide types first, as in `describe`.
+    widest = {name: max(np.dtype(t.dtype).itemsize for t in own) for name, own in weights.items()}
+    for name in sorted(weights, key=lambda name: (-widest[name], name)):
+        tensors = weights[name]
+        content = (plan / name).read_bytes()
+        entry = manifest.files[name]
+        files[name] = (entry.bytes, entry.sha256, describe(content, tensors, pool))
+    Recipe(pool=pool, files=files, config=config).save(part)
+    for name in [*manifest.files, MANIFEST]:
+        if name not in weights and name != REFERENCE:
+            (part / "plan" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plan / name, part / "plan" / name)
+    _write_posts(part, posts, manifest.image.size)
+    _check(part, part.with_name(f".{part.name}.check"))
+
+
+def unpack_part(part: Path, plan: Path) -> None:
+    """Make a part's bundle again.
+
+    Raises:
+        BundleError: A weights file comes out with another hash.
+    """
+    shutil.rmtree(plan, ignore_errors=True)
+    shutil.copytree(part / "plan", plan)
+    # Last: a bundle without it counts as absent.
+    manifest = (plan / MANIFEST).read_bytes()
+    (plan / MANIFEST).unlink()
+    Recipe.load(part).write(plan)
+    (plan / MANIFEST).write_bytes(manifest)
+
+
+def _pool(ckpt: Path | None) -> tuple[Pool, dict[str, Any] | None]:
+    if ckpt is None:
+        return Pool(), None
+    from amlr.training.checkpoint import load_checkpoint
+    from amlr.training.random_checkpoint import is_random, seeded_tensors
+
+    checkpoint = load_checkpoint(ckpt)
+    if not is_random(checkpoint.provenance):
+        raise InputError(f"{ckpt} has trained weights; make one with: amlr-train --random")
+    seed: Any = checkpoint.provenance["seed"]
+    model = checkpoint.build_model()
+    seeded = seeded_tensors(model)
+    drawn = {tensor.name for tensor in seeded}
+    buffers = {n: t.numpy() for n, t in checkpoint.weights.items() if n not in drawn}
+    pool = Pool(seed=int(seed), seeded=seeded, heads=checkpoint.config.heads, carried=buffers)
+    return pool, checkpoint.config.to_dict()
+
+
+def _write_posts(part: Path, posts: Sequence[Post], size: int) -> None:
+    """Posts and pictures; pictures at the model's size, so that no library resizes them again."""
+    from PIL import Image
+
+    images: dict[bytes, str] = {}
+    (part / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for post in posts:
+        name = ""
+        if isinstance(post.image, bytes | Path):
+            content = post.image if isinstance(post.image, bytes) else post.image.read_bytes()
+            if content not in images:
+                images[content] = f"{len(images)}.png"
+                with Image.open(io.BytesIO(content)) as picture:
+                    small = picture.convert("RGB").resize((size, size))
+                small.save(part / "images" / images[content], optimize=True)
+            name = images[content]
+        words = None if post.words is None else [[int(s), int(e)] for s, e in post.words]
+        rows.append(json.dumps({"text": post.text, "image": name, "words": words}))
+    (part / "posts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _check(part: Path, aside: Path) -> None:
+    """Make the bundle from the part alone, and let it answer the posts."""
+    from amlr.benchmarks.gpu.context import Context
+
+    plan = aside / f"{part.name}.plan"
+    try:
+        unpack_part(part, plan)
+        posts = Context(kit=part.parent, work=aside, out=aside).posts(part.name)
+        with Engine.load(plan, provider="onnxruntime-cpu", precision="exact") as engine:
+            raws, answers = engine.raw(posts), engine.tag_batch(posts)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    arrays: dict[str, Any] = {}
+    for number, raw in enumerate(raws):
+        arrays[f"{number}.unit_logits"] = raw.unit_logits
+        arrays[f"{number}.emissions"] = raw.emissions
+    np.savez_compressed(part / "reference.npz", **arrays)
+    entities = [[[e.start, e.end, e.label] for e in answer.entities] for answer in answers]
+    if not any(entities):
+        raise ExportError(f"{part.name} finds no entity in its posts; it would test nothing")
+    (part / "entities.json").write_text(json.dumps(entities), encoding="utf-8")
+
+
+def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
+    """A bundle's model with weights that compress well and still read these posts.
+
+    Rows of the vocabulary that the posts do not use become zero, matrices are rounded to float16.
+
+    Args:
+        plan: A bundle that holds its eager model.
+        posts: What it must still read, beside the export's own invented posts.
+    """
+    import torch
+
+    from amlr.export.reference import load_reference
+    from amlr.export.samples import sample_texts
+    from amlr.training.checkpoint import Checkpoint
+
+    bundle = Bundle.open(plan)
+    manifest, model = bundle.manifest, load_reference(bundle)
+    texts = [*(post.text for post in posts), *sample_texts(PAPER_POSTS)]
+    kept = set(asdict(manifest.token_ids).values())
+    for encoded in bundle.encoder.encode_prepared([bundle.encoder.prepare(t) for t in texts]):
+        kept |= {int(i) for window in encoded.windows for i in window.input_ids_t}
+    with torch.no_grad():
+        words = model.text.encoder.get_input_embeddings().weight
+        is_unused = torch.ones(len(words), dtype=torch.bool)
+        is_unused[sorted(kept)] = False
+        words[is_unused] = 0.0
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(parameter.half().float())
+    return Checkpoint(
+        config=model.config,
+        weights=model.state_dict(),
+        tokenizer_json=(plan / TOKENIZER).read_text(encoding="utf-8"),
+        token_ids=manifest.token_ids,
+        text=manifest.text,
+        image=manifest.image,
+        decoder=manifest.decoder,
+        provenance={"from": manifest.name, "vocabulary rows kept": len(kept)},
+    )
+
+
+def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path, say: Say) -> None:
+    """Export `shrunk_checkpoint` with the precisions of the bundle it comes from."""
+    from amlr.export.additions import Additions
+    from amlr.export.pipeline import ExportOptions, export_checkpoint
+    from amlr.training.checkpoint import save_checkpoint
+
+    variants = Bundle.open(plan).manifest.variants.values()
+    additions = Additions(precisions=tuple(dict.fromkeys(v.precision for v in variants)))
+    ckpt = out.with_suffix(".pt")
+    save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
+    try:
+        options = ExportOptions(keep_reference=False, additions=additions)
+        export_checkpoint(ckpt, out, options, say=say)
+    finally:
+        ckpt.unlink()
+
+
+def add_wheels(kit: Path, wheels: Path, say: Say) -> None:
+    """Copy the wheels, onnxruntime-gpu made small."""
+    from amlr.benchmarks.gpu.slim import slim_wheel
+
+    target = kit / "wheels"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    paths = sorted(wheels.glob("*.whl"))
+    if not paths:
+        raise InputError(f"{wheels} holds no wheels; see --help for the download commands")
+    for path in paths:
+        if path.stat().st_size > _WHEEL_MIB << 20:
+            say(f"making {path.name} small")
+            slim_wheel(path, target)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def sizes(kit: Path) -> list[str]:
+    """A line per item, and the total of each call."""
+    lines = []
+    totals: dict[str, float] = {}
+    for item in sorted(kit.glob("*/*")):
+        files = [item] if item.is_file() else [p for p in item.rglob("*") if p.is_file()]
+        mib = sum(path.stat().st_size for path in files) / 2**20
+        lines.append(f"{mib:8.2f} MiB  {item.relative_to(kit)}")
+        part = "the trained bundle" if item.parent.name == "small" else "wheels and the rest"
+        totals[part] = totals.get(part, 0.0) + mib
+    for part, mib in totals.items():
+        verdict = "" if mib <= CALL_MIB else f", MORE than {CALL_MIB:g}: leave something out"
+        lines.append(f"{mib:8.2f} MiB  call with {part}{verdict}")
+    return lines
+
+
+@click.command("kit", cls=AmlrCommand, epilog=EXAMPLES)
+@click.option("--out", type=FilePath, default=Path(".kit"), show_default=True, help="The kit.")
+@click.option("--wheels", type=FilePath, help="Folder of downloaded wheels.")
+@click.option("--paper", type=(FilePath, FilePath), help="Checkpoint and bundle of --random.")
+@click.option("--small", type=FilePath, help="A trained bundle that holds its eager model.")
+@click.option("--posts", type=FilePath, help="Posts for --small: JSON lines or CoNLL.")
+@click.option("--images", type=FilePath, help="Folder of their pictures.")
+def kit_command(
+    out: Path,
+    wheels: Path | None,
+    paper: tuple[Path, Path] | None,
+    small: Path | None,
+    posts: Path | None,
+    images: Path | None,
+) -> None:
+    """Fill a kit, part by part; parts that are not named stay as they are."""
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    if wheels is not None:
+        add_wheels(out, wheels, say)
+    if paper is not None:
+        say("packing the paper preset")
+        add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
+    if small is not None:
+        from amlr.export.ladder.posts import read_posts
+
+        read = read_posts(posts, images, most=SMALL_POSTS)
+        chosen = [proof.post for proof in (*read.tuning, *read.proof)]
+        shrunk = out / ".small" / "small.plan"
+        try:
+            shrink_bundle(small, chosen, shrunk, say)
+            add_part(out / "small", shrunk, chosen)
+        finally:
+            shutil.rmtree(shrunk.parent, ignore_errors=True)
+    for line in sizes(out):
+        click.echo(line)
+
+
+def paper_posts() -> list[Post]:
+    """Invented posts, two of three with one of a few pictures."""
+    from amlr.export.samples import sample_posts
+
+    return sample_posts(PAPER_POSTS, images=PAPER_PICTURES, seed=5)
+
+
+def main() -> None:
+    """Entry point."""
+    kit_command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""PyTorch on the same model: eager in three arithmetics, and compiled for static shapes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from amlr.benchmarks.gpu.context import TOKENS, Context
+from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
+from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.gpu.torch_model import TorchProvider, load_model, use_tf32
+from amlr.benchmarks.gpu.workload import make_batch, make_pixels
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+
+
+def eager(context: Context) -> Iterator[Row]:
+    """float32 without TF32, float32 with it, and float16 weights: scores, then times."""
+    bundle = Bundle.open(context.plan(PAPER))
+    for precision in ("fp16", "fp32", "fp32 TF32"):
+        use_tf32(precision == "fp32 TF32")
+        model = load_model(context, PAPER, half=precision == "fp16")
+
+        def load(model: Any = model) -> Engine:
+            return Engine(bundle, TorchProvider(model, context.device))
+
+        yield compared(context, PAPER, f"eager {precision}", load, exact=precision == "fp32")
+        for count in context.sizes(1, 8, 32, 64):
+            inputs = _inputs(context, bundle, model, count)
+            for what, call in _calls(model, inputs, pictures=count <= 32):
+                yield _row(context, "eager", precision, what, count, _inferring(call))
+
+
+def compile_static(context: Context) -> Iterator[Row]:
+    """`torch.compile(mode="reduce-overhead")`, float16, static shapes."""
+    for what, count in (("text+fusion", 1), ("text+fusion", 32), ("image", 8)):
+        yield _compiled(context, "reduce-overhead", what, count)
+
+
+def compile_max(context: Context) -> Iterator[Row]:
+    """`torch.compile(mode="max-autotune")`, float16, at one shape."""
+    yield _compiled(context, "max-autotune", "text+fusion", 32)
+
+
+def _compiled(context: Context, mode: str, what: str, count: int) -> Row:
+    import torch
+
+    if context.dry:
+        # A CPU needs a C++ compiler for minutes; the same calls, uncompiled.
+        mode, count = f"{mode} (not compiled: dry run)", 1
+    bundle = Bundle.open(context.plan(PAPER))
+    # Half arithmetic of a CPU lacks operators.
+    model = load_model(context, PAPER, half=not context.dry)
+    inputs = _inputs(context, bundle, model, count)
+    call = dict(_calls(model, inputs, pictures=True))[what]
+    if not context.dry:
+        torch.set_float32_matmul_precision("high")
+        call = _compile(model, inputs, what, mode)
+    try:
+        return _row(context, f"compile {mode}", "fp16", what, count, _inferring(call))
+    except Exception as error:  # another shape may still compile
+        return {"card": context.card, "what": what, "batch": count, "mode": mode,
+                "not_run": reason(error)}  # fmt: skip
+
+
+def _compile(model: Any, inputs: dict[str, Any], what: str, mode: str) -> Callable[[], Any]:
+    import torch
+
+    compile_: Any = torch.compile
+    if what == "image":
+        image = compile_(model.image, mode=mode, dynamic=False)
+        return lambda: image(inputs["pixels"])
+    posts = compile_(lambda **given: _score(model, **given), mode=mode, dynamic=False)
+    given = {name: inputs[name] for name in inputs if name != "pixels"}
+    return lambda: posts(**given)
+
+
+def _inputs(context: Context, bundle: Bundle, model: Any, count: int) -> dict[str, Any]:
+    """Tensors on the device for a batch whose every post has a picture of its own."""
+    import torch
+
+    batch = make_batch(bundle, context.posts(PAPER), count)
+    feed = batch.padded_text(shapes=model.text.shapes is not None)
+    dtype = next(model.parameters()).dtype
+    pixels = torch.from_numpy(make_pixels(bundle, count)).to(context.device, dtype)
+    with torch.inference_mode():
+        regions = model.image(pixels)
+    return {
+        **{name: torch.from_numpy(array).to(context.device) for name, array in feed.items()},
+        "regions": regions.clone(),
+        "pixels": pixels,
+    }
+
+
+def _score(model: Any, regions: Any, **words: Any) -> tuple[Any, Any]:
+    """All units of padded posts that all have a picture: `AmlrModel.forward` without a branch."""
+    hidden = model.text(**words)
+    units = model.units(hidden)
+    return model.classify(units, model.cross.attend(units, regions)), model.token_head(hidden)
+
+
+def _calls(
+    model: Any, inputs: dict[str, Any], *, pictures: bool
+) -> list[tuple[str, Callable[[], Any]]]:
+    words = {n: t for n, t in inputs.items() if n not in ("pixels", "regions")}
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("text+fusion", lambda: _score(model, inputs["regions"], **words))
+    ]
+    if pictures:
+        calls += [
+            ("image", lambda: model.image(inputs["pixels"])),
+            ("image+text+fusion", lambda: _score(model, model.image(inputs["pixels"]), **words)),
+        ]
+    return calls
+
+
+def _inferring(call: Callable[[], Any]) -> Callable[[], Any]:
+    import torch
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return call()
+
+    return run
+
+
+def _row(
+    context: Context, mode: str, precision: str, what: str, count: int, call: Callable[[], Any]
+) -> Row:
+    import time
+
+    start = time.perf_counter()
+    call()
+    first = round(time.perf_counter() - start, 2)
+    return {"card": context.card, "mode": mode, "precision": precision, "what": what,
+            "batch": count, "tokens": 0 if what == "image" else TOKENS, "first_s": first,
+            **context.time(call)}  # fmt: skip
