@@ -27,32 +27,38 @@ def decoders(context: Context) -> Iterator[Row]:
     bundle = Bundle.open(context.plan(PAPER))
     posts = context.posts(PAPER)
     for precision in _precisions(bundle):
-        with Engine.load(
-            bundle.path, provider=context.provider, precision=precision, check="off"
-        ) as engine:
-            provider = engine.pipeline.provider
-            if not isinstance(provider, DecodesItself) or not provider.can_decode(engine.decoder):
-                yield {"card": context.card, "precision": precision,
-                       "not_run": f"{provider.name} leaves decoding to the host"}  # fmt: skip
-                continue
-            on_device = engine.tag_batch(posts)
-            on_host = engine._results(list(engine.pipeline.score(posts)))
-            changed = sum(
-                {(e.start, e.end, e.label) for e in one.entities}
-                != {(e.start, e.end, e.label) for e in other.entities}
-                for one, other in zip(on_device, on_host, strict=True)
-            )
-            row: Row = {"card": context.card, "precision": precision, "posts": len(posts),
-                        "posts_changed": changed}  # fmt: skip
-            yield row | ({"failed": f"decoders: {changed} posts differ"} if changed else {})
-            for count in context.sizes(1, 8, 32):
-                batch = make_batch(bundle, posts, count)
-                images = provider.encode_images(make_pixels(bundle, count))
-                score = context.time(partial(provider.score, batch, images))
-                both = context.time(partial(provider.decode, batch, images, engine.decoder))
-                yield {"card": context.card, "precision": precision, "batch": count,
-                       "score_host_ms": score["host_ms"],
-                       "decode_host_ms": both["host_ms"]}  # fmt: skip
+        try:
+            with Engine.load(
+                bundle.path, provider=context.provider, precision=precision, check="off"
+            ) as engine:
+                yield from _decoder_rows(context, engine, posts)
+        except Exception as error:  # another precision may still run
+            yield {"card": context.card, "precision": precision, "not_run": reason(error)}
+
+
+def _decoder_rows(context: Context, engine: Engine, posts: Sequence[Post]) -> Iterator[Row]:
+    provider, settings = engine.pipeline.provider, engine.decoder
+    row: Row = {"card": context.card, "precision": engine.precision}
+    if not isinstance(provider, DecodesItself) or not provider.can_decode(settings):
+        yield row | {"not_run": f"{provider.name} leaves decoding to the host"}
+        return
+    on_device = engine.tag_batch(posts)
+    on_host = engine._results(list(engine.pipeline.score(posts)))
+    changed = sum(
+        {(e.start, e.end, e.label) for e in one.entities}
+        != {(e.start, e.end, e.label) for e in other.entities}
+        for one, other in zip(on_device, on_host, strict=True)
+    )
+    failed = {"failed": f"decoders: {changed} posts differ"} if changed else {}
+    yield row | {"posts": len(posts), "posts_changed": changed} | failed
+    for count in context.sizes(1, 8, 32):
+        batch = make_batch(engine.bundle, list(posts), count)
+        images = provider.encode_images(make_pixels(engine.bundle, count))
+        score = context.time(partial(provider.score, batch, images))
+        both = context.time(partial(provider.decode, batch, images, settings))
+        yield row | {
+            "batch": count, "score_host_ms": score["host_ms"], "decode_host_ms": both["host_ms"]
+        }  # fmt: skip
 
 
 def end_to_end(context: Context) -> Iterator[Row]:

@@ -5,6 +5,7 @@ A part a bundle: `plan/` (its files without weights), `recipe.json` and `carried
 this machine's CPU in float32.
 """
 
+import importlib
 import io
 import json
 import shutil
@@ -42,6 +43,7 @@ Examples (at home, with the train and export extras):
   pip download --no-deps -d wheels pytorch-crf==0.7.2
   python -m amlr.benchmarks.gpu.kit --out .kit --wheels wheels --paper paper.pt paper.plan
   python -m amlr.benchmarks.gpu.kit --out .kit --small small.plan --posts valid.txt
+  python -m amlr.benchmarks.gpu.kit --out .kit --kernels             (from a checkout)
 """
 FilePath = click.Path(path_type=Path)
 
@@ -223,13 +225,12 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
 
 
 def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path, say: Say) -> None:
-    """Export `shrunk_checkpoint` with the precisions of the bundle it comes from."""
+    """Export `shrunk_checkpoint` with the variants of the bundle it comes from."""
     from amlr.export.additions import Additions
     from amlr.export.pipeline import ExportOptions, export_checkpoint
     from amlr.training.checkpoint import save_checkpoint
 
-    variants = Bundle.open(plan).manifest.variants.values()
-    additions = Additions(precisions=tuple(dict.fromkeys(v.precision for v in variants)))
+    additions = Additions(precisions=tuple(Bundle.open(plan).manifest.variants))
     ckpt = out.with_suffix(".pt")
     save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
     try:
@@ -257,6 +258,19 @@ def add_wheels(kit: Path, wheels: Path, say: Say) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def add_kernels(kit: Path) -> None:
+    """Add the part `kernels`, made beside the kernels' own tests.
+
+    Raises:
+        InputError: This version of amlr has no kernel steps.
+    """
+    try:
+        steps: Any = importlib.import_module("amlr.benchmarks.gpu.kernel_steps")
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {error.name}; --kernels needs a checkout") from error
+    steps.write_kernel_kit(kit)
+
+
 def sizes(kit: Path) -> list[str]:
     """A line per item, and the total of each call."""
     lines = []
@@ -278,6 +292,7 @@ def sizes(kit: Path) -> list[str]:
 @click.option("--wheels", type=FilePath, help="Folder of downloaded wheels.")
 @click.option("--paper", type=(FilePath, FilePath), help="Checkpoint and bundle of --random.")
 @click.option("--small", type=FilePath, help="A trained bundle that holds its eager model.")
+@click.option("--kernels", is_flag=True, help="Record our kernels' launches and compile them.")
 @click.option("--posts", type=FilePath, help="Posts for --small: JSON lines or CoNLL.")
 @click.option("--images", type=FilePath, help="Folder of their pictures.")
 def kit_command(
@@ -285,6 +300,7 @@ def kit_command(
     wheels: Path | None,
     paper: tuple[Path, Path] | None,
     small: Path | None,
+    kernels: bool,
     posts: Path | None,
     images: Path | None,
 ) -> None:
@@ -309,6 +325,8 @@ def kit_command(
             add_part(out / "small", shrunk, chosen)
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)
+    if kernels:
+        add_kernels(out)
     for line in sizes(out):
         click.echo(line)
 

@@ -17,9 +17,10 @@ from amlr.benchmarks.gpu.onnx_sessions import (
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import (
     fusion_feed,
-    graph_pair,
     make_batch,
     make_pixels,
+    merged_feed,
+    posts_graphs,
     text_feed,
     typed,
 )
@@ -179,28 +180,34 @@ class Chains:
 
     def posts(self, count: int, *, new_pictures: bool) -> Callable[[], Any]:
         """Text and fusion; with the image graph before them where the pictures are new."""
-        text, fusion = graph_pair(self.variant)
+        names = posts_graphs(self.variant)
         batch = make_batch(self.bundle, self.posts_read, count)
-        words = text_feed(batch, text, shapes=self.bundle.manifest.shape_embedding)
+        shapes = self.bundle.manifest.shape_embedding
         pixels = {"pixel_values": make_pixels(self.bundle, count)}
-        hidden_name, regions_name = self._output("text", text), self._output("image", "image")
-        hidden = self._arrays(text, words)[hidden_name]
-        regions = self._arrays("image", pixels)[regions_name]
-        feed = fusion_feed(batch, fusion, hidden, regions)
+        regions = self._only(self._arrays("image", pixels))
+        last = names[-1]
+        if len(names) == 1:
+            words = None
+            feed = merged_feed(batch, regions, shapes=shapes)
+        else:
+            words = text_feed(batch, names[0], shapes=shapes)
+            feed = fusion_feed(batch, last, self._only(self._arrays(names[0], words)), regions)
         if self.mode == "plain":
             calls = [self._plain("image", pixels)] * new_pictures
-            calls += [self._plain(text, words), self._plain(fusion, feed)]
+            calls += [] if words is None else [self._plain(names[0], words)]
+            calls.append(self._plain(last, feed))
         else:
             # What a graph gives stays where it is and is the next one's input.
-            given: dict[str, Any] = dict(typed(feed, self.session(fusion)))
+            given: dict[str, Any] = typed(feed, self.session(last))
             parts = []
             if new_pictures:
                 parts.append(self._bound("image", pixels))
-                given["pool_npd"] = _same(parts[0].outputs[regions_name], given["pool_npd"])
-            parts.append(self._bound(text, words))
-            hidden_input = next(name for name in given if name.startswith("hidden"))
-            given[hidden_input] = _same(parts[-1].outputs[hidden_name], given[hidden_input])
-            parts.append(self._bound(fusion, given))
+                given["pool_npd"] = _same(self._only(parts[-1].outputs), given["pool_npd"])
+            if words is not None:
+                parts.append(self._bound(names[0], words))
+                hidden = next(name for name in given if name.startswith("hidden"))
+                given[hidden] = _same(self._only(parts[-1].outputs), given[hidden])
+            parts.append(self._bound(last, given))
             calls = [part.run for part in parts]
 
         def run() -> None:
@@ -209,11 +216,11 @@ class Chains:
 
         return run
 
-    def _output(self, kind: str, graph: str) -> str:
-        names = [output.name for output in self.session(graph).get_outputs()]
-        if len(names) != 1:
-            raise NotRunError(f"the {kind} graph has the outputs {names}, expected one")
-        return str(names[0])
+    @staticmethod
+    def _only(outputs: dict[str, Any]) -> Any:
+        if len(outputs) != 1:
+            raise NotRunError(f"a graph gives {sorted(outputs)}, expected one output")
+        return next(iter(outputs.values()))
 
     def _arrays(self, graph: str, feed: dict[str, Any]) -> dict[str, Any]:
         session = self.session(graph)

@@ -56,31 +56,44 @@ def make_pixels(bundle: Bundle, count: int) -> npt.NDArray[np.float32]:
     return rng.standard_normal((count, 3, size, size), np.float32)
 
 
-def graph_pair(variant: Variant) -> tuple[str, str]:
-    """Names of a variant's text and fusion graph: padded ones where it has them.
+# One graph for text and fusion: hidden states never leave it.
+MERGED = "text_fusion"
+
+
+def posts_graphs(variant: Variant) -> tuple[str, ...]:
+    """Names of the graphs that score posts, in order: merged or padded where there are such.
 
     Raises:
-        NotRunError: It has neither pair.
+        NotRunError: The variant has none of the usual ones.
     """
-    for pair in (("text", "fusion"), ("text_packed", "fusion_packed")):
-        if set(pair) <= set(variant.graphs):
-            return pair
+    for names in ((MERGED,), ("text", "fusion"), ("text_packed", "fusion_packed")):
+        if set(names) <= set(variant.graphs):
+            return names
     raise NotRunError(f"the {variant.precision} variant has only the graphs {list(variant.graphs)}")
 
 
 def text_feed(batch: Batch, graph: str, *, shapes: bool) -> dict[str, Array]:
     """Inputs of a text graph."""
-    if graph == "text":
-        return dict(batch.padded_text(min_steps=batch.scales, shapes=shapes))
-    return dict(batch.packed_text(shapes=shapes))
+    if graph == "text_packed":
+        return dict(batch.packed_text(shapes=shapes))
+    return dict(batch.padded_text(min_steps=batch.scales, shapes=shapes))
 
 
 def fusion_feed(batch: Batch, graph: str, hidden: Array, pool_npd: Array) -> dict[str, Array]:
     """Inputs of a fusion graph; each window looks at a picture of its own."""
     slot_b = np.arange(len(batch)) % len(pool_npd)
-    if graph == "fusion":
-        return batch.padded_fusion(hidden, pool_npd, slot_b)
-    return batch.packed_fusion(hidden, pool_npd, slot_b)
+    if graph == "fusion_packed":
+        return batch.packed_fusion(hidden, pool_npd, slot_b)
+    return batch.padded_fusion(hidden, pool_npd, slot_b)
+
+
+def merged_feed(batch: Batch, pool_npd: Array, *, shapes: bool) -> dict[str, Array]:
+    """Inputs of the graph that is both."""
+    words = text_feed(batch, MERGED, shapes=shapes)
+    # Only its number of steps matters here.
+    hidden = np.empty((*words["input_ids"].shape, 0), np.float32)
+    feed = words | fusion_feed(batch, MERGED, hidden, pool_npd)
+    return {name: value for name, value in feed.items() if name != "hidden_btd"}
 
 
 def typed(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
