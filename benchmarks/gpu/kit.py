@@ -275,7 +275,7 @@ def sizes(kit: Path) -> list[str]:
     """A line per item, and the total of each call."""
     lines = []
     totals: dict[str, float] = {}
-    for item in sorted(kit.glob("*/*")):
+    for item in sorted(kit.glob("[!.]*/*")):
         files = [item] if item.is_file() else [p for p in item.rglob("*") if p.is_file()]
         mib = sum(path.stat().st_size for path in files) / 2**20
         lines.append(f"{mib:8.2f} MiB  {item.relative_to(kit)}")

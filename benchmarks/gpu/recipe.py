@@ -12,7 +12,7 @@ import json
 import lzma
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +30,11 @@ RECIPE, CARRIED = "recipe.json", "carried.xz"
 # Names of the attention's folded maps; see `amlr.export.fusion_graph`.
 FOLDED = ("folded.into", "folded.out", "folded.mean_out")
 _CROSS = tuple(f"cross.{name}.weight" for name in ("query", "key", "value", "output"))
-# Tensors side by side that a merged matrix may consist of.
+# Tensors side by side that a merged matrix may consist of, beside square blocks.
 _SPLITS = (2, 3, 4, 6, 8, 12)
+# Between a matrix's name and the number of one of its square blocks, along its longer side.
+_BLOCK = "@"
+_LEAST_KNOWN = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Piece:
         """The bytes."""
         parts = [pool[name] for name in self.sources]
         if self.transposed:
-            parts = [part.T for part in parts]
+            parts = [part.reshape(len(part), -1).T for part in parts]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
         return np.ascontiguousarray(joined, dtype=self.dtype).tobytes()
 
@@ -87,14 +90,30 @@ class Pool:
 
     def names(self) -> list[str]:
         """All names."""
-        return [*self.seeded, *(FOLDED if self.heads else ()), *self.carried]
+        shapes = {name: tensor.shape for name, tensor in self.seeded.items()}
+        shapes |= {name: value.shape for name, value in self.carried.items()}
+        blocks = [
+            f"{name}{_BLOCK}{number}"
+            for name, shape in shapes.items()
+            if len(shape) == 2 and max(shape) % min(shape) == 0 and min(shape) > 1
+            for number in range(max(shape) // min(shape) if max(shape) > min(shape) else 0)
+        ]
+        return [*self.seeded, *(FOLDED if self.heads else ()), *self.carried, *blocks]
 
     def __getitem__(self, name: str) -> Array:
-        if name in self.carried:
-            return self.carried[name]
         if name in FOLDED:
             return self._folded()[name]
-        return self.seeded[name].values(self.seed)
+        name, _, number = name.partition(_BLOCK)
+        value: Array
+        if name in self.carried:
+            value = self.carried[name]
+        else:
+            value = self.seeded[name].values(self.seed)
+        if not number:
+            return value
+        side = min(value.shape)
+        place = slice(int(number) * side, (int(number) + 1) * side)
+        return value[place] if len(value) > side else value[:, place]
 
     def _fold(self) -> dict[str, Array]:
         """As `FoldedCross`, in float64: exact, because seeded values have few bits."""
@@ -138,47 +157,59 @@ def describe(content: bytes, tensors: Sequence[FileTensor], pool: Pool) -> list[
             continue
         for dtype in (np.float32, np.float16) if halves else (np.float32,):
             known.setdefault(_digest(value.astype(dtype)), (name, False))
-            if value.ndim == 2:
-                known.setdefault(_digest(value.T.astype(dtype)), (name, True))
+            if value.ndim > 1:
+                turned = value.reshape(len(value), -1).T.astype(dtype)
+                known.setdefault(_digest(turned), (name, True))
     pieces = []
     # Wide types first: what is only rounded then needs no copy of its own.
     distinct = {tensor.offset: tensor for tensor in tensors}.values()
     for tensor in sorted(distinct, key=lambda each: -np.dtype(each.dtype).itemsize):
         size = math.prod(tensor.shape)
         value = np.frombuffer(content, tensor.dtype, size, tensor.offset).reshape(tensor.shape)
-        piece = _find(tensor, value, known)
-        if piece is None:
-            name = f"carried.{len(pool.carried)}"
-            pool.carried[name] = value
-            known[_digest(value)] = (name, False)
-            if halves and value.dtype == np.float32:
-                known[_digest(value.astype(np.float16))] = (name, False)
-            piece = Piece(offset=tensor.offset, dtype=tensor.dtype, sources=(name,))
-        pieces.append(piece)
+        pieces.append(_find(tensor, value, known, pool))
     return pieces
 
 
 def _find(
-    tensor: FileTensor, value: Array, known: Mapping[bytes, tuple[str, bool]]
-) -> Piece | None:
-    options: list[tuple[int, list[Array]]] = [(0, [value])]
-    if value.ndim == 2:
-        options += [
-            (axis, np.split(value, parts, axis))
-            for axis in (0, 1)
-            for parts in _SPLITS
-            if value.shape[axis] % parts == 0
-        ]
-    for axis, parts in options:
-        hits = [known.get(_digest(part)) for part in parts]
-        sources = tuple(hit[0] for hit in hits if hit is not None)
-        turned = {hit[1] for hit in hits if hit is not None}
-        if len(sources) == len(parts) and len(turned) == 1:
-            return Piece(
-                offset=tensor.offset, dtype=tensor.dtype, sources=sources,
-                transposed=turned.pop(), axis=axis,
-            )  # fmt: skip
-    return None
+    tensor: FileTensor, value: Array, known: dict[bytes, tuple[str, bool]], pool: Pool
+) -> Piece:
+    """A tensor as pool tensors; what is new is carried, of a merged matrix only the new parts."""
+    best: tuple[float, int, list[Array], bool] = (0.0, 0, [value], False)
+    for axis, parts in _splits(value):
+        hits = [known[digest] for part in parts if (digest := _digest(part)) in known]
+        turned = {is_turned for _, is_turned in hits}
+        if len(turned) == 1 and len(hits) / len(parts) > best[0]:
+            best = (len(hits) / len(parts), axis, parts, turned.pop())
+    share, axis, parts, is_turned = best
+    # Few known parts may be chance: constants and zeros look alike.
+    if share < _LEAST_KNOWN:
+        axis, parts, is_turned = 0, [value], False
+    sources = []
+    for part in parts:
+        digest = _digest(part)
+        if digest not in known:
+            name = f"carried.{len(pool.carried)}"
+            pool.carried[name] = np.ascontiguousarray(part.T if is_turned else part)
+            known[digest] = (name, is_turned)
+            if part.dtype == np.float32:
+                known[_digest(part.astype(np.float16))] = (name, is_turned)
+        sources.append(known[digest][0])
+    return Piece(
+        offset=tensor.offset, dtype=tensor.dtype, sources=tuple(sources), transposed=is_turned,
+        axis=axis,
+    )  # fmt: skip
+
+
+def _splits(value: Array) -> Iterator[tuple[int, list[Array]]]:
+    """The tensor as it is, then cut along one axis into equal parts."""
+    yield 0, [value]
+    if value.ndim != 2:
+        return
+    for axis in (0, 1):
+        size, other = value.shape[axis], value.shape[1 - axis]
+        for parts in sorted({*_SPLITS, size // other}):
+            if 1 < parts < size and size % parts == 0:
+                yield axis, np.split(value, parts, axis)
 
 
 def _digest(value: Array) -> bytes:

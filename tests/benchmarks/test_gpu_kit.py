@@ -28,6 +28,8 @@ def _pool(heads: int = 2) -> Pool:
         SeededTensor(name=f"cross.{name}.weight", shape=shape, std=0.1)
         for name, shape in names.items()
     ]
+    seeded.append(SeededTensor(name="long", shape=(4, 12), std=0.1))
+    seeded.append(SeededTensor(name="patches", shape=(4, 3, 2, 2), std=0.1))
     return Pool(seed=3, seeded=seeded, heads=heads)
 
 
@@ -46,6 +48,7 @@ def test_a_recipe_makes_every_kind_of_piece_again(tmp_path: Path) -> None:
     pool = _pool()
     query, key, value = (pool[f"cross.{name}.weight"] for name in ("query", "key", "value"))
     rng = np.random.default_rng(0)
+    long, patches = pool["long"], pool["patches"]
     trained = rng.standard_normal((5, 4)).astype(np.float32)
     rounded = trained.astype(np.float16).astype(np.float32)
     content, tensors = _file(
@@ -54,6 +57,14 @@ def test_a_recipe_makes_every_kind_of_piece_again(tmp_path: Path) -> None:
             ("transposed", np.ascontiguousarray(key.T)),
             ("merged", np.concatenate([query.T, key.T, value.T], axis=1)),
             ("merged half", np.concatenate([query, key], axis=0).astype(np.float16)),
+            # As a convolution's windows: a block as it is, blocks of a longer matrix, zeros.
+            (
+                "windows",
+                np.concatenate(
+                    [np.eye(4), *np.split(long.T, 3, axis=0), np.zeros((4, 4))], axis=1
+                ).astype(np.float16),
+            ),
+            ("patches", patches.reshape(4, -1).T),
             ("folded", pool[FOLDED[0]]),
             ("folded half", pool[FOLDED[1]].T.astype(np.float16)),
             ("trained", trained),
@@ -63,8 +74,9 @@ def test_a_recipe_makes_every_kind_of_piece_again(tmp_path: Path) -> None:
         ]
     )
     pieces = describe(content, tensors, pool)
-    # Only what no seed decides travels, and each of it once.
-    assert len(pool.carried) == 3
+    # Only what no seed decides travels, and each of it once: two tensors, the integers, and the
+    # identity and the zeros of the windows.
+    assert len(pool.carried) == 5
     digest = hashlib.sha256(content).hexdigest()
     recipe = Recipe(pool=pool, files={"onnx/w.bin": (len(content), digest, pieces)})
     recipe.save(tmp_path / "part")
