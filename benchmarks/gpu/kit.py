@@ -89,9 +89,9 @@ def add_part(part: Path, plan: Path, posts: Sequence[Post], *, ckpt: Path | None
     pool, config = _pool(ckpt)
     weights = weights_of(plan)
     files = {}
-    # Wide types first, as in `describe`.
-    widest = {name: max(np.dtype(t.dtype).itemsize for t in own) for name, own in weights.items()}
-    for name in sorted(weights, key=lambda name: (-widest[name], name)):
+    # Wide types first, as in `describe`: a float16 file then only rounds what is there.
+    wide = {name: sum(t.dtype == "float32" for t in own) for name, own in weights.items()}
+    for name in sorted(weights, key=lambda name: (-wide[name], name)):
         tensors = weights[name]
         content = (plan / name).read_bytes()
         entry = manifest.files[name]

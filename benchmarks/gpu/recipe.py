@@ -104,11 +104,8 @@ class Pool:
         if name in FOLDED:
             return self._folded()[name]
         name, _, number = name.partition(_BLOCK)
-        value: Array
-        if name in self.carried:
-            value = self.carried[name]
-        else:
-            value = self.seeded[name].values(self.seed)
+        is_carried = name in self.carried
+        value = self.carried[name] if is_carried else self.seeded[name].values(self.seed)
         if not number:
             return value
         side = min(value.shape)
