@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.recipe import Recipe
-from amlr.runtime.batching import Batch, Scores, pool_images
+from amlr.runtime.batching import Batch, BatchSizes, Scores, pool_images
 from amlr.runtime.units import scale_major_index
 
 Floats = npt.NDArray[np.float32]
@@ -53,6 +53,7 @@ class TorchProvider:
     """
 
     name = "torch"
+    batch_sizes = BatchSizes(windows=32, pictures=32)
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self._device = model, device
