@@ -103,7 +103,7 @@ def load_nvrtc() -> Nvrtc:
     """
     for candidate in _candidates():
         try:
-            return Nvrtc(ctypes.CDLL(candidate))
+            return Nvrtc(_open(candidate))
         except OSError:
             continue
     raise BackendUnavailableError(
@@ -111,6 +111,14 @@ def load_nvrtc() -> Nvrtc:
         "fix: pip install nvidia-cuda-nvrtc (or take a bundle whose kernels/ folder has a cubin "
         "for this GPU)"
     )
+
+
+def _open(path: str) -> ctypes.CDLL:
+    """Load NVRTC; wheels of CUDA 13.0 find their builtins by name only, not beside themselves."""
+    if Path(path).is_file():
+        for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
+    return ctypes.CDLL(path)
 
 
 def _candidates() -> Iterator[str]:
