@@ -75,7 +75,7 @@ def _failure(name: str, row: Row) -> Row:
     if "not_run" in row:
         return {}
     is_planted = "planted" in row
-    reported = row.get("errors") and not is_planted
+    reported = row.get("clean") is False and not is_planted
     if row.get("equal") is False or row.get("noticed") is False or reported:
         return {"failed": f"{name}: see the rows"}
     return {}

@@ -327,6 +327,8 @@ def kit_command(
             shutil.rmtree(shrunk.parent, ignore_errors=True)
     if kernels:
         add_kernels(out)
+    # Nothing of it is ever committed, wherever it lies.
+    (out / ".gitignore").write_text("*\n", encoding="utf-8")
     for line in sizes(out):
         click.echo(line)
 

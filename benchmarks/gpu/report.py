@@ -10,6 +10,9 @@ from amlr.benchmarks.gpu.rows import Row, read_rows
 
 # What identifies a row, in this order; the card stands above the tables.
 _HIDDEN = ("step", "kind", "card", "failed")
+# Left out of the short form: the same everywhere, or long.
+_LONG = ("runs", "tokens", "first_s", "output", "lines", "slowest", "dry_run")
+_CELL_CHARS = 60
 # The device tool returns the last 12,000 characters of what was printed.
 SUMMARY_CHARS = 11_000
 
@@ -28,11 +31,11 @@ def summary(rows: Sequence[Row]) -> str:
         lines.append(f"[{step}] {_ending(last, step)}")
         previous: tuple[str, ...] = ()
         for row in group:
-            keys = tuple(name for name in row if name not in _HIDDEN)
+            keys = tuple(name for name in row if name not in (*_HIDDEN, *_LONG))
             if keys != previous:
                 lines.append("  " + " ".join(keys))
             previous = keys
-            lines.append("  " + " ".join(_cell(row[name]) for name in keys))
+            lines.append("  " + " ".join(_cell(row[name])[:_CELL_CHARS] for name in keys))
     lines += [f"[{step}] {_ending(last, step)}" for step in _without_rows(last)]
     text = "\n".join(lines)
     return text if len(text) <= SUMMARY_CHARS else text[:SUMMARY_CHARS] + "\n(cut; see the file)"
@@ -61,7 +64,7 @@ def _ending(rows: Sequence[Row], step: str) -> str:
     if not ends:
         return "never ended"
     end = ends[-1]
-    reason = f": {end['reason']}" if end.get("reason") else ""
+    reason = f": {end['reason'][:160]}" if end.get("reason") else ""
     return f"{end.get('status')}{reason} ({end.get('seconds')} s)"
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from amlr.benchmarks.gpu.context import Context, measure
 from amlr.benchmarks.gpu.kit import unpack_part
 from amlr.benchmarks.gpu.orchestrate import site_folder
 from amlr.benchmarks.gpu.rows import Row
+from amlr.runtime.manifest import MANIFEST
 
 PARTS = ("paper", "small")
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers", "pillow")
@@ -44,27 +46,42 @@ def ceilings(context: Context) -> Iterator[Row]:
 
 def install(context: Context) -> Iterator[Row]:
     """Install the wheels beside everything else, and make the bundles from their recipes."""
+    yield _install_wheels(context)
+    for name in PARTS:
+        part, plan = context.kit / name, context.work / f"{name}.plan"
+        start = time.perf_counter()
+        if not part.is_dir():
+            note = "the kit has no such part"
+        elif _same_file(part / "plan" / MANIFEST, plan / MANIFEST):
+            note = "made before"
+        else:
+            unpack_part(part, plan)
+            note = "made, hashes agree"
+        yield {"what": name, "note": note, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def _install_wheels(context: Context) -> Row:
     wheels = sorted((context.kit / "wheels").glob("*.whl"))
-    site = site_folder(context.work)
-    start = time.perf_counter()
+    names = ", ".join("-".join(wheel.name.split("-")[:2]) for wheel in wheels)
+    site, start = site_folder(context.work), time.perf_counter()
+    stamp = site / "amlr-kit.txt"
     if not wheels:
-        yield {"what": "wheels", "note": "the kit has none (or they travelled in an earlier call)"}
+        note = "the kit has none (or they travelled in an earlier call)"
     elif context.dry:
-        yield {"what": "wheels", "note": f"{len(wheels)} in the kit; a dry run installs none"}
+        note = f"a dry run installs none of {names}"
+    elif stamp.is_file() and stamp.read_text(encoding="utf-8") == names:
+        note = f"installed before: {names}"
     else:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
         command += ["--no-compile", "--no-cache-dir", "--upgrade", "--target", str(site)]
         subprocess.run([*command, *map(str, wheels)], check=True)
-        yield {"what": "wheels", "note": ", ".join(w.name.split("-")[0] for w in wheels),
-               "seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
-    for name in PARTS:
-        if not (context.kit / name).is_dir():
-            yield {"what": name, "note": "the kit has no such part"}
-            continue
-        start = time.perf_counter()
-        unpack_part(context.kit / name, context.work / f"{name}.plan")
-        yield {"what": name, "note": "made, hashes agree",
-               "seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
+        stamp.write_text(names, encoding="utf-8")
+        note = names
+    return {"what": "wheels", "note": note, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _version(name: str) -> str:
