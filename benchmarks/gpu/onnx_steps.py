@@ -129,19 +129,23 @@ def speed(context: Context) -> Iterator[Row]:
 def _mode_rows(
     context: Context, bundle: Bundle, name: str, variant: Variant, mode: str
 ) -> Iterator[Row]:
-    """Text and fusion with a cached and with a new picture, and pictures alone."""
+    """Text and fusion with cached and with new pictures, and pictures alone."""
     chains = Chains(context, bundle, variant, mode)
-    for count in context.sizes(1, 8, 32, 64):
-        for new in (False, True) if count <= 32 else (False,):
-            call = chains.posts(count, new_pictures=new)
-            what = "image+text+fusion" if new else "text+fusion"
-            timing = context.time(call, chains.stream)
-            yield {"card": context.card, "variant": name, "mode": mode, "what": what,
-                   "batch": count, "tokens": TOKENS, **timing}  # fmt: skip
-    for count in context.sizes(1, 8, 32):
-        timing = context.time(chains.pictures(count), chains.stream)
-        yield {"card": context.card, "variant": name, "mode": mode, "what": "image",
-               "batch": count, "tokens": 0, **timing}  # fmt: skip
+    kinds: list[tuple[str, int, Callable[[int], Callable[[], Any]]]] = [
+        ("text+fusion", 64, partial(chains.posts, new_pictures=False)),
+        ("image+text+fusion", 32, partial(chains.posts, new_pictures=True)),
+        ("image", 32, chains.pictures),
+    ]
+    for what, most, make in kinds:
+        row: Row = {"card": context.card, "variant": name, "mode": mode, "what": what}
+        try:
+            for count in context.sizes(1, 8, 32, 64):
+                if count <= most:
+                    timing = context.time(make(count), chains.stream)
+                    tokens = 0 if what == "image" else TOKENS
+                    yield row | {"batch": count, "tokens": tokens, **timing}
+        except Exception as error:  # other graphs may still run
+            yield row | {"not_run": reason(error)}
 
 
 class Chains:

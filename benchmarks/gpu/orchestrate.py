@@ -86,7 +86,9 @@ def orchestrate(
         elif left < max(1, expected):
             reason = f"budget: {left:.0f} s left, {expected} s needed"
         else:
-            status, reason = (launch or _in_a_process)(run, step, min(step.limit, left))
+            status, reason = (launch or _in_a_process)(
+                run, step, left if run.dry else min(step.limit, left)
+            )
         good = good and status != "failed"
         seconds = round(clock() - before, 2)
         append_row(

@@ -43,7 +43,7 @@ STEPS = (
     _step("ort-speed", "onnx_steps:speed", 50, 100, 20),
     _step("eager", "torch_steps:eager", 20, 60, 10),
     _step("decoders", "engine_steps:decoders", 15, 40, 8),
-    _step("compile", "torch_steps:compile_static", 60, 120, 0),
+    _step("compile", "torch_steps:compile_static", 60, 120, 25),
     _step("end-to-end", "engine_steps:end_to_end", 25, 60, 10),
     _step("compile-max", "torch_steps:compile_max", 60, 150, 0),
     _step("small", "engine_steps:small", 40, 90, 15),

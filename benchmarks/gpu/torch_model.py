@@ -1,6 +1,8 @@
 """The eager AMLR model on a device, as a user of PyTorch would run it."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from amlr.runtime.units import scale_major_index
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(context: Context, part: str, *, half: bool = False) -> Any:
+def load_model(context: Context, part: str) -> Any:
     """The eager model of a part of the kit, on the device, in eval mode.
 
     Raises:
@@ -30,11 +32,11 @@ def load_model(context: Context, part: str, *, half: bool = False) -> Any:
         raise NotRunError(f"the part {part!r} carries no eager model")
     with torch.device(context.device):
         model = AmlrModel(AmlrConfig.from_dict(recipe.config))
-    model.load_state_dict(
-        {name: torch.from_numpy(np.array(recipe.pool[name])) for name in model.state_dict()}
-    )
-    model = model.eval().to(context.device)
-    return model.half() if half else model
+    names = list(model.state_dict())
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as workers:
+        values = workers.map(lambda name: torch.from_numpy(np.array(recipe.pool[name])), names)
+        model.load_state_dict(dict(zip(names, values, strict=True)))
+    return model.eval().to(context.device)
 
 
 def use_tf32(allowed: bool) -> None:
