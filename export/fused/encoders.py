@@ -320,15 +320,15 @@ def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
     # Lengths, and where each post's queries and keys start: the only mask that the CUDA provider's
     # memory-efficient attention takes. A post of nothing but padding counts as one step.
     real = out.op("Cast", [attention_mask], to=TensorProto.FLOAT)
-    real = out.op("ReduceSum", [real, out.ints(1)], keepdims=0)
-    one = out.constant("one_step", np.array(1, np.float32))
-    lengths = out.op("Cast", [out.op("Max", [real, one])], to=TensorProto.INT32)
-    steps = out.op("Shape", [attention_mask], start=1, end=2)
-    batch = out.op("Shape", [attention_mask], start=0, end=1)
-    end = out.op("Add", [out.op("Mul", [steps, batch]), out.ints(1)])
-    starts = out.op("Range", [out.zero(), out.op("Squeeze", [end]), out.op("Squeeze", [steps])])
-    starts = out.op("Cast", [starts], to=TensorProto.INT32)
-    return Mask(index=out.op("Concat", [lengths, starts, starts], axis=0))
+    counts = out.op("ReduceSum", [real, out.ints(1)], keepdims=0)
+    lengths = out.op("Max", [counts, out.constant("one_step", np.ones(1, np.float32))])
+    # T of each post, summed up: x to the power of 0 is 1 everywhere. A Range with bounds from the
+    # host came out too short on a device, in this place and nowhere else.
+    zero = out.constant("no_steps", np.zeros(1, np.float32))
+    steps = out.op("ReduceSum", [out.op("Pow", [real, zero]), out.ints(1)], keepdims=0)
+    ends = out.op("CumSum", [steps, out.constant("first_axis", np.array(0, np.int64))])
+    index = out.op("Concat", [lengths, zero, ends, zero, ends], axis=0)
+    return Mask(index=out.op("Cast", [index], to=TensorProto.INT32))
 
 
 def _biased_mask(out: Writer, distances: Floats, attention_mask: str) -> Mask:

@@ -144,7 +144,7 @@ class Writer:
     def constant(self, name: str, value: Array) -> str:
         """Store a constant as it is."""
         if name not in self._store:
-            self._store[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self._store[name] = numpy_helper.from_array(np.array(value, order="C"), name)
         self._weights[name] = None
         return name
 
