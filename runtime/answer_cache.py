@@ -86,7 +86,7 @@ class AnswerCache:
         try:
             if post.image is not None:
                 content = read_source(post.image, self._limits)
-                picture = content_key(content)
+                picture = content_key(content, self._limits)
                 # Read once: the file may be another one a moment later.
                 post = replace(post, image=content)
             words = "" if post.words is None else repr([(int(a), int(b)) for a, b in post.words])

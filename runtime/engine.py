@@ -1,5 +1,6 @@
 """`Engine`: the public door of a bundle."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from amlr.runtime.tier_timing import Choice
 from amlr.runtime.tiers import Skipped, Tier, list_tiers
 from amlr.runtime.warmup import warm_up
 
+LOG = logging.getLogger("amlr.runtime")
 IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
 
@@ -118,6 +120,9 @@ class Engine:
             raise InputError(f"check must be one of {CHECKS}, got {check!r}")
         names = provider_names(provider)  # a wrong name is said before any file is read
         bundle = Bundle.open(path, manifest_sha256)
+        note = bundle.manifest.image.steps_note()
+        if note is not None:
+            LOG.warning("%s was %s", bundle.path, note)
         options = ProviderOptions(
             threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
         )

@@ -4,6 +4,8 @@ The steps are fixed, because a model is only right on pixels prepared as in its 
 content, first frame, JPEG decoded at the smallest DCT scale that still covers the target, over
 white where transparent, one resize straight to the target (a centre crop is a source box of that
 same resize), EXIF orientation applied to the small picture, float32 (x / 255 - mean) / std.
+
+Version 2 of these steps differs from version 1 in what `steps_note` says.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.runtime.image_modes import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 # A Union, because a name that is not imported at run time cannot stand beside a `|`.
 ImageSource: TypeAlias = Union[str, Path, bytes, bytearray, memoryview, "Image"]
-# Raised whenever the steps above change: it is part of every cache key.
-_STEPS_VERSION = 1
+# Raised whenever the steps above change: part of every cache key and of the manifest.
+STEPS_VERSION = 2
 _CROP_SHARE = 224 / 256
 _ORIENTATION_TAG = 0x0112
 
@@ -42,6 +45,8 @@ class ImageSpec:
         resample: `bilinear` or `bicubic`, antialiased.
         mean: Per-channel mean in 0..1, RGB.
         std: Per-channel standard deviation, RGB.
+        version: Version of the picture steps that the model was trained or exported with. It
+            selects nothing: pictures are always prepared by the current version.
     """
 
     size: int = 224
@@ -49,6 +54,7 @@ class ImageSpec:
     resample: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    version: int = STEPS_VERSION
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -59,6 +65,10 @@ class ImageSpec:
             raise InputError(f"resample must be 'bilinear' or 'bicubic', got {self.resample!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError("mean and std need three values each, std above 0")
+        if type(self.version) is not int or self.version < 1:
+            raise InputError(
+                f"version of the picture steps must be 1 or more, got {self.version!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -66,8 +76,9 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_dict` values; other keys are ignored."""
+        """Build from `to_dict` values; other keys are ignored, an absent version means 1."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        known.setdefault("version", 1)
         for name in ("mean", "std"):
             if name in known:
                 known[name] = tuple(float(value) for value in known[name])
@@ -75,8 +86,24 @@ class ImageSpec:
 
     def preprocessing_hash(self) -> str:
         """Hex digest that changes whenever the same bytes would give other pixels."""
-        text = json.dumps([_STEPS_VERSION, self.to_dict()], sort_keys=True)
+        # The version applied, not the one recorded: only the former decides over pixels.
+        text = json.dumps([STEPS_VERSION, {**self.to_dict(), "version": 0}], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def steps_note(self) -> str | None:
+        """One line on how pixels differ from those of the recorded version; None if they do not."""
+        if self.version == STEPS_VERSION:
+            return None
+        if self.version > STEPS_VERSION:
+            return (
+                f"made with version {self.version} of the picture steps, this amlr applies version "
+                f"{STEPS_VERSION}: pictures may be prepared differently; install a newer amlr"
+            )
+        return (
+            "made with version 1 of the picture steps, this amlr applies version 2: turned TIFFs "
+            "are now upright, transparent colours of palettes and 16-bit pictures white, and float "
+            "pictures scaled from their range; all other pictures are prepared as before"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +113,13 @@ class ImageLimits:
     Attributes:
         max_bytes: Largest file.
         max_pixels: Largest width times height.
-        formats: Pillow names of the formats that are opened at all.
+        formats: Pillow names of the formats that are opened at all. One that this Pillow lacks (AVIF
+            before 11.3, HEIF without the pillow-heif plugin) is refused by name.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -112,7 +140,8 @@ def load_pixels(
     """Read and prepare one picture.
 
     Args:
-        source: Path, file content, or a Pillow image (never changed, except that Pillow loads it).
+        source: Path, file content, or a Pillow image (never changed, except that Pillow loads it:
+            where it was opened from a turned TIFF, loading turns it).
         spec: Preprocessing; the default is ImageNet's.
         limits: What to refuse.
 
@@ -147,11 +176,12 @@ def read_source(source: ImageSource, limits: ImageLimits) -> "bytes | Image":
     )
 
 
-def content_key(content: "bytes | Image") -> str:
-    """Hash naming a picture: of the file's bytes, or of mode, size, palette and pixels.
+def content_key(content: "bytes | Image", limits: ImageLimits | None = None) -> str:
+    """Hash naming a picture: of the file's bytes, or of the pixels that a Pillow image shows.
 
     Raises:
-        InputError: The Pillow image cannot be loaded.
+        InputError: The Pillow image is larger than the limits (before it is loaded), or cannot be
+            loaded.
     """
     digest = hashlib.sha256()
     if isinstance(content, bytes):
@@ -159,10 +189,12 @@ def content_key(content: "bytes | Image") -> str:
         digest.update(content)
         return digest.hexdigest()
     try:
-        extra = (content.mode, content.size, content.getpalette() if content.mode == "P" else None)
-        about = (*extra, content.info.get("transparency"), _orientation(content))
-        digest.update(repr(about).encode())
-        digest.update(content.tobytes())
+        _check_size(content, (limits or ImageLimits()).max_pixels)
+        shown = to_rgb(content)
+        digest.update(repr((shown.size, _turn(content))).encode())
+        digest.update(shown.tobytes())
+    except InputError:
+        raise
     except Exception as error:
         raise _unreadable(error) from error
     return digest.hexdigest()
@@ -176,7 +208,7 @@ def decode_pixels(content: "bytes | Image", spec: ImageSpec, limits: ImageLimits
     # and whatever it is, the picture is what is wrong.
     try:
         if isinstance(content, bytes):
-            with Image.open(io.BytesIO(content), formats=limits.formats) as image:
+            with Image.open(io.BytesIO(content), formats=_readable(limits)) as image:
                 _check_size(image, limits.max_pixels)
                 return _prepare(image, spec, is_ours=True)
         _check_size(content, limits.max_pixels)
@@ -189,10 +221,8 @@ def decode_pixels(content: "bytes | Image", spec: ImageSpec, limits: ImageLimits
             "image_too_large",
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"not a picture this bundle accepts; expected one of {', '.join(limits.formats)}",
-            "image_unreadable",
-        ) from error
+        start = content[:256] if isinstance(content, bytes) else b""
+        raise InputError(_unidentified(start, limits), "image_unreadable") from error
     except Exception as error:
         raise _unreadable(error) from error
 
@@ -200,11 +230,12 @@ def decode_pixels(content: "bytes | Image", spec: ImageSpec, limits: ImageLimits
 def _prepare(image: "Image", spec: ImageSpec, *, is_ours: bool) -> Floats:
     from PIL import Image
 
-    orientation = _orientation(image)
     if is_ours and image.format in ("JPEG", "MPO"):
         side = spec.size if spec.resize == "squash" else round(spec.size / _CROP_SHARE)
         image.draft(None, (side, side))  # only JPEG has it, and only before loading
-    rgb = _to_rgb(image)
+    rgb = to_rgb(image)
+    # Pillow turns TIFFs while loading them: only now does the tag say what is left to do.
+    turn = _turn(image)
     width, height = rgb.size
     box = None
     if spec.resize == "crop":
@@ -213,8 +244,8 @@ def _prepare(image: "Image", spec: ImageSpec, *, is_ours: bool) -> Floats:
     resample = Image.Resampling[spec.resample.upper()]
     small = rgb.resize((spec.size, spec.size), resample, box=box)
     # The target is square and its box centred, so turning after the resize is the same, cheaper.
-    if orientation in _TURNS:
-        small = small.transpose(Image.Transpose[_TURNS[orientation]])
+    if turn is not None:
+        small = small.transpose(Image.Transpose[turn])
     scale = 1 / (255 * np.array(spec.std))
     shift = np.array(spec.mean) / np.array(spec.std)
     pixels_chw = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1), np.float32)
@@ -234,34 +265,44 @@ _TURNS = {
 }
 
 
-def _to_rgb(image: "Image") -> "Image":
-    """Convert any mode to RGB: 16-bit by scaling, transparency over white."""
+def _turn(image: "Image") -> str | None:
+    """The transposition that shows a loaded image upright, or None."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken metadata says nothing about the pixels
+        return None
+
+
+def _readable(limits: ImageLimits) -> tuple[str, ...]:
+    """The accepted formats that Pillow knows here."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode))
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    if not has_alpha:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGB", rgba.size, (255, 255, 255))
-    white.paste(rgba, mask=rgba.getchannel("A"))
-    return white
+    if not set(limits.formats) <= Image.OPEN.keys():
+        Image.init()
+    return tuple(name for name in limits.formats if name in Image.OPEN)
 
 
-def _to_8_bit(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    values = np.nan_to_num(values.astype(np.float32))
-    # Modes I and F carry no range of their own: what does not fit 8 bits is taken as 16-bit.
-    if mode.startswith("I;16") or (mode == "I" and values.max(initial=0) > 255):
-        values = values / 257
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _unidentified(start: bytes, limits: ImageLimits) -> str:
+    accepted = ", ".join(limits.formats)
+    name, fix = _modern_format(start)
+    if name is None:
+        return f"not a picture this bundle accepts; expected one of {accepted}"
+    if name not in limits.formats:
+        return f"{name} picture, but this bundle accepts {accepted}; save it as JPEG or PNG"
+    return f"{name} picture, which cannot be read here; save it as JPEG or PNG, or {fix}"
 
 
-def _orientation(image: "Image") -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # broken metadata says nothing about the pixels
-        return 1
+def _modern_format(start: bytes) -> tuple[str | None, str]:
+    """Pillow's name of a format that not every Pillow reads, and what would read it."""
+    if start[4:8] != b"ftyp":
+        return None, ""
+    # The container's brands: the main one, a version, then those it is compatible with.
+    brands = {start[i : i + 4] for i in range(8, min(int.from_bytes(start[:4]), len(start)), 4)}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF", "install Pillow 11.3 or newer"
+    if brands & {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}:
+        return "HEIF", "register the plugin of pillow-heif (pip install pillow-heif)"
+    return None, ""
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

@@ -28,12 +28,15 @@ def describe(manifest: Manifest, digest: str) -> Iterator[str]:
         f"word rule {text.word_rule}",
         "pictures": f"{image.size}x{image.size}, {image.resize}, {image.resample}; at most "
         f"{manifest.limits.max_bytes / 1e6:g} MB and {manifest.limits.max_pixels / 1e6:g} "
-        "megapixels",
+        f"megapixels; steps version {image.version}",
         "files": f"{len(manifest.files)}, {size / 1e6:.1f} MB",
     }
     width = max(map(len, rows))
     for name, value in rows.items():
         yield f"{name:<{width}}  {value}"
+    note = image.steps_note()
+    if note is not None:
+        yield f"note: {note}"
     yield ""
     yield f"{'variant':<16} {'for':<14} {'graphs':>6} {'changed entities':>18}  largest error"
     for name, variant in manifest.variants.items():

@@ -180,7 +180,7 @@ class Pipeline:
     def _read(self, source: Any) -> "tuple[str, Any] | InputError":
         try:
             content = read_source(source, self.bundle.manifest.limits)
-            return content_key(content), content
+            return content_key(content, self.bundle.manifest.limits), content
         except InputError as error:
             return error
 

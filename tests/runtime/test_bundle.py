@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from amlr.errors import BundleError
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.inspection import describe
 from bundles import relist
 
 
@@ -145,3 +147,22 @@ def test_loading_writes_nothing(plan: Path) -> None:
     with Engine.load(plan, provider="onnxruntime-cpu") as engine:
         engine.tag("in paris")
     assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("version", "part"), [(None, "now upright"), (1, "now upright"), (9, "newer amlr"), (2, "")]
+)
+def test_another_version_of_the_picture_steps_is_one_line(
+    plan: Path, caplog: pytest.LogCaptureFixture, version: int | None, part: str
+) -> None:
+    values = json.loads((plan / "manifest.json").read_text())
+    assert values["image"].pop("version") == 2
+    if version is not None:
+        values["image"]["version"] = version
+    (plan / "manifest.json").write_text(json.dumps(values))
+    Engine.load(plan, provider="onnxruntime-cpu", check="off").close()
+    lines = [record.getMessage() for record in caplog.records if "steps" in record.getMessage()]
+    assert len(lines) == bool(part)
+    assert all(part in line and "\n" not in line for line in lines)
+    if part:
+        assert any(part in line for line in describe(Bundle.open(plan).manifest, ""))
