@@ -119,22 +119,31 @@ def score_posts(
         gold_tags: BIO tags of each post's words.
         predicted: Entities of each post in words, named as the model names them.
         mode: How gold tags are read.
-        rename: Corpus type -> model type where names differ. Results keep the corpus's names.
+        rename: Corpus type -> model type where names differ. Several corpus types may have one
+            model type: entities are compared in the model's names.
 
     Returns:
-        `mode`, the counts and shares over all types, and the same per type under `per_type`.
+        `mode`, the counts and shares over all types, and the same per type under `per_type`, which
+        has the corpus's name of a type, or the model's where the corpus has several.
     """
-    model_to_data = {model: data for data, model in (rename or {}).items()}
-    gold = [read_spans(tags, mode) for tags in gold_tags]
-    named = [
-        [(start, end, model_to_data.get(label, label)) for start, end, label in spans]
-        for spans in predicted
+    to_model = rename or {}
+    gold = [
+        [(start, end, to_model.get(label, label)) for start, end, label in read_spans(tags, mode)]
+        for tags in gold_tags
     ]
-    labels = sorted({span[2] for spans in [*gold, *named] for span in spans})
-    per_type = {
-        label: count_spans(_only(gold, label), _only(named, label)).to_dict() for label in labels
+    found = [list(spans) for spans in predicted]
+    names: dict[str, list[str]] = {}
+    for data, model in to_model.items():
+        names.setdefault(model, []).append(data)
+    labels = {label for spans in [*gold, *found] for *_, label in spans}
+    shown = {
+        label: names[label][0] if len(names.get(label, ())) == 1 else label for label in labels
     }
-    return {"mode": mode, **count_spans(gold, named).to_dict(), "per_type": per_type}
+    per_type = {
+        shown[label]: count_spans(_only(gold, label), _only(found, label)).to_dict()
+        for label in sorted(labels, key=shown.__getitem__)
+    }
+    return {"mode": mode, **count_spans(gold, found).to_dict(), "per_type": per_type}
 
 
 def _only(posts: Sequence[Sequence[Span]], label: str) -> list[list[Span]]:

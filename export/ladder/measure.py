@@ -130,6 +130,12 @@ def _f1s(exact: Answers, other: Answers, posts: Sequence[ProofPost]) -> tuple[fl
 
 
 def _f1(gold: Sequence[frozenset[Key]], found: Sequence[frozenset[Key]]) -> float:
-    right = sum(len(a & b) for a, b in zip(gold, found, strict=True))
+    from amlr.training.conll import SAME_CLASS
+
+    def by_class(entities: frozenset[Key]) -> set[Key]:
+        return {(start, end, SAME_CLASS.get(label, label)) for start, end, label in entities}
+
+    # The corpus and the model may name one class differently.
+    right = sum(len(by_class(a) & by_class(b)) for a, b in zip(gold, found, strict=True))
     total = sum(map(len, gold)) + sum(map(len, found))
     return 2 * right / total if total else 1.0

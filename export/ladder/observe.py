@@ -9,6 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
+
 Floats = npt.NDArray[np.float32]
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 # Enough to see the shape of a distribution, little enough for hundreds of tensors.
@@ -76,8 +78,7 @@ def _joined(parts: Sequence[Sample]) -> Sample:
 
 
 def _session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]

@@ -15,14 +15,14 @@ from amlr.errors import ExportError, InputError
 from amlr.export.ladder.choices import search
 from amlr.export.ladder.fit import fit_scales
 from amlr.export.ladder.ladder import LadderOptions, add_variants
-from amlr.export.ladder.measure import Parity
+from amlr.export.ladder.measure import Answers, Parity, compare
 from amlr.export.ladder.observe import observe
-from amlr.export.ladder.posts import read_posts
+from amlr.export.ladder.posts import ProofPost, read_posts
 from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
 from amlr.export.ladder.scales import Scale, fit_values, round_weight
 from amlr.export.precision.graph_tools import prepare
 from amlr.export.samples import sample_posts
-from amlr.runtime import Engine
+from amlr.runtime import Engine, Post
 
 FLOAT = TensorProto.FLOAT
 
@@ -196,6 +196,14 @@ def test_halves_share_no_post_and_gold_is_read(tmp_path: Path) -> None:
     gold = posts.proof[0].gold
     assert gold is not None
     assert {label for _, _, label in gold} == {"PER", "OTHER"}
+
+
+@pytest.mark.parametrize("label", ["OTHER", "MISC"])
+def test_f1_compares_classes_whatever_they_are_called(label: str) -> None:
+    post = ProofPost(post=Post("in Rome"), gold=frozenset({(3, 7, "OTHER")}))
+    right = Answers(scores=[None], entities=[frozenset({(3, 7, label)})], cold_ms=0, hit_ms=0)
+    wrong = Answers(scores=[None], entities=[frozenset({(3, 7, "PER")})], cold_ms=0, hit_ms=0)
+    assert compare(right, wrong, [post]).f1 == (1.0, 0.0)
 
 
 def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:

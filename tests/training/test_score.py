@@ -1,9 +1,12 @@
 """Entity scores, strict and lenient."""
 
+import itertools
+
 import pytest
 
 from amlr.errors import InputError
-from amlr.training.score import count_spans, read_spans, score_posts, write_tags
+from amlr.training.conll import match_labels
+from amlr.training.score import Mode, count_spans, read_spans, score_posts, write_tags
 
 
 def test_strict_and_lenient_differ_only_in_stray_continuations() -> None:
@@ -33,6 +36,28 @@ def test_scores_per_type_keep_the_corpus_names() -> None:
     lenient = score_posts(gold, predicted, "lenient", rename={"MISC": "OTHER"})
     assert (lenient["correct"], lenient["gold"]) == (2, 3)
     assert lenient["f1"] == pytest.approx(2 * 2 / 6)
+
+
+@pytest.mark.parametrize("model", [("PER", "OTHER"), ("PER", "MISC"), ("PER", "OTHER", "MISC")])
+@pytest.mark.parametrize("mode", ["strict", "lenient"])
+def test_right_predictions_score_one_however_classes_are_named(
+    model: tuple[str, ...], mode: Mode
+) -> None:
+    names = ("PER", "OTHER", "MISC", "food")
+    for count in (1, 2, 3, 4):
+        for data in itertools.combinations(names, count):
+            rename = match_labels(data, model)
+            gold = [[f"B-{label}", f"I-{label}", "O"] for label in data]
+            right = [[(0, 2, rename[label])] for label in data]
+            report = score_posts(gold, right, mode, rename=rename)
+            assert (report["precision"], report["recall"], report["f1"]) == (1.0, 1.0, 1.0)
+            assert all(scores["f1"] == 1.0 for scores in report["per_type"].values())
+            assert sum(scores["gold"] for scores in report["per_type"].values()) == count
+            merged = {"OTHER", "MISC"} <= set(data) and len(model) == 2
+            expected = {*data} - {"OTHER", "MISC"} | {model[1]} if merged else {*data}
+            assert set(report["per_type"]) == expected
+            missed = score_posts(gold, [[] for _ in gold], mode, rename=rename)
+            assert (missed["correct"], missed["gold"]) == (0, count)
 
 
 def test_nothing_predicted_scores_zero_without_dividing() -> None:
