@@ -3,11 +3,15 @@
 import hashlib
 import os
 import platform
-from pathlib import Path
+from collections.abc import Iterator
+from fractions import Fraction
+from math import ceil
+from pathlib import Path, PurePosixPath
 
 _CPUS = Path("/sys/devices/system/cpu")
 _INFO = Path("/proc/cpuinfo")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_PROCESS = Path("/proc/self")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
@@ -20,7 +24,7 @@ def usable_cores() -> int:
     except AttributeError:  # not on macOS or Windows
         return max(1, (os.cpu_count() or 1))
     cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota_cores(len(cores))))
+    return max(1, min([len(cores), *map(ceil, _quotas())]))
 
 
 def _siblings(cpu: int) -> str:
@@ -30,12 +34,56 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
-def _quota_cores(default: int) -> int:
+def _quotas() -> Iterator[Fraction]:
+    """Cores granted by every control group around this process, of either version of cgroups.
+
+    The kernel enforces all of them: that of the process (a systemd unit's CPUQuota), that of its
+    container, and those between.
+    """
+    for folder in _cpu_groups():
+        try:
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            # "max" in version 2 and -1 in version 1 mean no quota.
+            if int(quota) > 0:
+                yield Fraction(int(quota), int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+
+
+def _cpu_groups() -> Iterator[Path]:
+    """Folders of the control groups around this process, as far as they are visible here."""
+    # Where mounts cannot be read, these are the usual places of a container's group.
+    yield from (_CGROUPS, _CGROUPS / "cpu", _CGROUPS / "cpu,cpuacct")
+    paths: dict[str, str] = {}
+    for line in _lines(_PROCESS / "cgroup"):
+        _, _, group = line.partition(":")
+        controllers, _, path = group.partition(":")
+        if not controllers:
+            paths["cgroup2"] = path
+        elif "cpu" in controllers.split(","):
+            paths["cgroup"] = path
+    for line in _lines(_PROCESS / "mountinfo"):
+        about, _, of_type = line.partition(" - ")
+        kind, options = of_type.partition(" ")[0], of_type.rpartition(" ")[2].split(",")
+        if kind not in paths or (kind == "cgroup" and "cpu" not in options):
+            continue
+        root, point = about.split()[3:5]
+        # A container may see only its part of the tree; then the mount itself is its group.
+        path = PurePosixPath(paths[kind])
+        inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
+        if ".." not in inside.parts:
+            yield from (Path(point) / part for part in (inside, *inside.parents))
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        quota, period = _QUOTA.read_text().split()
-        return default if quota == "max" else max(1, -(-int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        return default
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return []
 
 
 def cpu_fields() -> dict[str, str]:
