@@ -113,7 +113,7 @@ class ImageLimits:
     Attributes:
         max_bytes: Largest file.
         max_pixels: Largest width times height.
-        formats: Pillow names of the formats that are opened at all. One that this Pillow lacks (AVIF
+        formats: Pillow names of the formats that are opened at all. One that Pillow lacks (AVIF
             before 11.3, HEIF without the pillow-heif plugin) is refused by name.
     """
 

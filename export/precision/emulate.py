@@ -22,6 +22,7 @@ from amlr.export.precision.graph_tools import (
     prepare,
     tensor_types,
 )
+from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 RANGE_PREFIX = "absmax__"
 
@@ -79,8 +80,7 @@ def with_ranges(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def open_session(model: onnx.ModelProto, threads: int = 1) -> Any:
     """An onnxruntime session that runs a graph exactly as it is written."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     # Optimisation would remove the pairs of casts that do the rounding.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -16,6 +16,7 @@ from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.by_graphs import ByGraphs, Floats, Ints
+from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 LOG = logging.getLogger("amlr.runtime")
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
@@ -137,20 +138,15 @@ def import_library(device: str) -> Any:
         device: `cpu` or `cuda`.
 
     Raises:
-        BackendUnavailableError: Not installed, or without CUDA where it is wanted.
+        BackendUnavailableError: Not installed, damaged, or without CUDA where it is wanted.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"onnxruntime cannot be imported ({error}); install it with: pip install onnxruntime"
-        ) from error
+    onnxruntime = import_onnxruntime()
     if device == "cpu":
         return onnxruntime
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise BackendUnavailableError(
             "this onnxruntime has no CUDA; replace it: "
-            "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         )
     if hasattr(onnxruntime, "preload_dlls"):
         # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look. What
