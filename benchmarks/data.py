@@ -12,6 +12,7 @@ import numpy as np
 from amlr.errors import InputError
 from amlr.export.samples import sample_posts
 from amlr.runtime.results import Post
+from amlr.runtime.text_files import read_text
 from amlr.training.conll import ImageFolder, match_labels, read_conll
 from amlr.training.sample import write_sample
 from amlr.training.sample_pictures import KINDS, draw_picture
@@ -102,23 +103,23 @@ def _in_memory(post: Post) -> Post:
 def _read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
     posts: list[BenchPost] = []
     missing = 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            if limit is not None and len(posts) >= limit:
-                break
-            try:
-                values = json.loads(line)
-                text, name = str(values["text"]), values.get("image")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f'{path}:{number}: expected a JSON object {{"id", "text", "image"}}: {error}'
-                ) from error
-            picture = None if name is None else images / str(name)
-            if picture is not None and not picture.is_file():
-                picture, missing = None, missing + 1
-            posts.append(BenchPost(id=str(values.get("id", number)), post=Post(text, picture)))
+    lines = read_text(path, "a file of JSON lines").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if limit is not None and len(posts) >= limit:
+            break
+        try:
+            values = json.loads(line)
+            text, name = str(values["text"]), values.get("image")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f'{path}:{number}: expected a JSON object {{"id", "text", "image"}}: {error}'
+            ) from error
+        picture = None if name is None else images / str(name)
+        if picture is not None and not picture.is_file():
+            picture, missing = None, missing + 1
+        posts.append(BenchPost(id=str(values.get("id", number)), post=Post(text, picture)))
     if not posts:
         raise InputError(f"{path} holds no posts; expected one JSON object a line")
     return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)

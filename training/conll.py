@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.runtime.text_files import read_text
 from amlr.training.score import Span, read_spans
 
 # Usual order of the classes; names a corpus adds follow alphabetically.
@@ -62,17 +63,11 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
     posts.
 
     Raises:
-        InputError: The file cannot be read, or a line is not `token<TAB>tag`; names the line.
+        InputError: The file cannot be read, is not text of a known encoding, or a line is not
+            `token<TAB>tag`; names the line.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; give a CoNLL file", "data_missing"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}); convert it first", "data_bad") from error
+    content = read_text(path, "a CoNLL file")
     posts: list[LabelledPost] = []
     words: list[str] = []
     tags: list[str] = []
@@ -88,7 +83,7 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
 
     # str.splitlines would also split at U+2028, U+0085 and the like, which occur inside tokens.
     for number, raw in enumerate(content.split("\n"), start=1):
-        line = raw.removesuffix("\r")
+        line = raw.rstrip("\r")
         if line.startswith("IMGID:"):
             finish()
             image_id = line.removeprefix("IMGID:").strip() or None
@@ -110,6 +105,13 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
 
 def _check_line(columns: list[str], path: Path, number: int) -> None:
     tag = columns[-1].strip()
+    # Where some lines end with it alone, every second post would silently be lost.
+    if any("\r" in column for column in columns):
+        raise InputError(
+            f"{path}:{number}: found a carriage return within a line, expected one kind of line "
+            "end; convert the file, for example: sed 's/\\r/\\n/g'",
+            "data_bad",
+        )
     if len(columns) < 2 or not columns[0]:
         raise InputError(
             f"{path}:{number}: found {columns!r}, expected token<TAB>tag; separate by one tab",
@@ -216,8 +218,5 @@ class ImageFolder:
 
 def read_ids(path: str | Path) -> frozenset[str]:
     """Read one id per line, e.g. the pictures known to be broken."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; give one image id per line") from error
+    lines = read_text(Path(path), "one image id per line").split("\n")
     return frozenset(line.strip() for line in lines if line.strip())

@@ -10,6 +10,7 @@ from amlr.export.samples import sample_posts
 from amlr.kernels import is_tuning_half
 from amlr.runtime.jsonl import parse_line
 from amlr.runtime.results import Post
+from amlr.runtime.text_files import read_text
 
 INVENTED = 240
 
@@ -73,12 +74,9 @@ def read_posts(path: Path | None, images: Path | None = None, *, most: int = 100
 
 
 def _read_jsonl(path: Path, images: Path | None) -> list[ProofPost]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    lines = read_text(path, "a file of JSON lines").split("\n")
     parsed = [
-        parse_line(number, line, images or path.parent)
+        parse_line(number, line.encode(), images or path.parent)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]

@@ -1,5 +1,6 @@
 """Input files: which there are, where their records begin, and the rows of a range."""
 
+import codecs
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import InputError
+from amlr.runtime.text_files import START_BYTES, AsUtf8, TextForm, not_utf8, text_form
 from amlr.serving.archive.places import fingerprint, open_place
 from amlr.serving.archive.rows import Columns, Row, bad_row, make_row
 
@@ -23,6 +25,8 @@ FORMATS = {
 }
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+# What packed files that are damaged raise.
+_UNPACKING = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _MOST_BYTES = 256_000_000
 _READ_ROWS = 256
 
@@ -37,6 +41,8 @@ class Source:
         fingerprint: Changes whenever the content does.
         header: Column names (CSV and Parquet).
         id_is_integer: Whether the id column holds whole numbers by type.
+        encoding: Of a text format, as `TextForm` has it.
+        has_cr_ends: Whether lines end with a carriage return alone.
     """
 
     address: str
@@ -44,6 +50,13 @@ class Source:
     fingerprint: str
     header: tuple[str, ...] = ()
     id_is_integer: bool = False
+    encoding: str = "utf-8"
+    has_cr_ends: bool = False
+
+    @property
+    def form(self) -> TextForm:
+        """How a text format is written."""
+        return TextForm(encoding=self.encoding, has_cr_ends=self.has_cr_ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +122,7 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
     mark = fingerprint(address)
     header: tuple[str, ...] = ()
     is_integer = False
+    form = TextForm()
     if found == "parquet":
         import pyarrow as pa
 
@@ -119,19 +133,50 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
                 kind_of_id = schema.field(columns.id).type
                 # Parts hold signed ones, into which the largest unsigned do not fit.
                 is_integer = pa.types.is_integer(kind_of_id) and kind_of_id != pa.uint64()
-    elif found in ("csv", "tsv"):
-        with _open(address) as stream:
-            header = tuple(
-                _fields(next(_records(stream, found), b"").removeprefix(b"\xef\xbb\xbf"), found)
-            )
+    else:
+        form = _form(address, found)
+    if found in ("csv", "tsv"):
+        header = _header(address, found, form)
     if found != "jsonl" and columns.text not in header:
         raise InputError(
             f"{address} has no column {columns.text!r}, only: {', '.join(header)}; "
             "give --text-column"
         )
     return Source(
-        address=address, format=found, fingerprint=mark, header=header, id_is_integer=is_integer
+        address=address,
+        format=found,
+        fingerprint=mark,
+        header=header,
+        id_is_integer=is_integer,
+        encoding=form.encoding,
+        has_cr_ends=form.has_cr_ends,
     )
+
+
+def _form(address: str, kind: str) -> TextForm:
+    with _open(address) as stream:
+        try:
+            start = stream.read(START_BYTES)
+        except _UNPACKING as error:
+            raise InputError(f"cannot unpack {address}: {error}") from error
+    form = text_form(start, address)
+    if kind == "jsonl" and start.decode(form.encoding, "ignore").lstrip().startswith("["):
+        raise InputError(
+            f"{address} holds a JSON array, expected one JSON object a line; convert it first, "
+            "for example: jq -c '.[]'"
+        )
+    return form
+
+
+def _header(address: str, kind: str, form: TextForm) -> tuple[str, ...]:
+    with _open(address, form) as stream:
+        try:
+            record = next(_records(stream, kind), b"")
+            return tuple(_fields(record.removeprefix(codecs.BOM_UTF8), kind))
+        except UnicodeDecodeError as error:
+            raise not_utf8(address, error) from error
+        except csv.Error as error:
+            raise InputError(f"the first line of {address} names no columns: {error}") from error
 
 
 def scan(source: Source) -> Iterator[tuple[int, int]]:
@@ -147,13 +192,15 @@ def record_offsets(source: Source) -> Iterator[tuple[int, bytes]]:
     """Where each record begins, and the record."""
     offset = 0
     is_first = source.format != "jsonl"
-    with _open(source.address) as stream:
+    with _open(source.address, source.form) as stream:
         records = _records(stream, source.format)
         while True:
             try:
                 record = next(records, None)
-            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            except _UNPACKING as error:
                 raise InputError(f"cannot unpack {source.address}: {error}") from error
+            except UnicodeDecodeError as error:
+                raise not_utf8(source.address, error) from error
             if record is None:
                 return
             if not is_first and not _is_blank(record, source.format):
@@ -168,7 +215,7 @@ def read_piece(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
         yield from _read_parquet(source, piece, columns)
         return
     number, stop = piece.number, piece.number + piece.stop - piece.start
-    with _open(source.address) as stream:
+    with _open(source.address, source.form) as stream:
         stream.seek(piece.offset)
         for record in _records(stream, source.format):
             if number == stop:
@@ -259,11 +306,13 @@ def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Ro
                 return
 
 
-def _open(address: str) -> Any:
+def _open(address: str, form: TextForm | None = None) -> Any:
+    """The unpacked bytes; where a form is given that is not plain, as UTF-8 with line feeds."""
     import fsspec
 
     try:
-        return fsspec.open(address, "rb", compression="infer").open()
+        file = fsspec.open(address, "rb", compression="infer").open()
+        return file if form is None or form.is_plain else io.BufferedReader(AsUtf8(file, form))
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"cannot read the input {address}: {error}") from error
 

@@ -37,6 +37,20 @@ def test_bad_json_lines_name_the_line(tmp_path: Path, line: str) -> None:
         load_data(str(path), None, None, 0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_json_lines_in_other_encodings(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "posts.jsonl"
+    line = json.dumps({"text": "Zoë\u2028here"}, ensure_ascii=False) + end
+    path.write_bytes((2 * line).encode(encoding))
+    assert [item.post.text for item in load_data(str(path), None, None, 0).posts] == [
+        "Zoë\u2028here"
+    ] * 2
+    path.write_bytes('{"text": "Zoë"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_data(str(path), None, None, 0)
+
+
 def test_conll_keeps_words_and_gold_spans(tmp_path: Path) -> None:
     (tmp_path / "7.png").write_bytes(sample_image(0))
     path = tmp_path / "valid.txt"

@@ -210,6 +210,8 @@ def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
     path = tmp_path / "posts.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"post {i}"}) for i in range(40)))
     assert read_posts(path).source == "posts.jsonl"
+    path.write_bytes(path.read_text().encode("utf-16"))
+    assert read_posts(path).proof
     assert len(read_posts(None).proof) > 50
     path.write_text('{"text": "one"}')
     with pytest.raises(InputError, match="at least"):

@@ -11,6 +11,7 @@ from amlr.training.conll import (
     labels_of,
     match_labels,
     read_conll,
+    read_ids,
     write_conll,
 )
 
@@ -94,3 +95,47 @@ def test_pictures_are_found_and_counted(tmp_path: Path) -> None:
 def test_an_absent_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
         ImageFolder(root=tmp_path / "absent")
+
+
+CONLL = "IMGID:7\nZoë\tB-PER\nhere\tO\n\nIMGID:8\nParis\tB-LOC\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_every_encoding_and_line_end_gives_the_same_posts(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
+    path = tmp_path / "posts.txt"
+    path.write_bytes(CONLL.replace("\n", end).encode(encoding))
+    posts = read_conll(path)
+    assert [post.words for post in posts] == [("Zoë", "here"), ("Paris",)]
+    assert [post.tags for post in posts] == [("B-PER", "O"), ("B-LOC",)]
+    assert [post.image_id for post in posts] == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("Zoë\tB-PER\n".encode("latin-1"), "posts.txt is not UTF-8"),
+        ("a\tO\n".encode("utf-16-be"), "UTF-16 without"),
+        (b"a\tO\rb\tO\nc\tO\n", "posts.txt:1: found a carriage return"),
+    ],
+)
+def test_unknown_encodings_and_mixed_line_ends_are_named(
+    tmp_path: Path, content: bytes, part: str
+) -> None:
+    (tmp_path / "posts.txt").write_bytes(content)
+    with pytest.raises(InputError, match=part) as caught:
+        read_conll(tmp_path / "posts.txt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_ids_carry_no_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "broken.txt"
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes(f"12_3{end} 45{end}{end}".encode(encoding))
+        assert read_ids(path) == {"12_3", "45"}
+    path.write_bytes(b"\xe9\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_ids(path)
