@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -26,34 +27,24 @@ INLINE_BYTES = 1024
 
 
 def trace(spec: "GraphSpec") -> onnx.ModelProto:
-    """Export one module and check the graph.
+    """Export one module and check the graph; its weights are in memory, of any size.
 
     Raises:
         ExportError: The exporter or the ONNX checker refused; names the graph.
     """
-    try:
-        model = _export(spec)
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        onnx.checker.check_model(model, full_check=model.ByteSize() < 2**31 - 1)
-    except Exception as error:
-        raise ExportError(f"graph {spec.name!r} could not be exported: {error}") from error
-    dropped = set(spec.inputs) - {i.name for i in model.graph.input}
-    if dropped:
-        raise ExportError(f"graph {spec.name!r} lost its inputs {sorted(dropped)} in tracing")
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx.load_model(str(write_graphs([spec], Path(folder))[spec.name]))
 
 
-def _export(spec: "GraphSpec") -> onnx.ModelProto:
+def _export(spec: "GraphSpec", folder: Path) -> onnx.ModelProto:
+    """Run PyTorch's exporter; where the weights exceed 2 GB, it puts them beside the graph."""
     import torch
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        torch.no_grad(),
-    ):
+    with warnings.catch_warnings(), torch.no_grad():
         # The exporter announces its own retirement and every traced shape as warnings.
         warnings.simplefilter("ignore")
-        path = Path(folder) / f"{spec.name}.onnx"
+        # A string: of a Path the exporter does not take the folder, which large weights need.
+        path = str(folder / f"{spec.name}.onnx")
         torch.onnx.export(
             spec.module.eval(),
             tuple(spec.inputs.values()),
@@ -64,7 +55,7 @@ def _export(spec: "GraphSpec") -> onnx.ModelProto:
             opset_version=OPSET,
             dynamo=False,
         )
-        return onnx.load_model(str(path))
+    return onnx.load_model(path, load_external_data=False)
 
 
 class SharedWeights:
@@ -75,10 +66,15 @@ class SharedWeights:
         self._file = path.open("wb")
         self._offsets: dict[tuple[str, int], int] = {}
 
-    def externalise(self, model: onnx.ModelProto) -> None:
-        """Move the model's large initializers out, in place."""
+    def externalise(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
+        """Move the model's large initializers out, in place.
+
+        Args:
+            model: The graph.
+            folder: Where weights lie that are outside of the graph already.
+        """
         for tensor in model.graph.initializer:
-            raw = tensor.raw_data
+            raw = _raw_bytes(tensor, folder)
             if len(raw) < INLINE_BYTES:
                 continue
             offset = self._place(raw)
@@ -91,8 +87,9 @@ class SharedWeights:
                 tensor.external_data.add(key=key, value=value)
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
+        self._file.flush()
 
-    def _place(self, raw: bytes) -> int:
+    def _place(self, raw: "bytes | memoryview") -> int:
         key = (hashlib.sha256(raw).hexdigest(), len(raw))
         if key not in self._offsets:
             start = self._file.tell()
@@ -107,8 +104,21 @@ class SharedWeights:
         self._file.close()
 
 
+def _raw_bytes(tensor: TensorProto, folder: Path | None) -> "bytes | memoryview":
+    """Content of a tensor; mapped, not read, where it lies in a file of its own."""
+    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
+        return tensor.raw_data
+    about = {entry.key: entry.value for entry in tensor.external_data}
+    start = int(about.get("offset", 0))
+    length = int(about["length"]) if "length" in about else None
+    file = np.memmap(folder / about["location"], np.uint8, "r", start, length)
+    return memoryview(file)
+
+
 def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:
     """Export graphs into a folder with one shared weights file.
+
+    No graph is ever held or passed on together with its weights: protobuf ends at 2 GB.
 
     Args:
         specs: The graphs; traced one after another to keep memory low.
@@ -118,22 +128,34 @@ def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:
         File of each graph by name.
 
     Raises:
-        ExportError: One of them could not be exported or checked.
+        ExportError: One of them could not be exported or checked; names the graph.
     """
     weights = SharedWeights(folder / WEIGHTS_FILE)
     files: dict[str, Path] = {}
     try:
         for spec in specs:
-            model = trace(spec)
-            weights.externalise(model)
-            path = folder / f"{spec.name}.onnx"
-            path.write_bytes(model.SerializeToString(deterministic=True))
-            files[spec.name] = path
+            files[spec.name] = folder / f"{spec.name}.onnx"
+            try:
+                inputs = _write_graph(spec, files[spec.name], weights)
+            except Exception as error:
+                raise ExportError(f"graph {spec.name!r} could not be exported: {error}") from error
+            dropped = set(spec.inputs) - inputs
+            if dropped:
+                raise ExportError(
+                    f"graph {spec.name!r} lost its inputs {sorted(dropped)} in tracing"
+                )
     finally:
         weights.close()
-    for name, path in files.items():
-        try:
-            onnx.checker.check_model(str(path))
-        except onnx.checker.ValidationError as error:
-            raise ExportError(f"graph {name!r} is not valid with its weights: {error}") from error
     return files
+
+
+def _write_graph(spec: "GraphSpec", path: Path, weights: SharedWeights) -> set[str]:
+    """Write one graph, infer its shapes and check it; returns the names of its inputs."""
+    # Beside the graph: large weights may not fit into the system's folder of temporary files.
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        model = _export(spec, Path(aside))
+        weights.externalise(model, Path(aside))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.shape_inference.infer_shapes_path(str(path), strict_mode=True, data_prop=True)
+    onnx.checker.check_model(str(path), full_check=True)
+    return {value.name for value in model.graph.input}

@@ -225,6 +225,37 @@ def test_dropped_input_is_an_error() -> None:
         trace(spec)
 
 
+def test_weights_that_the_exporter_leaves_outside_give_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = build_graphs(tiny_model(tiny_config()), image_size=IMAGE_SIZE)[:2]
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside, outside):
+        folder.mkdir()
+    files = write_graphs(specs, inside)
+    export = torch.onnx.export
+
+    def export_large(module: Any, inputs: Any, path: str, **options: Any) -> None:
+        """As the exporter does above 2 GB: each large tensor in a file of its own."""
+        export(module, inputs, path, **options)
+        onnx.save_model(
+            onnx.load_model(path),
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=False,
+            size_threshold=1024,
+        )
+        assert len(list(Path(path).parent.iterdir())) > 3
+        monkeypatch.setattr(onnx.shape_inference, "infer_shapes", None)
+
+    monkeypatch.setattr(torch.onnx, "export", export_large)
+    assert write_graphs(specs, outside).keys() == files.keys()
+    names = sorted(path.name for path in outside.iterdir())
+    assert names == sorted(path.name for path in inside.iterdir())
+    for name in names:
+        assert (outside / name).read_bytes() == (inside / name).read_bytes(), name
+
+
 def test_graphs_pass_the_checker(exported: Any) -> None:
     *_, folder = exported
     for path in folder.glob("*.onnx"):
