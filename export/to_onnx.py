@@ -107,12 +107,12 @@ class SharedWeights:
 def _raw_bytes(tensor: TensorProto, folder: Path | None) -> "bytes | memoryview":
     """Content of a tensor; mapped, not read, where it lies in a file of its own."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
-        return tensor.raw_data
+        inside: bytes = tensor.raw_data
+        return inside
     about = {entry.key: entry.value for entry in tensor.external_data}
     start = int(about.get("offset", 0))
     length = int(about["length"]) if "length" in about else None
-    file = np.memmap(folder / about["location"], np.uint8, "r", start, length)
-    return memoryview(file)
+    return np.memmap(folder / about["location"], np.uint8, "r", start, length).data
 
 
 def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:

@@ -60,8 +60,7 @@ def _cpu_groups() -> Iterator[Path]:
     yield from (_CGROUPS, _CGROUPS / "cpu", _CGROUPS / "cpu,cpuacct")
     paths: dict[str, str] = {}
     for line in _lines(_PROCESS / "cgroup"):
-        _, _, group = line.partition(":")
-        controllers, _, path = group.partition(":")
+        controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers:
             paths["cgroup2"] = path
         elif "cpu" in controllers.split(","):
@@ -73,8 +72,8 @@ def _cpu_groups() -> Iterator[Path]:
             continue
         root, point = about.split()[3:5]
         # A container may see only its part of the tree; then the mount itself is its group.
-        path = PurePosixPath(paths[kind])
-        inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
+        group = PurePosixPath(paths[kind])
+        inside = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath()
         if ".." not in inside.parts:
             yield from (Path(point) / part for part in (inside, *inside.parents))
 

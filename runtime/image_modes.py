@@ -56,4 +56,5 @@ def _to_8_bit(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
         full = next((full for full in (1, 255) if most <= 2 * full), 65535)
     else:
         full = 65535 if mode != "I" or most > 255 else 255
-    return np.rint(np.clip(np.nan_to_num(values), 0, full) * (255 / full)).astype(np.uint8)
+    shown: npt.NDArray[np.float32] = np.clip(np.nan_to_num(values), 0, full) * (255 / full)
+    return np.rint(shown).astype(np.uint8)
