@@ -3,6 +3,7 @@
 Also the inverse (`write_conll`) and the folder of pictures that goes with a file.
 """
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,9 @@ from amlr.training.score import Span, read_spans
 USUAL_LABELS = ("PER", "LOC", "ORG", "OTHER", "MISC")
 # OTHER and MISC name the same class in the two Twitter corpora.
 SAME_CLASS = {"MISC": "OTHER"}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +87,11 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
     # str.splitlines would also split at U+2028, U+0085 and the like, which occur inside tokens.
     for number, raw in enumerate(content.split("\n"), start=1):
         line = raw.rstrip("\r")
-        if line.startswith("IMGID:"):
+        # Files that were joined have a byte order mark in the middle.
+        about = line.lstrip("\ufeff")
+        if about.startswith("IMGID:"):
             finish()
-            image_id = line.removeprefix("IMGID:").strip() or None
+            image_id = about.removeprefix("IMGID:").strip() or None
         elif not line.strip(" \t") or line.startswith("-DOCSTART-"):
             finish()
         else:
@@ -163,7 +168,8 @@ class ImageFolder:
     """Finds pictures by id and counts what happened to them.
 
     Attributes:
-        root: Folder of pictures named `<image id>.<suffix>`; None means no pictures at all.
+        root: Folder of pictures named `<image id>.<suffix>`, in capitals or not; None means no
+            pictures at all.
         broken: Ids known to be placeholders; treated as missing.
         counts: How many posts had a picture found, none named, it missing, listed or unreadable.
         unreadable: Ids whose file could not be decoded, with the reason.
@@ -203,7 +209,18 @@ class ImageFolder:
             path = self.root / (image_id + suffix)
             if path.is_file():
                 return "found", path
+        for suffix in ("", *IMAGE_SUFFIXES):
+            name = self._by_lower_suffix.get(_lower_suffix(image_id + suffix))
+            if name is not None:
+                return "found", self.root / name
         return "missing", None
+
+    @cached_property
+    def _by_lower_suffix(self) -> dict[str, str]:
+        """Names of the folder's files by the same with a suffix in small letters."""
+        assert self.root is not None
+        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_file())
+        return {_lower_suffix(name): name for name in names}
 
     def mark_unreadable(self, image_id: str, reason: str) -> None:
         """Move a found picture to the unreadable ones."""
@@ -216,7 +233,13 @@ class ImageFolder:
         return {**self.counts, "unreadable_ids": sorted(self.unreadable)}
 
 
+def _lower_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem + dot + suffix.lower() if f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
 def read_ids(path: str | Path) -> frozenset[str]:
     """Read one id per line, e.g. the pictures known to be broken."""
     lines = read_text(Path(path), "one image id per line").split("\n")
-    return frozenset(line.strip() for line in lines if line.strip())
+    ids = (line.lstrip("\ufeff").strip() for line in lines)
+    return frozenset(image_id for image_id in ids if image_id)

@@ -52,6 +52,7 @@ def eval_command(**options: Any) -> None:
     folder = ImageFolder(root=options["images"], broken=broken)
     evaluate = _evaluate_checkpoint if options["ckpt"] else _evaluate_engine
     report = evaluate(posts, folder, options)
+    _warn(options["data"], posts)
     result = {
         "data": str(options["data"]),
         "posts": len(posts),
@@ -67,6 +68,21 @@ def eval_command(**options: Any) -> None:
     if options["images"]:
         counts = {name: number for name, number in folder.counts.items() if number}
         click.echo("pictures: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+
+
+def _warn(path: Path, posts: Sequence[LabelledPost]) -> None:
+    """Say what makes scores of this file mean something else than they seem to."""
+    from amlr.training.corpus_checks import has_entities, iob1_note, no_entities_note
+
+    if not has_entities(posts):
+        click.echo(f"warning: {no_entities_note(path)}", err=True)
+    note = iob1_note(path, posts)
+    if note is not None:
+        click.echo(
+            f"warning: {note}, which strict scores do not count; look at the lenient ones, or "
+            "convert the file to IOB2",
+            err=True,
+        )
 
 
 def _evaluate_checkpoint(

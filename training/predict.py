@@ -45,6 +45,11 @@ class PostScores:
     emissions_ny: Floats
     argmax_units: tuple[Span, ...]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number overflowed."""
+        return bool(np.isfinite(self.unit_logits_uc).all() and np.isfinite(self.emissions_ny).all())
+
 
 @torch.no_grad()
 def predict(

@@ -19,7 +19,8 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
 from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_decoder
 from amlr.training.config import AmlrConfig
-from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels, read_conll
+from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels
+from amlr.training.corpus_checks import read_corpora
 from amlr.training.data import Pictures, Scope, make_examples
 from amlr.training.encoders import (
     LoadedImage,
@@ -34,6 +35,7 @@ from amlr.training.plots import plot_metrics
 from amlr.training.predict import predict
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
+from amlr.training.state import require_state
 from amlr.training.train import Corpus, Trainer
 
 _DEV_NAMES = ("valid.txt", "dev.txt", "valid.conll", "dev.conll")
@@ -114,10 +116,13 @@ def run_training(
         `status` (`done` or `stopped`), paths, dev scores per decoder and what became of pictures.
 
     Raises:
-        InputError: Data, pictures or encoders cannot be used.
+        InputError: Data, pictures or encoders cannot be used, or training diverged.
+        CheckpointError: There is no resume point to continue from, or it is of another run.
     """
+    if options.resume:
+        require_state(options.out)
     paths = find_split(options.data, _TRAIN_NAMES), find_split(options.data, _DEV_NAMES)
-    train_posts, dev_posts = (read_conll(path) for path in paths)
+    train_posts, dev_posts = read_corpora(*paths, say)
     text = load_text_encoder(options.text_source)
     image = load_image_encoder(options.image_source)
     torch.manual_seed(settings.seed)

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from amlr.errors import CheckpointError
 
 STATE_FORMAT = "amlr-training-state"
 
@@ -39,6 +42,26 @@ class Progress:
         """Add to the epoch's sums."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def state_path(out: Path) -> Path:
+    """Where the resume point of a run is kept."""
+    return out.with_name(f"{out.stem}.state.pt")
+
+
+def require_state(out: Path) -> Path:
+    """Path of a run's resume point.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = state_path(out)
+    if not path.exists():
+        raise CheckpointError(
+            f"no resume point at {path}; start without --resume, or give the --out of the run that "
+            "was interrupted"
+        )
+    return path
 
 
 def generator_states() -> dict[str, Any]:

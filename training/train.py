@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from amlr.cli_support import progress
-from amlr.errors import CheckpointError
+from amlr.errors import CheckpointError, InputError
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, save_checkpoint
 from amlr.training.conll import LabelledPost
@@ -29,10 +29,18 @@ from amlr.training.evaluate import gold_spans
 from amlr.training.model import AmlrModel
 from amlr.training.objective import Objective
 from amlr.training.predict import PostScores, decode, predict, settings_for
+from amlr.training.schedule import lr_factor, parameter_groups
 from amlr.training.score import count_spans
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
-from amlr.training.state import STATE_FORMAT, Progress, generator_states, restore_generators
+from amlr.training.state import (
+    STATE_FORMAT,
+    Progress,
+    generator_states,
+    require_state,
+    restore_generators,
+    state_path,
+)
 from amlr.training.tune import tune_joint, tune_segmental
 
 _LOG_UPDATES = 20
@@ -117,7 +125,7 @@ class Trainer:
     @property
     def state_path(self) -> Path:
         """Where the resume point is kept."""
-        return self.out.with_name(f"{self.out.stem}.state.pt")
+        return state_path(self.out)
 
     @property
     def metrics_path(self) -> Path:
@@ -132,6 +140,9 @@ class Trainer:
 
         Returns:
             True when training is complete, False when it was stopped.
+
+        Raises:
+            InputError: Losses, gradients or scores are no longer finite numbers.
         """
         if not self.progress.history:
             self.write_metrics()
@@ -164,9 +175,13 @@ class Trainer:
                 self.accelerator.backward(loss)
             at.batch += 1
             self._count(batch, span_loss, crf_loss)
+            if not math.isfinite(at.sums["span_loss"] + at.sums["crf_loss"]):
+                raise self._diverged("the loss")
             if not is_update:
                 continue
             norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip)
+            if not math.isfinite(float(norm)):
+                raise self._diverged("the gradient")
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -212,6 +227,17 @@ class Trainer:
             span_loss=float(span_loss.detach()),
             crf_loss=float(crf_loss.detach()),
             tokens=float(batch.attention_mask_bt.sum()),
+        )
+
+    def _diverged(self, what: str) -> InputError:
+        settings = self.settings
+        best = f"; {self.out} keeps the best epoch so far" if self.progress.best_f1 >= 0 else ""
+        return InputError(
+            f"training diverged: {what} is no finite number in epoch "
+            f"{self.progress.epoch + 1}, batch {self.progress.batch}; lower --lr (now "
+            f"{settings.lr:g}) and --head-lr (now {settings.head_lr:g}), or --clip (now "
+            f"{settings.clip:g}){best}",
+            "training_diverged",
         )
 
     def _log_step(self, update: int, span_loss: Tensor, crf_loss: Tensor, norm: Any) -> None:
@@ -260,6 +286,10 @@ class Trainer:
 
     def _score_dev(self) -> tuple[dict[str, float], DecoderSettings]:
         scores = self.predict_dev()
+        # The last update of an epoch can spoil weights whose own loss was still finite.
+        finite = [bool(torch.isfinite(weight).all()) for weight in self.scorer.parameters()]
+        if not all([*finite, *(post.is_finite for post in scores)]):
+            raise self._diverged("a weight or a score of a dev post")
         config = self.template.config
         gold = gold_spans(self.dev_corpus.posts, self.dev_corpus.rename)
         joint, counts = tune_joint(scores, gold, config)
@@ -324,7 +354,7 @@ class Trainer:
         Raises:
             CheckpointError: There is none, or it belongs to another run.
         """
-        state = read_plain(self.state_path)
+        state = read_plain(require_state(self.out))
         if state.get("format") != STATE_FORMAT:
             raise CheckpointError(f"{self.state_path} is no training state; delete it")
         for name, mine in (
@@ -368,32 +398,3 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return value
         return float(broadcast_object_list([value])[0])
-
-
-def lr_factor(update: int, warmup: int, updates: int) -> float:
-    """Rise over the warm-up, then fall linearly to zero.
-
-    Example:
-        >>> [lr_factor(u, 2, 6) for u in range(7)]
-        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    if update < warmup:
-        return update / max(1, warmup)
-    return max(0.0, (updates - update) / max(1, updates - warmup))
-
-
-def parameter_groups(scorer: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Split parameters by learning rate (encoders, the rest) and by weight decay (matrices)."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in scorer.named_parameters():
-        if parameter.requires_grad:
-            key = (".encoder." in name, parameter.dim() > 1 and "norm" not in name.lower())
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": settings.lr if is_encoder else settings.head_lr,
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        }
-        for (is_encoder, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]

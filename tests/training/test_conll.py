@@ -139,3 +139,24 @@ def test_ids_carry_no_mark(tmp_path: Path, encoding: str) -> None:
     path.write_bytes(b"\xe9\n")
     with pytest.raises(InputError, match="not UTF-8"):
         read_ids(path)
+
+
+def test_suffixes_of_pictures_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.JPG", "b.Jpeg", "c.png", "C.PNG", "d.TIF", "e.jpg", "e.JPG", "v1.Beta.Webp"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "f.JPG").mkdir()
+    folder = ImageFolder(root=tmp_path)
+    expected = {
+        "a": "a.JPG", "a.jpg": "a.JPG", "a.JPG": "a.JPG", "b": "b.Jpeg", "c": "c.png", "C": "C.PNG",
+        "d": "d.TIF", "e": "e.jpg", "v1.Beta": "v1.Beta.Webp", "A": None, "f": None, "v1": None,
+        "v1.beta": None,
+    }  # fmt: skip
+    found = {name: folder.find(name) for name in expected}
+    assert {name: path and path.name for name, path in found.items()} == expected
+
+
+def test_marks_of_joined_files_are_no_part_of_ids(tmp_path: Path) -> None:
+    posts = _read(tmp_path, "\ufeffIMGID:1\na\tO\n\n\ufeffIMGID:2\nb\tO\n")
+    assert [post.image_id for post in posts] == ["1", "2"]
+    (tmp_path / "ids.txt").write_text("\ufeff1\n\ufeff2\n", encoding="utf-8")
+    assert read_ids(tmp_path / "ids.txt") == {"1", "2"}

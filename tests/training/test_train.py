@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amlr.errors import CheckpointError
+from amlr.errors import CheckpointError, InputError
 from amlr.training.checkpoint import load_checkpoint
 from amlr.training.plots import plot_metrics
 from amlr.training.train import Trainer, lr_factor, parameter_groups
@@ -102,7 +102,7 @@ def test_a_frozen_image_encoder_stays_frozen(tmp_path: Path) -> None:
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "data", tmp_path / "best.pt", epochs=1)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no resume point"):
         trainer.load_state()
     trainer.save_state()
     trainer.fingerprint = "other"
@@ -126,3 +126,25 @@ def test_heads_and_matrices_have_their_own_settings(tmp_path: Path) -> None:
 def test_the_learning_rate_rises_and_falls() -> None:
     assert [lr_factor(u, 0, 2) for u in range(3)] == [1.0, 0.5, 0.0]
     assert lr_factor(5, 10, 100) == 0.5
+
+
+def test_divergence_is_said_with_the_rates(tmp_path: Path) -> None:
+    rates = {"lr": 1e30, "head_lr": 1e30, "warmup": 0.0}
+    trainer = make_trainer(tmp_path / "data", tmp_path / "best.pt", images=False, **rates)
+    with pytest.raises(InputError, match=r"training diverged: .* lower --lr") as caught:
+        trainer.run()
+    assert caught.value.code == "training_diverged"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["crf_start", "text"])
+def test_weights_spoilt_by_an_epochs_last_update_are_divergence_too(
+    tmp_path: Path, name: str
+) -> None:
+    trainer = make_trainer(tmp_path / "data", tmp_path / "best.pt", images=False)
+    with torch.no_grad():
+        for key, weight in trainer.scorer.model.named_parameters():
+            if key.startswith(name):
+                weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="score of a dev post"):
+        trainer._score_dev()
