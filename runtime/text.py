@@ -1,6 +1,6 @@
 """Text to model inputs: words, subwords with character offsets, windows. Shared with training.
 
-Words come from the caller or from the rule of `amlr.runtime.words` (`words-1`). Each word is
+Words come from the caller or from a rule of `amlr.runtime.words`. Each word is
 tokenized on its own, so a subword never spans two words, and texts longer than the model's limit
 become several windows that overlap at word boundaries; nothing is cut away silently.
 
@@ -10,13 +10,14 @@ Shape letters: N words, T subword steps of one window (with its two special toke
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.runtime.words import WORD_RULE, replace_surrogates, split_words
+from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter, replace_surrogates
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]
@@ -43,12 +44,12 @@ class TextSpec:
     url_text: str | None = "<url>"
     max_chars: int = 100_000
     max_word_tokens: int = 64
-    word_rule: str = WORD_RULE
+    word_rule: str = WORDS_2
 
     def __post_init__(self) -> None:
-        if self.word_rule != WORD_RULE:
+        if self.word_rule not in WORD_RULES:
             raise InputError(
-                f"unknown word rule {self.word_rule!r}, expected {WORD_RULE!r}; "
+                f"unknown word rule {self.word_rule!r}, expected one of {WORD_RULES}; "
                 "use a version of amlr that knows it"
             )
         if self.overlap_tokens < 1 or self.max_word_tokens < 1 or self.max_chars < 1:
@@ -70,7 +71,8 @@ class TextSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_dict` values; other keys are ignored."""
+        """Build from `to_dict` values, which once named no rule; other keys are ignored."""
+        values = {"word_rule": WORDS_1, **values}
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
@@ -161,11 +163,11 @@ class TextEncoder:
         self.spec = spec
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = cls_id, sep_id, pad_id, unk_id
         self._tokenizer = tokenizer
-        self._pre_tokenizer = tokenizer.pre_tokenizer
+        self._splitter = WordSplitter(spec.word_rule, tokenizer.pre_tokenizer)
 
     def split(self, text: str) -> Ints32:
-        """Words of free text as character spans, shape (N, 2); the rule `words-1`."""
-        return split_words(text, self._pre_tokenizer)
+        """Words of free text as character spans, shape (N, 2), by the rule of the spec."""
+        return self._splitter.split(text)
 
     def prepare(self, text: str, spans: Spans | None = None) -> tuple[str, Ints32]:
         """Check one post and settle its words, for `encode`.
@@ -239,7 +241,8 @@ class TextEncoder:
         source_t = (np.cumsum(found) - found - first_n)[word_t] + np.arange(len(word_t))
         # One spare entry at the end: where a word gave no subword, its index may point there.
         ids = np.array([*encoding.ids, self.unk_id], np.int64)
-        offsets = np.array([*encoding.offsets, (0, 0)], np.int32)
+        bounds = chain(chain.from_iterable(encoding.offsets), (0, 0))
+        offsets = np.fromiter(bounds, np.int32, 2 * len(ids)).reshape(-1, 2)
         is_empty_t = (found == 0)[word_t]
         ids_t = np.where(is_empty_t, self.unk_id, ids[source_t])
         word_spans_t2 = spans[word_t]
@@ -277,17 +280,17 @@ def _framed(values: AnyInts, first: int, last: int) -> AnyInts:
 def _window_words(counts_n: Ints, spec: TextSpec) -> list[tuple[int, int]]:
     """First and end word of each window: as many words as fit, then an overlap of whole words."""
     ends = np.cumsum(counts_n)
+    begins = ends - counts_n
     budget = spec.max_tokens - 2
     windows: list[tuple[int, int]] = []
     start = 0
     while True:
-        before = int(ends[start] - counts_n[start])
-        end = int(np.searchsorted(ends, before + budget, side="right"))
+        end = int(np.searchsorted(ends, begins[start] + budget, side="right"))
         windows.append((start, end))
         if end == len(counts_n):
             return windows
         # First word that begins at most `overlap_tokens` before the end of this window.
-        start = int(np.searchsorted(ends - counts_n, ends[end - 1] - spec.overlap_tokens))
+        start = int(np.searchsorted(begins, ends[end - 1] - spec.overlap_tokens))
 
 
 def _check_spans(text: str, spans: Spans) -> Ints32:
