@@ -186,7 +186,14 @@ def _answers(
             for answer in ask(engine, [item.post for item in posts[begin : begin + _CHUNK]]):
                 scores.append(answer.scores)
                 entities.append(answer.entities)
-    return Answers(scores=scores, entities=entities, cold_ms=0.0, hit_ms=0.0)
+    return Answers(
+        scores=scores,
+        entities=entities,
+        # Pictures of a corpus that cannot be used were left out when it was read.
+        image_used=[item.post.image is not None for item in posts],
+        cold_ms=0.0,
+        hit_ms=0.0,
+    )
 
 
 def _judge(

@@ -1,13 +1,15 @@
 """Low precision first, float32 where an answer is not certain: the same entities for less work.
 
-Three stages. The low tier answers; what its certificate clears is returned. The rest get float32
-text and fusion on the picture the low tier already encoded; what a second certificate, with the
-radii of that picture alone, clears is returned. What is left is computed in float32 altogether.
+Three stages. The low tier answers; what its certificate clears is returned. The rest, where there
+is a picture, get float32 text and fusion on the picture the low tier already encoded; what a second
+certificate, with the radii of that picture alone, clears is returned. What is left is computed in
+float32 altogether, and so are posts of a kind that the calibration did not hold: with or without a
+picture, or any where its posts were invented.
 """
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +20,16 @@ from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.engine import Engine
-from amlr.runtime.escalation_certificate import Radii, certified, radii_of
+from amlr.runtime.escalation_certificate import (
+    PICTURE,
+    PICTURE_ONLY,
+    TEXT,
+    calibrated_radii,
+    certified_by_kind,
+)
 from amlr.runtime.golden import check_golden
 from amlr.runtime.manifest import Variant
-from amlr.runtime.pipeline import Pipeline, ScoredPost
+from amlr.runtime.pipeline import Pipeline, ScoredPost, post_chunks
 from amlr.runtime.providers.base import ImageFeatures, Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Post, Result
@@ -78,7 +86,7 @@ class EscalatingEngine(Engine):
             bundle, exact, variant=fp32, threads=threads, image_cache_mb=image_cache_mb
         )
         self._low_provider = low
-        self._radii = {stage: radii_of(variant.parity, stage) for stage in ("all", "picture")}
+        self._radii = calibrated_radii(variant.parity)
         budget = int(image_cache_mb * 1e6)
         self._low = Pipeline(
             bundle, low, variant=variant, threads=threads, image_cache_bytes=budget
@@ -131,39 +139,55 @@ class EscalatingEngine(Engine):
         super().close()
 
     def _stages(self, posts: Sequence[Post]) -> Iterator[list[tuple[ScoredPost, str]]]:
-        start = 0
-        for scored in self._low.score_chunks(posts):
-            own = posts[start : start + len(scored)]
-            start += len(scored)
-            answers = [(post, "low") for post in scored]
-            open_posts = self._uncleared(scored, self._radii["all"])
-            for stage, pipeline in (("picture", self._middle), ("exact", self._pipeline)):
-                if not len(open_posts):
-                    break
-                again = list(pipeline.score([own[i] for i in open_posts]))
-                for index, post in zip(open_posts, again, strict=True):
-                    # Without a picture the middle stage is float32 already.
-                    is_exact = stage == "exact" or not post.image_used
-                    answers[index] = (post, "exact" if is_exact else stage)
-                if stage == "picture":
-                    unsure = self._uncleared(again, self._radii["picture"])
-                    seen = np.array([again[i].image_used for i in unsure], np.bool_)
-                    open_posts = open_posts[unsure[seen]]
-            self._count(answers)
-            yield answers
+        for start, stop in post_chunks(posts):
+            chunk = posts[start:stop]
+            answers: dict[int, tuple[ScoredPost, str]] = {}
+            for stage, pipeline in (
+                ("low", self._low),
+                ("picture", self._middle),
+                ("exact", self._pipeline),
+            ):
+                rows = self._rows_of(stage, chunk, answers)
+                scored = list(pipeline.score([chunk[row] for row in rows]))
+                cleared = self._cleared(scored, stage)
+                for row, post, is_clear in zip(rows, scored, cleared, strict=True):
+                    # A picture that cannot be used leaves the middle stage all in float32.
+                    is_exact = stage == "picture" and not post.image_used
+                    if is_clear or is_exact:
+                        answers[row] = (post, "exact" if is_exact else stage)
+            in_order = [answers[row] for row in range(len(chunk))]
+            self._count(in_order)
+            yield in_order
 
-    def _uncleared(self, scored: Sequence[ScoredPost], radii: Radii) -> npt.NDArray[np.intp]:
-        """Positions of posts whose answer the certificate does not clear."""
+    def _rows_of(self, stage: str, chunk: Sequence[Post], answers: Collection[int]) -> list[int]:
+        """Posts without an answer that a stage may answer."""
+        rows = [row for row in range(len(chunk)) if row not in answers]
+        if stage == "exact":
+            return rows
+        with_picture = [isinstance(post, Post) and post.image is not None for post in chunk]
+        if stage == "picture":
+            # Without a picture this stage would be float32 already.
+            return [row for row in rows if with_picture[row] and PICTURE_ONLY in self._radii]
+        return [row for row in rows if (PICTURE if with_picture[row] else TEXT) in self._radii]
+
+    def _cleared(self, scored: Sequence[ScoredPost], stage: str) -> npt.NDArray[np.bool_]:
+        """Whether each post's answer is float32's, as far as radii can tell."""
+        # Without scores there is no answer that could differ.
+        cleared = np.ones(len(scored), np.bool_)
         having = [i for i, post in enumerate(scored) if post.scores is not None]
-        cleared = certified(
+        if stage == "exact" or not having:
+            return cleared
+        seen = PICTURE if stage == "low" else PICTURE_ONLY
+        cleared[having] = certified_by_kind(
             [post.scores for post in scored if post.scores is not None],
-            radii,
+            [seen if scored[i].image_used else TEXT for i in having],
+            self._radii,
             self.decoder,
             self._bundle.decoder,
             labels=self.manifest.labels,
             tags=self.manifest.tags,
         )
-        return np.array(having, np.intp)[~cleared]
+        return cleared
 
     def _count(self, answers: Sequence[tuple[ScoredPost, str]]) -> None:
         with self._count_lock:
@@ -249,7 +273,7 @@ def open_escalating(
         choice,
         precision=engine.precision,
         reason=f"{tier.provider} {tier.variant.precision} first, as it costs least by the bundle's "
-        f"record; float32 on {choice.provider}: {choice.reason}",
+        f"record; float32 on {choice.provider}: {choice.reason}{_uncalibrated(tier.variant)}",
     )
     if check != "off":
         try:
@@ -258,6 +282,19 @@ def open_escalating(
             engine.close()
             raise
     return engine
+
+
+def _uncalibrated(variant: Variant) -> str:
+    """What the calibration did not hold, for the reason of the choice."""
+    radii = calibrated_radii(variant.parity)
+    lacking = {TEXT: "without a picture", PICTURE: "with a picture"}
+    kinds = [name for kind, name in lacking.items() if kind not in radii]
+    if not kinds:
+        return ""
+    return (
+        f"; posts {' and '.join(kinds)} are computed in float32, as the bundle was not calibrated "
+        "on real ones; export it with --calib and such posts"
+    )
 
 
 def _expected_ms(variant: Variant) -> float:

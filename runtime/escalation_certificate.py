@@ -14,15 +14,18 @@ from amlr.runtime.decode import build_units
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.windows import PostScores
 
+# Posts without a picture; posts with one; those with float32 on the picture of the low tier.
+TEXT, PICTURE, PICTURE_ONLY = KINDS = ("text", "picture", "picture-only")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Radii:
-    """How far a variant's scores were from float32 on calibration posts.
+    """How far a variant's scores were from float32 on calibration posts of one kind.
 
     Attributes:
         units: Radius of every z_class - z_none.
         tokens: Radius of every emission.
-        posts: Posts behind these numbers; radii are measured, not proved.
+        posts: Posts behind these numbers, which are measured on them and hold for no others.
     """
 
     units: float
@@ -104,10 +107,48 @@ def _chain(
     )
 
 
-def radii_of(parity: Mapping[str, Any], stage: str) -> Radii:
-    """Radii of one stage, `all` or `picture`, in a variant's record.
+def certified_by_kind(
+    posts: Sequence[PostScores],
+    kinds: Sequence[str],
+    radii: Mapping[str, Radii],
+    settings: DecoderSettings,
+    weights: DecoderWeights,
+    *,
+    labels: Sequence[str],
+    tags: Sequence[str],
+) -> npt.NDArray[np.bool_]:
+    """As `certified`, each post by the radii of its kind; without any it is not certified.
+
+    Args:
+        posts: Raw scores of posts with at least one word.
+        kinds: Kind of each, of `KINDS`.
+        radii: By kind.
+        settings: As in `certified`.
+        weights: As in `certified`.
+        labels: As in `certified`.
+        tags: As in `certified`.
+    """
+    cleared = np.zeros(len(posts), np.bool_)
+    for kind, radius in radii.items():
+        rows = [row for row, of_post in enumerate(kinds) if of_post == kind]
+        cleared[rows] = certified(
+            [posts[row] for row in rows], radius, settings, weights, labels=labels, tags=tags
+        )
+    return cleared
+
+
+def calibrated_radii(parity: Mapping[str, Any]) -> dict[str, Radii]:
+    """Radii by kind of post in a variant's record; only those of real posts may certify.
+
+    Returns:
+        Empty where the posts were invented, or where the record does not say what they were.
 
     Raises:
-        BundleError: The variant was exported without them.
+        BundleError: They are no numbers.
     """
-    return Radii.from_dict(parity.get("radii", {}).get(stage))
+    calibration, radii = parity.get("calibration"), parity.get("radii")
+    if not isinstance(calibration, dict) or calibration.get("given") is not True:
+        return {}
+    if not isinstance(radii, dict):
+        return {}
+    return {kind: Radii.from_dict(radii[kind]) for kind in KINDS if kind in radii}

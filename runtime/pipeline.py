@@ -105,7 +105,7 @@ class Pipeline:
                 entities instead of scores.
         """
         decoder = None if decode is None else own_decoder(self.provider, decode)
-        for start, stop in _chunks(posts):
+        for start, stop in post_chunks(posts):
             yield self._score_chunk(posts[start:stop], every, decoder)
 
     def _score_chunk(
@@ -211,7 +211,7 @@ class Pipeline:
             return [function(item) for item in items]
 
 
-def _chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:
+def post_chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Bounds of runs of posts that are few enough and short enough to be in work together."""
     start = chars = 0
     for index, post in enumerate(posts):

@@ -21,9 +21,10 @@ def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ladder_plan(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with its CPU variants; read-only, shared by the whole session."""
-    from tiny_ladder import tiny_ladder
+    from tiny_ladder import tiny_ladder, write_posts
 
-    return tiny_ladder(tiny_plan, tmp_path_factory.mktemp("ladder") / "ladder.plan")
+    folder = tmp_path_factory.mktemp("ladder")
+    return tiny_ladder(tiny_plan, folder / "ladder.plan", calib=write_posts(folder, images=12))
 
 
 @pytest.fixture(scope="session")

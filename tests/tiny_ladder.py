@@ -1,15 +1,39 @@
 """A tiny bundle with CPU variants."""
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from amlr.export.ladder import ladder
-from amlr.export.ladder.ladder import LadderOptions, add_variants
+from amlr.export.ladder.ladder import PRECISIONS, LadderOptions, add_variants
+from amlr.export.samples import sample_posts
 
 
-def tiny_ladder(plan: Path, out: Path) -> Path:
-    """Copy a bundle and add int8 and bf16 to the copy."""
+def write_posts(folder: Path, *, images: int, count: int = 160) -> Path:
+    """A file of posts as a user would give it; two of three carry a picture, if there are any."""
+    lines = []
+    for number, post in enumerate(sample_posts(count, images=images, seed=1)):
+        line = {"text": post.text}
+        if isinstance(post.image, bytes):
+            line["image"] = f"{number}.png"
+            (folder / line["image"]).write_bytes(post.image)
+        lines.append(json.dumps(line))
+    file = folder / "posts.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def tiny_ladder(
+    plan: Path,
+    out: Path,
+    *,
+    calib: Path | None = None,
+    precisions: Sequence[str] = PRECISIONS,
+) -> Path:
+    """Copy a bundle and add CPU variants to the copy, calibrated on posts given or invented."""
     shutil.copytree(plan, out)
     ladder.SEARCH_POSTS = ladder.CALIBRATION_POSTS = 24
-    add_variants(out, LadderOptions())
+    options = LadderOptions(calib=calib, precisions=precisions, mix=precisions == PRECISIONS)
+    add_variants(out, options)
     return out

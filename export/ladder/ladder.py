@@ -4,7 +4,7 @@ A variant enters the manifest with what it changed on posts that were not used t
 that changed nothing is taken by `precision="auto"`; the others must be asked for by name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,16 @@ from amlr.export.samples import sample_posts
 from amlr.export.staging import list_files
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
-from amlr.runtime.escalation_certificate import Radii, certified
+from amlr.runtime.escalation_certificate import (
+    PICTURE,
+    PICTURE_ONLY,
+    TEXT,
+    Radii,
+    certified_by_kind,
+)
 from amlr.runtime.escalation_picture import answer_margins
 from amlr.runtime.golden import check_golden
+from amlr.runtime.image import content_key, read_source
 from amlr.runtime.manifest import MANIFEST, Manifest, Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import open_provider
@@ -201,8 +208,9 @@ class _Ladder:
         record: dict[str, Any] = {
             **parity.to_dict(),
             "source": posts.source,
-            "radii": {stage: found.to_dict() for stage, found in radii.items()},
-            "escalation": self._clearance(variant, exact, proof, radii["all"]),
+            "calibration": self._calibration(),
+            "radii": {kind: found.to_dict() for kind, found in radii.items()},
+            "escalation": self._clearance(variant, exact, proof, radii),
             "ms_per_post": round(proof.cold_ms, 3),
             "hit_ms_per_post": round(proof.hit_ms, 3),
             "fp32_ms_per_post": round(exact.cold_ms, 3),
@@ -228,30 +236,56 @@ class _Ladder:
             halves.append((margins, np.array(changed, np.bool_)))
         return fit_margin(*halves[0], *halves[1])
 
-    def _radii(self, variant: Variant) -> dict[str, Radii]:
-        """Largest errors on the tuning half: of the variant, and of its picture alone."""
+    def _calibration(self) -> dict[str, Any]:
+        """What the radii were measured on."""
         posts = self._posts.tuning
+        used = self._exact_answers("tuning", posts, None).image_used
+        pictures = [proof.post.image for proof, seen in zip(posts, used, strict=True) if seen]
+        limits = self.bundle.manifest.limits
+        photos = {content_key(read_source(picture, limits)) for picture in pictures if picture}
+        return {
+            "given": self._posts.given,
+            "posts": len(posts),
+            "with_picture": len(pictures),
+            "photos": len(photos),
+        }
+
+    def _radii(self, variant: Variant) -> dict[str, Radii]:
+        """Largest errors on the tuning half, by kind of post; none of a kind it does not hold.
+
+        Invented posts are of no kind that users send.
+        """
+        posts = self._posts.tuning
+        if not self._posts.given:
+            return {}
         exact = self._exact_answers("tuning", posts, None)
         alone = replace(
             variant,
             graphs={**self._fp32.graphs, "image": variant.graphs["image"]},
             compute={n: kind for n, kind in variant.compute.items() if n == "image"},
         )
+        seen = np.array(exact.image_used, np.bool_)
+        errors = compare(exact, self._ask(variant, posts), posts).errors_p2
+        measured = {TEXT: errors[~seen], PICTURE: errors[seen]}
+        if seen.any():
+            errors = compare(exact, self._ask(alone, posts), posts).errors_p2
+            measured[PICTURE_ONLY] = errors[seen]
         found = {}
-        for stage, own in (("all", variant), ("picture", alone)):
-            errors = compare(exact, self._ask(own, posts), posts).errors_p2
-            units, tokens = errors.max(axis=0).tolist()
-            found[stage] = Radii(units=units, tokens=tokens, posts=len(posts))
+        for kind, of_kind in measured.items():
+            if len(of_kind):
+                units, tokens = of_kind.max(axis=0).tolist()
+                found[kind] = Radii(units=units, tokens=tokens, posts=len(of_kind))
         return found
 
     def _clearance(
-        self, variant: Variant, exact: Answers, other: Answers, radii: Radii
+        self, variant: Variant, exact: Answers, other: Answers, radii: Mapping[str, Radii]
     ) -> dict[str, Any]:
         """On the proof half: share that the certificate clears, and what it cleared wrongly."""
         manifest = self.bundle.manifest
         having = [row for row, scores in enumerate(other.scores) if scores is not None]
-        cleared = certified(
+        cleared = certified_by_kind(
             [scores for scores in other.scores if scores is not None],
+            [PICTURE if other.image_used[row] else TEXT for row in having],
             radii,
             manifest.decoder,
             self.bundle.decoder,

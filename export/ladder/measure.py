@@ -24,12 +24,14 @@ class Answers:
     Attributes:
         scores: Raw scores of each post; None for one without words.
         entities: (start, end, label) of each post.
+        image_used: Whether a picture took part in each post.
         cold_ms: CPU milliseconds a post from text and picture file to raw scores.
         hit_ms: The same from text to entities, with the pictures encoded before.
     """
 
     scores: list[PostScores | None]
     entities: list[frozenset[Key]]
+    image_used: list[bool]
     cold_ms: float
     hit_ms: float
 
@@ -86,6 +88,7 @@ def ask(engine: Engine, posts: Sequence[ProofPost]) -> Answers:
     return Answers(
         scores=scores,
         entities=[entity_keys(result.entities) for result in results],
+        image_used=[result.image_used for result in results],
         cold_ms=(middle - start) * per_post,
         hit_ms=(end - middle) * per_post,
     )

@@ -36,11 +36,13 @@ class ProofPosts:
         tuning: Scales, radii and choices come from these.
         proof: Parity is measured on these and nothing else.
         source: Where they come from, for the manifest.
+        given: Whether the user gave them; invented posts certify nothing.
     """
 
     tuning: tuple[ProofPost, ...]
     proof: tuple[ProofPost, ...]
     source: str
+    given: bool
 
 
 def read_posts(path: Path | None, images: Path | None = None, *, most: int = 1000) -> ProofPosts:
@@ -70,7 +72,7 @@ def read_posts(path: Path | None, images: Path | None = None, *, most: int = 100
         raise InputError(
             f"{path} has {len(posts)} usable posts; calibration needs at least 50 or so"
         )
-    return ProofPosts(tuning=tuning, proof=proof, source=source)
+    return ProofPosts(tuning=tuning, proof=proof, source=source, given=path is not None)
 
 
 def _read_jsonl(path: Path, images: Path | None) -> list[ProofPost]:

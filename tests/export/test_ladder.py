@@ -163,8 +163,14 @@ def test_variants_carry_what_they_change(ladder_plan: Path) -> None:
         record = variant["parity"]
         assert record["posts"] > 50
         assert record["entities"] > 0
-        assert record["radii"]["all"]["units"] >= record["radii"]["picture"]["units"] > -1
-        assert record["radii"]["all"]["posts"] > 50
+        calibration, radii = record["calibration"], record["radii"]
+        assert calibration["given"] is True
+        assert calibration["posts"] > 50
+        assert 0 < calibration["photos"] <= 12 < calibration["with_picture"]
+        assert set(radii) == {"text", "picture", "picture-only"}
+        assert radii["picture"]["posts"] == calibration["with_picture"]
+        assert radii["text"]["posts"] == calibration["posts"] - calibration["with_picture"]
+        assert radii["picture"]["units"] > 0
 
 
 @pytest.mark.parametrize("provider", ["onnxruntime", "openvino"])
@@ -234,6 +240,14 @@ def test_calibration_posts_without_pictures_get_invented_ones(
     said: list[str] = []
     manifest = add_variants(plan, LadderOptions(precisions=("int8",), calib=file), say=said.append)
     assert any("no picture" in line for line in said)
+    record = manifest.variants["int8"].parity
+    assert record["calibration"] == {
+        "given": True,
+        "posts": record["calibration"]["posts"],
+        "with_picture": 0,
+        "photos": 0,
+    }
+    assert set(record["radii"]) == {"text"}
     with Engine.load(plan, provider="onnxruntime", precision="int8", check="off") as engine:
         (result,) = engine.tag_batch([sample_posts(1, images=1)[0]])
     assert result.error is None

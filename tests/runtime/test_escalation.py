@@ -1,5 +1,7 @@
 """Escalation gives float32's entities, and says which stage gave them."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, Post, Result
 from amlr.runtime.escalation import EscalatingEngine
 from amlr.runtime.escalation_certificate import Radii, certified
+from tiny_ladder import tiny_ladder, write_posts
 
 
 def spans(results: Sequence[Result]) -> list[list[tuple[int, int, str]]]:
@@ -51,7 +54,7 @@ def test_impossible_radii_send_everything_up(climbing: EscalatingEngine) -> None
     huge = Radii(units=1e6, tokens=1e6, posts=1)
     before = climbing._radii
     try:
-        climbing._radii = {"all": huge, "picture": huge}
+        climbing._radii = dict.fromkeys(before, huge)
         (result,) = climbing.tag_batch(posts)
         assert result.precision == "fp32"
         climbing._radii = dict.fromkeys(before, Radii(units=0.0, tokens=0.0, posts=1))
@@ -59,6 +62,65 @@ def test_impossible_radii_send_everything_up(climbing: EscalatingEngine) -> None
         assert result.precision == climbing._low_provider.precision
     finally:
         climbing._radii = before
+
+
+def stages(plan: Path, posts: Sequence[Post]) -> tuple[int, int, int]:
+    """Posts answered by each stage, with float32's entities."""
+    with (
+        Engine.load(plan, provider="onnxruntime", precision="escalate", threads=1) as engine,
+        Engine.load(plan, provider="onnxruntime", precision="exact", threads=1) as exact,
+    ):
+        assert isinstance(engine, EscalatingEngine)
+        assert spans(engine.tag_batch(posts)) == spans(exact.tag_batch(posts))
+        says_so = "not calibrated" in engine.choice.reason
+        assert says_so == (not {"text", "picture"} <= set(engine._radii))
+        return engine.stats.low, engine.stats.picture, engine.stats.exact
+
+
+POSTS = sample_posts(60, images=6, seed=21)
+WITH_PICTURE = sum(post.image is not None for post in POSTS)
+
+
+def test_posts_of_both_kinds_are_certified_where_both_were_calibrated_on(ladder_plan: Path) -> None:
+    low, picture, _ = stages(ladder_plan, [post for post in POSTS if post.image is not None])
+    assert low + picture > 0
+    low, picture, _ = stages(ladder_plan, [post for post in POSTS if post.image is None])
+    assert low > 0 == picture
+
+
+def test_calibration_without_pictures_certifies_no_post_with_one(
+    tiny_plan: Path, tmp_path: Path
+) -> None:
+    calib = write_posts(tmp_path, images=0, count=60)
+    plan = tiny_ladder(tiny_plan, tmp_path / "a.plan", calib=calib, precisions=("int8",))
+    low, picture, exact = stages(plan, POSTS)
+    assert 0 < low <= len(POSTS) - WITH_PICTURE
+    assert (picture, low + exact) == (0, len(POSTS))
+
+
+def test_invented_posts_and_old_records_certify_nothing(
+    tiny_plan: Path, ladder_plan: Path, tmp_path: Path
+) -> None:
+    invented = tiny_ladder(tiny_plan, tmp_path / "a.plan", precisions=("int8",))
+    assert stages(invented, POSTS) == (0, 0, len(POSTS))
+    # As records were before they told what the calibration was.
+    old = Path(shutil.copytree(ladder_plan, tmp_path / "old.plan"))
+    manifest = json.loads((old / "manifest.json").read_text())
+    nothing = {"units": 0.0, "tokens": 0.0, "posts": 96}
+    for variant in manifest["variants"].values():
+        if variant["parity"].pop("calibration", None):
+            variant["parity"]["radii"] = {"all": nothing, "picture": nothing}
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    assert stages(old, POSTS) == (0, 0, len(POSTS))
+
+
+def test_picture_that_cannot_be_used_leaves_a_post_without_one(
+    climbing: EscalatingEngine,
+) -> None:
+    (result,) = climbing.tag_batch([Post("Maria Lopez at Paris", b"no picture")])
+    assert not result.image_used
+    assert result.warnings
+    assert result.error is None
 
 
 def test_bad_posts_fail_alone(climbing: EscalatingEngine) -> None:
