@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -13,6 +13,10 @@ from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
 from amlr.serving.service import TaggingService
+
+# More are made into JSON in a thread, for the event loop serves everybody.
+_INLINE_ENTITIES = 1000
+T = TypeVar("T")
 
 
 def service_of(request: Request) -> TaggingService:
@@ -50,14 +54,34 @@ async def tag_posts(
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         if len(failures) == len(outcomes):
             raise from_failure(failures[0])
+    answers = await in_turn(
+        _answer_dicts, service, tag_request, outcomes, size=entities_of(outcomes)
+    )
+    return answers, timing_headers(outcomes)
+
+
+def _answer_dicts(
+    service: TaggingService, tag_request: TagRequest, outcomes: Sequence[Answer | BaseException]
+) -> list[dict[str, Any]]:
     remaining = iter(outcomes)
-    answers = [
+    return [
         error_dict(prepared, prepared.error or {"code": "failed", "message": "not tagged"})
         if prepared.post is None
         else answer_dict(service, prepared, next(remaining))
         for prepared in tag_request.posts
     ]
-    return answers, timing_headers(outcomes)
+
+
+def entities_of(outcomes: Sequence[Answer | BaseException]) -> int:
+    """Entities of some answers."""
+    return sum(len(o.result.entities) for o in outcomes if isinstance(o, Answer))
+
+
+async def in_turn(function: Callable[..., T], *arguments: Any, size: int) -> T:
+    """Call a function here, or in a thread where so many entities would keep others waiting."""
+    if size < _INLINE_ENTITIES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 def submit(

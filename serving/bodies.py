@@ -24,7 +24,7 @@ from amlr.serving.urls import UrlFetcher
 
 # Larger bodies are parsed in a thread, for the event loop serves everybody; for smaller ones the
 # way there and back costs more than the parsing.
-_INLINE_BYTES = 500_000
+_INLINE_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

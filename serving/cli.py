@@ -102,7 +102,7 @@ def serve_command(**options: Any) -> None:
 
 def _serve(engine: Engine, settings: ServerSettings, options: dict[str, Any]) -> int:
     from amlr.serving.app import create_app
-    from amlr.serving.server import Server
+    from amlr.serving.server import Server, keep_turns_short
 
     app = create_app(engine, settings)
     place = (
@@ -111,6 +111,7 @@ def _serve(engine: Engine, settings: ServerSettings, options: dict[str, Any]) ->
         else {"host": options["host"], "port": options["port"]}
     )
     server = Server(app, drain_s=options["drain_s"], **place)
+    keep_turns_short()
     try:
         server.run()
     # uvicorn says why, in the log, when it cannot bind.

@@ -1,5 +1,6 @@
 """Bytes of a request body to checked values: JSON objects and multipart forms."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ async def read_form(request: Request, limits: RequestLimits) -> ParsedBody:
     if "posts" in fields:
         if texts or "words" in fields:
             raise _bad_form("send either 'posts' or 'text', not both")
-        posts = _posts_field(fields["posts"])
+        # As long as a body may be, and the event loop serves everybody.
+        posts = await asyncio.to_thread(_posts_field, fields["posts"])
         return ParsedBody(bodies=posts, is_single=False, deadline_ms=deadline, files=files)
     if len(texts) != 1 or set(files) - {"image"}:
         raise _bad_form(

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from amlr.serving.answers import (
     check_open,
     exchange_of,
+    in_turn,
     service_of,
     tag_posts,
 )
@@ -108,12 +109,15 @@ async def tag(request: Request) -> Response:
         request, service.settings.limits, request.app.state.fetcher
     )
     answers, headers = await tag_posts(request, tag_request)
-    if not tag_request.is_single:
-        return _json({"results": answers}, headers)
-    (answer,) = answers
-    if answer["error"] is not None:
-        raise ApiError(422, answer["error"]["code"], answer["error"]["message"])
-    return _json(answer, headers)
+    content: dict[str, Any] = {"results": answers}
+    if tag_request.is_single:
+        (content,) = answers
+        if content["error"] is not None:
+            raise ApiError(422, content["error"]["code"], content["error"]["message"])
+    # Results are plain values already: no second round of checks.
+    size = sum(len(answer["entities"]) for answer in answers)
+    body = await in_turn(json_bytes, content, size=size)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 @router.post(
@@ -150,8 +154,3 @@ async def tag_stream(request: Request) -> Response:
     check_open(service)
     lines = tag_lines(request.stream(), service, exchange_of(request))
     return LinesResponse(lines)
-
-
-def _json(value: Any, headers: dict[str, str]) -> Response:
-    # Results are plain values already: no second round of checks.
-    return Response(json_bytes(value), media_type="application/json", headers=headers)

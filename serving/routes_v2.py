@@ -11,7 +11,9 @@ from amlr import __version__
 from amlr.runtime.results import Post
 from amlr.serving.answers import (
     answer_dict,
+    entities_of,
     exchange_of,
+    in_turn,
     service_of,
     submit,
     wait_for,
@@ -26,7 +28,7 @@ from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 _VERSION = "1"
 _HEADER_LENGTH = "inference-header-content-length"
-_INLINE_BYTES = 500_000
+_INLINE_BYTES = 100_000
 
 
 @router.get(
@@ -166,10 +168,14 @@ async def _tag(request: Request, service: TaggingService, parsed: InferRequest) 
     failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if len(failures) == len(outcomes):
         raise from_failure(failures[0])
-    return [
-        json_bytes(answer_dict(service, PreparedPost(post=post), outcome))
-        for post, outcome in zip(posts, outcomes, strict=True)
-    ]
+
+    def encode() -> list[bytes]:
+        return [
+            json_bytes(answer_dict(service, PreparedPost(post=post), outcome))
+            for post, outcome in zip(posts, outcomes, strict=True)
+        ]
+
+    return await in_turn(encode, size=entities_of(outcomes))
 
 
 def _model(request: Request, name: str, version: str) -> TaggingService:

@@ -23,6 +23,8 @@ from amlr.serving.service import TaggingService
 # Two full batches of the default size: enough to keep workers busy, little for others to wait for.
 WINDOW = 32
 _RETRY_S = 0.05
+# Longer lines are parsed in a thread, for the event loop serves everybody.
+_INLINE_BYTES = 100_000
 # A stream has no deadline; this only bounds a line on a server that never gets to it.
 _LINE_DEADLINE_S = 600.0
 _Pending = tuple[PreparedPost, Job | None]
@@ -113,7 +115,7 @@ async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator
 async def _begin(line: bytes, service: TaggingService) -> _Pending:
     prepared = (
         await asyncio.to_thread(_parse, line, service)
-        if len(line) > 500_000
+        if len(line) > _INLINE_BYTES
         else _parse(line, service)
     )
     if prepared.post is None:
