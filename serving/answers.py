@@ -102,7 +102,7 @@ def check_open(service: TaggingService) -> None:
     """Refuse before work begins.
 
     Raises:
-        ApiError: Starting or stopping.
+        ApiError: Not started, starting or stopping.
     """
     try:
         service.check_open()

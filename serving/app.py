@@ -13,7 +13,8 @@ from starlette.responses import Response
 from amlr import __version__
 from amlr.serving import explaining, page, routes_v1, routes_v2
 from amlr.serving.explaining import ExplainQueue
-from amlr.serving.guard import Guard, is_v2
+from amlr.serving.guard import Guard
+from amlr.serving.paths import is_v2
 from amlr.serving.ports import TaggingEngine
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
 from amlr.serving.schemas import component_schemas, errors
@@ -104,7 +105,7 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
         raise error  # the guard knows that nobody listens
     exchange = request.state.exchange
     exchange.facts["error"] = error.code
-    return error_response(error, exchange.request_id, is_v2=is_v2(request.url.path))
+    return error_response(error, exchange.request_id, is_v2=is_v2(exchange.path))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -17,16 +17,21 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from amlr.serving.inflating import inflated
+from amlr.serving.paths import (
+    STREAM_PATH,
+    is_open,
+    is_quiet,
+    is_v2,
+    route_path,
+    strip_repeated_prefix,
+)
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
 from amlr.serving.service import TaggingService
 
 LOG = logging.getLogger("amlr.serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-# Answered without a key: probes have none, and the page asks for one itself.
-_OPEN = ("/", "/docs", "/openapi.json", "/favicon.ico")
-_OPEN_BELOW = ("/static/", "/v2/health/")
 # A stream's length is unknown and may be endless; it limits itself line by line.
-STREAM_PATH = "/v1/tag/stream"
 _STREAM_RESERVE = 1_000_000
 
 
@@ -36,6 +41,8 @@ class Exchange:
 
     Attributes:
         request_id: Its id.
+        method: HTTP method.
+        path: Path without the prefix that the application is served under.
         started: Monotonic time of its head.
         status: Status sent, 0 before.
         reserved: Bytes that the queue counts for its body.
@@ -43,6 +50,8 @@ class Exchange:
     """
 
     request_id: str
+    method: str
+    path: str
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     reserved: int = 0
@@ -63,9 +72,14 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        strip_repeated_prefix(scope)
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
         given = headers.get(b"x-request-id", "")
-        exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else _new_id())
+        request_id = given if _REQUEST_ID.fullmatch(given) else _new_id()
+        exchange = Exchange(request_id, scope["method"], route_path(scope))
+        is_head = exchange.method == "HEAD"
+        if is_head:  # answered as GET is, without the body; the server keeps its own scope
+            scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def tell(message: Message) -> None:
@@ -76,6 +90,8 @@ class Guard:
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+            elif is_head:
+                message = {**message, "body": b""}
             try:
                 async with asyncio.timeout(self._limits.body_timeout_s):
                     await send(message)
@@ -85,9 +101,10 @@ class Guard:
                 ) from None
 
         try:
-            self._check_key(scope["path"], headers)
-            self._reserve(scope, headers, exchange)
-            await self._app(scope, self._limited(scope, receive, exchange), tell)
+            self._check_key(headers, exchange)
+            self._reserve(headers, exchange)
+            patient = inflated(self._patient(receive), headers.get(b"content-encoding", ""))
+            await self._app(scope, self._limited(patient, exchange), tell)
         except ApiError as error:
             await self._refuse(error, scope, exchange, receive, tell)
         except ClientDisconnect:  # before its body was complete
@@ -101,8 +118,8 @@ class Guard:
             self._service.queue.release(exchange.reserved)
             self._record(scope, exchange)
 
-    def _check_key(self, path: str, headers: dict[bytes, str]) -> None:
-        if not self._keys or path in _OPEN or path.startswith(_OPEN_BELOW):
+    def _check_key(self, headers: dict[bytes, str], exchange: Exchange) -> None:
+        if not self._keys or is_open(exchange.path):
             return
         scheme, _, value = headers.get(b"authorization", "").partition(" ")
         given = value if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
@@ -116,9 +133,9 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    def _reserve(self, scope: Scope, headers: dict[bytes, str], exchange: Exchange) -> None:
+    def _reserve(self, headers: dict[bytes, str], exchange: Exchange) -> None:
         """Count the body before a byte of it is read."""
-        if scope["path"] == STREAM_PATH:
+        if exchange.path == STREAM_PATH:
             self._grow(exchange, _STREAM_RESERVE)
             return
         length = headers.get(b"content-length", "0")
@@ -135,13 +152,12 @@ class Guard:
             )
         exchange.reserved += size
 
-    def _limited(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
-        """Bound the body's size, and the time a client may pause while sending it."""
-        is_stream = scope["path"] == STREAM_PATH
-        received, complete = 0, False
+    def _patient(self, receive: Receive) -> Receive:
+        """Bound the time a client may pause while sending its body."""
+        complete = False
 
-        async def limited() -> Message:
-            nonlocal received, complete
+        async def patient() -> Message:
+            nonlocal complete
             if complete:  # waiting for the client to leave
                 return await receive()
             try:
@@ -151,13 +167,24 @@ class Guard:
                 raise ApiError(
                     408, "body_timeout", "the body did not arrive in time", {"Connection": "close"}
                 ) from None
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if not is_stream and received > exchange.reserved:
-                    if received > self._limits.max_body_bytes:
-                        raise _too_large(self._limits.max_body_bytes)
-                    self._grow(exchange, received - exchange.reserved)
+            complete = not message.get("more_body", False)
+            return message
+
+        return patient
+
+    def _limited(self, receive: Receive, exchange: Exchange) -> Receive:
+        """Bound the body's size, counted after inflating."""
+        is_stream = exchange.path == STREAM_PATH
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if not is_stream and received > exchange.reserved:
+                if received > self._limits.max_body_bytes:
+                    raise _too_large(self._limits.max_body_bytes)
+                self._grow(exchange, received - exchange.reserved)
             return message
 
         return limited
@@ -171,7 +198,7 @@ class Guard:
         if error.status == CLIENT_LEFT:
             exchange.status = CLIENT_LEFT
             return
-        response = error_response(error, exchange.request_id, is_v2=is_v2(scope["path"]))
+        response = error_response(error, exchange.request_id, is_v2=is_v2(exchange.path))
         with contextlib.suppress(OSError):
             await response(scope, receive, send)
 
@@ -179,11 +206,11 @@ class Guard:
         seconds = time.monotonic() - exchange.started
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         metrics = self._service.metrics
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = exchange.method if exchange.method in _METHODS else "other"
         metrics.requests.labels(route, method, str(exchange.status)).inc()
         metrics.request_s.labels(route).observe(seconds)
         LOG.log(
-            logging.DEBUG if scope["path"].startswith(_OPEN_BELOW) else logging.INFO,
+            logging.DEBUG if is_quiet(exchange.path) else logging.INFO,
             "request",
             extra={
                 "request_id": exchange.request_id,
@@ -203,11 +230,6 @@ _METHODS: Iterable[str] = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DEL
 def _new_id() -> str:
     # A name to look for in a log, not a secret: no need to ask the system for randomness.
     return f"{random.getrandbits(128):032x}"
-
-
-def is_v2(path: str) -> bool:
-    """Whether a path belongs to the Open Inference Protocol."""
-    return path == "/v2" or path.startswith("/v2/")
 
 
 def _too_large(limit: int) -> ApiError:

@@ -13,7 +13,8 @@ class RefusedError(OverloadedError):
     """Work that was not begun; trying again later is safe.
 
     Attributes:
-        cause: `queue_full`, `bytes_full`, `deadline`, `expired`, `starting` or `stopping`.
+        cause: `queue_full`, `bytes_full`, `deadline`, `expired`, `not_started`, `starting`
+            or `stopping`.
         retry_after_s: When there is likely to be room.
     """
 

@@ -9,6 +9,8 @@ from starlette.responses import Response
 from amlr.serving.jobs import RefusedError, WorkerFailedError
 
 CLIENT_LEFT = 499
+# Causes for which no request is served, whatever its size.
+NOT_OPEN = ("not_started", "starting", "stopping")
 
 
 class ApiError(Exception):
@@ -31,7 +33,7 @@ def from_failure(error: BaseException) -> ApiError:
     """The answer for a job that was refused or failed."""
     if isinstance(error, RefusedError):
         wait = str(max(1, math.ceil(error.retry_after_s)))
-        status = 503 if error.cause in ("stopping", "starting") else 429
+        status = 503 if error.cause in NOT_OPEN else 429
         code = {"deadline": "deadline", "expired": "deadline"}.get(error.cause, error.cause)
         return ApiError(status, code, str(error), {"Retry-After": wait})
     if isinstance(error, WorkerFailedError):

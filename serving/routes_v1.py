@@ -15,8 +15,8 @@ from amlr.serving.answers import (
 from amlr.serving.bodies import read_tag_request
 from amlr.serving.direct import DirectRoute
 from amlr.serving.encoding import json_bytes
-from amlr.serving.guard import STREAM_PATH
 from amlr.serving.parsing import content_type
+from amlr.serving.paths import STREAM_PATH
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import (
     MAX_DEADLINE_MS,

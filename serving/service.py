@@ -31,9 +31,16 @@ _PROBE_EVERY_S = 1.0
 _STREAM_SHARE = 2
 
 
+NOT_STARTED = (
+    "the service was never started, because the application's lifespan did not run; an application "
+    "that mounts it must enter app.router.lifespan_context(app) in its own lifespan"
+)
+
+
 class State(StrEnum):
     """Life of a service."""
 
+    NOT_STARTED = "not_started"
     STARTING = "starting"
     READY = "ready"
     FAILING = "failing"
@@ -74,7 +81,7 @@ class TaggingService:
         )
         self.reason: str | None = None
         self.finished = False
-        self._state = State.STARTING
+        self._state = State.NOT_STARTED
         self._failures = 0
         self._also: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
@@ -106,6 +113,7 @@ class TaggingService:
             also: Further warming up, part of being ready.
         """
         self._also = also
+        self._enter(State.STARTING)
         self.pool.start()
         if not self.settings.warm_up:
             self._enter(State.READY)
@@ -148,8 +156,10 @@ class TaggingService:
         """Refuse early what `submit` would refuse whatever the load.
 
         Raises:
-            RefusedError: Starting or stopping.
+            RefusedError: Not started, starting or stopping.
         """
+        if self._state is State.NOT_STARTED:
+            raise RefusedError("not_started", NOT_STARTED, 1.0)
         if self._state is State.STARTING:
             raise RefusedError("starting", "the engine is warming up; try again soon", 1.0)
         if self.queue.closed:
@@ -175,7 +185,7 @@ class TaggingService:
                 refused while others wait, and its refusals are not counted.
 
         Raises:
-            RefusedError: Overloaded, too late, starting or stopping.
+            RefusedError: Overloaded, too late, not started, starting or stopping.
         """
         assert not any(isinstance(post.image, str) for post in posts)
         try:
@@ -217,6 +227,8 @@ class TaggingService:
                 )
                 self._also()
             except Exception as error:
+                if self._stop.is_set():  # asked to give up
+                    return
                 LOG.exception("warm-up failed")
                 self.reason = str(error) if isinstance(error, AmlrError) else "warm-up failed"
                 self._stop.wait(_PROBE_EVERY_S)

@@ -15,10 +15,10 @@ from amlr.serving.settings import ServerSettings
 class LiveServer:
     """Runs until the end of its `with` block."""
 
-    def __init__(self, engine: Any, settings: ServerSettings | None = None) -> None:
+    def __init__(self, engine: Any, settings: ServerSettings | None = None, **options: Any) -> None:
         self.app = create_app(engine, settings)
         self.service = self.app.state.service
-        self._server = Server(self.app, host="127.0.0.1", port=0)
+        self._server = Server(self.app, host="127.0.0.1", port=0, **options)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property

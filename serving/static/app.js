@@ -1,5 +1,5 @@
 // The page: one post in, what the server says about it out. All text goes in by textContent.
-import { drawAttention, describeAttention } from "/static/attention.js";
+import { drawAttention, describeAttention } from "./attention.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("form"), textBox = $("text"), fileBox = $("image"), submit = $("submit"), thumb = $("thumb");
@@ -67,7 +67,7 @@ async function ask() {
   const begun = performance.now();
   try {
     const headers = $("key").value ? { Authorization: `Bearer ${$("key").value}` } : {};
-    const response = await fetch("/v1/explain", { method: "POST", body, headers, signal: mine.signal });
+    const response = await fetch("v1/explain", { method: "POST", body, headers, signal: mine.signal });
     const answer = await response.json().catch(() => null);
     if (!response.ok) throw new Error(message(response.status, answer));
     await show(text, file, answer, performance.now() - begun);

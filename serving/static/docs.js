@@ -77,7 +77,7 @@ function entry(article) {
 }
 
 try {
-  const api = await (await fetch("/openapi.json")).json();
+  const api = await (await fetch("openapi.json")).json();
   const all = api.components?.schemas ?? {};
   const articles = Object.entries(api.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, details]) => operation(method, path, details, all)));
