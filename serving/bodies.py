@@ -1,7 +1,7 @@
 """Request bodies to posts: JSON with base64 pictures, or multipart with picture files."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,21 +10,19 @@ from starlette.requests import Request
 from amlr.errors import InputError
 from amlr.runtime.results import Post, Problem, Result
 from amlr.serving.encoding import decode_base64
+from amlr.serving.json_reading import is_light, parse
 from amlr.serving.parsing import (
     ParsedBody,
     content_type,
     deadline_of,
     parse_json,
     read_form,
+    validated,
 )
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import PostBody
 from amlr.serving.settings import RequestLimits
 from amlr.serving.urls import UrlFetcher
-
-# Larger bodies are parsed in a thread, for the event loop serves everybody; for smaller ones the
-# way there and back costs more than the parsing.
-_INLINE_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +32,14 @@ class PreparedPost:
     Attributes:
         post: What to tag; None where `error` says why not.
         id: The client's id.
+        image_url: Where its picture is to be fetched.
         warnings: To be added to the result.
         error: Why this post cannot be tagged.
     """
 
     post: Post | None
     id: str | int | None = None
+    image_url: str | None = None
     warnings: tuple[Problem, ...] = ()
     error: Problem | None = None
 
@@ -70,100 +70,109 @@ async def read_tag_request(
     kind = content_type(request)
     if kind == "application/json":
         body = await request.body()
-        parsed = await (_inline if len(body) < _INLINE_BYTES else asyncio.to_thread)(
-            parse_json, body
-        )
+        inline = is_light(body)
+        parsed = await parse(parse_json, body, inline=inline)
     elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         parsed = await read_form(request, limits)
+        inline = parsed.is_single
     else:
         raise ApiError(
             415,
             "unsupported_content_type",
             "send application/json, or multipart/form-data with picture files",
         )
-    bodies = parsed.bodies
-    if len(bodies) > limits.max_posts:
+    if len(parsed.values) > limits.max_posts:
         raise ApiError(
             413,
             "too_many_posts",
-            f"{len(bodies)} posts, at most {limits.max_posts} fit one request; "
+            f"{len(parsed.values)} posts, at most {limits.max_posts} fit one request; "
             "send several requests, or a stream",
         )
-    size = sum(len(body.image or "") for body in bodies)
-    prepare = _inline if size < _INLINE_BYTES else asyncio.to_thread
-    posts = await prepare(_prepare_all, parsed, limits)
+    posts = await parse(_prepare_all, parsed, limits, inline=inline)
     return TagRequest(
-        posts=tuple(await _fetch(posts, bodies, fetcher)),
+        posts=tuple(await _fetch(posts, fetcher)),
         is_single=parsed.is_single,
         deadline_s=deadline_of(request, parsed.deadline_ms),
     )
 
 
-async def _inline(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
 def _prepare_all(parsed: ParsedBody, limits: RequestLimits) -> list[PreparedPost]:
-    if parsed.files is None:
-        return [prepare_base64(body, limits) for body in parsed.bodies]
-    return [_prepare_file(body, parsed.files, limits) for body in parsed.bodies]
+    return [prepare_post(value, limits, parsed.files) for value in parsed.values]
 
 
-def prepare_base64(body: PostBody, limits: RequestLimits) -> PreparedPost:
-    """A post whose picture is in the body."""
-    image: bytes | None = None
-    if body.image is not None:
-        try:
-            image = decode_base64(body.image)
-        except InputError as error:
-            return _bad(body, error.code, str(error))
-    return _prepare(body, image, limits)
-
-
-def _prepare_file(
-    body: PostBody, files: Mapping[str, bytes], limits: RequestLimits
+def prepare_post(
+    value: Any, limits: RequestLimits, files: Mapping[str, bytes] | None = None
 ) -> PreparedPost:
-    if body.image is not None and body.image not in files:
-        return _bad(body, "image_invalid", "'image' names a file part that was not sent")
-    return _prepare(body, None if body.image is None else files[body.image], limits)
+    """Check one post of a request.
+
+    Args:
+        value: The post as parsed JSON.
+        limits: What it may hold.
+        files: Pictures by name of their part; None where pictures are base64.
+    """
+    words = value.get("words") if isinstance(value, dict) else None
+    if isinstance(words, list) and len(words) > limits.max_text_chars:
+        return _bad(value, "words_invalid", f"{len(words)} words are more than a text may have")
+    try:
+        body = validated(PostBody, value)
+    except ApiError as error:
+        return _bad(value, error.code, str(error))
+    try:
+        image = _picture(body, files)
+        _check(body, image, limits)
+    except InputError as error:
+        return _bad(value, error.code, str(error))
+    spans = None if body.words is None else [(w[0], w[1]) for w in body.words]
+    return PreparedPost(post=Post(body.text, image, spans), id=body.id, image_url=body.image_url)
 
 
-def _prepare(body: PostBody, image: bytes | None, limits: RequestLimits) -> PreparedPost:
+def _picture(body: PostBody, files: Mapping[str, bytes] | None) -> bytes | None:
+    if body.image is None:
+        return None
+    if files is None:
+        return decode_base64(body.image)
+    if body.image not in files:
+        raise InputError("'image' names a file part that was not sent", "image_invalid")
+    return files[body.image]
+
+
+def _check(body: PostBody, image: bytes | None, limits: RequestLimits) -> None:
     if len(body.text) > limits.max_text_chars:
-        return _bad(
-            body,
-            "text_too_long",
+        raise InputError(
             f"text has {len(body.text)} characters, at most {limits.max_text_chars} are accepted; "
             "split it into several posts",
+            "text_too_long",
         )
     if image is not None and len(image) > limits.max_image_bytes:
-        return _bad(
-            body,
-            "image_too_large",
+        raise InputError(
             f"the picture has {len(image)} bytes, at most {limits.max_image_bytes} are accepted",
+            "image_too_large",
         )
     if image is not None and body.image_url is not None:
-        return _bad(body, "image_invalid", "send either 'image' or 'image_url', not both")
-    words = None if body.words is None else [(w[0], w[1]) for w in body.words]
-    if words is not None and any(end > len(body.text) for _, end in words):
-        return _bad(body, "words_invalid", "a word ends past the end of the text")
-    return PreparedPost(post=Post(body.text, image, words), id=body.id)
+        raise InputError("send either 'image' or 'image_url', not both", "image_invalid")
+    if any(word[1] > len(body.text) for word in body.words or ()):
+        raise InputError("a word ends past the end of the text", "words_invalid")
 
 
-def _bad(body: PostBody, code: str, message: str) -> PreparedPost:
-    return PreparedPost(post=None, id=body.id, error={"code": code, "message": message})
+def _bad(value: Any, code: str, message: str) -> PreparedPost:
+    identifier = value.get("id") if isinstance(value, dict) else None
+    # Any other id, e.g. NaN, may be no JSON.
+    is_id = isinstance(identifier, str | int) and not isinstance(identifier, bool)
+    return PreparedPost(
+        post=None,
+        id=identifier if is_id else None,
+        error={"code": code, "message": message},
+    )
 
 
-async def _fetch(
-    posts: Sequence[PreparedPost], bodies: Sequence[PostBody], fetcher: UrlFetcher
-) -> list[PreparedPost]:
+async def _fetch(posts: Sequence[PreparedPost], fetcher: UrlFetcher) -> list[PreparedPost]:
     """Get the pictures given by address; a failed one is a warning, a forbidden one an error."""
 
-    async def one(post: PreparedPost, body: PostBody) -> PreparedPost:
-        if body.image_url is None or post.post is None:
+    async def one(post: PreparedPost) -> PreparedPost:
+        if post.image_url is None or post.post is None:
             return post
         try:
-            image = await fetcher.fetch(body.image_url)
+            image = await fetcher.fetch(post.image_url)
         except InputError as error:
             problem: Problem = {"code": error.code, "message": str(error)}
             if error.code == "url_forbidden":
@@ -171,9 +180,9 @@ async def _fetch(
             return replace(post, warnings=(*post.warnings, problem))
         return replace(post, post=replace(post.post, image=image))
 
-    if all(body.image_url is None for body in bodies):
+    if all(post.image_url is None for post in posts):
         return list(posts)
-    return list(await asyncio.gather(*(one(p, b) for p, b in zip(posts, bodies, strict=True))))
+    return list(await asyncio.gather(*map(one, posts)))
 
 
 def result_dict(prepared: PreparedPost, result: Result) -> dict[str, Any]:

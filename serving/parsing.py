@@ -1,20 +1,21 @@
-"""Bytes of a request body to checked values: JSON objects and multipart forms."""
+"""Bytes of a request body to values: JSON objects and forms."""
 
-import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 
+from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import MAX_DEADLINE_MS, PostBody, PostsBody, SinglePostBody
+from amlr.serving.schemas import MAX_DEADLINE_MS, DeadlineBody, Envelope
 from amlr.serving.settings import RequestLimits
 
-_POSTS = TypeAdapter(list[PostBody])
+_MANY_FIELDS = 100
+_INLINE_FIELDS = 64_000
 _FIELDS = ("posts", "deadline_ms", "words")
 M = TypeVar("M", bound=BaseModel)
 
@@ -24,13 +25,13 @@ class ParsedBody:
     """A body whose form is right.
 
     Attributes:
-        bodies: Posts in order.
+        values: Posts in order, not checked yet: a bad one fails alone.
         is_single: Whether the body is one post.
         deadline_ms: Deadline, or None.
         files: Pictures by name of their part; None where pictures are base64.
     """
 
-    bodies: Sequence[PostBody]
+    values: Sequence[Any]
     is_single: bool
     deadline_ms: int | None
     files: Mapping[str, bytes] | None = None
@@ -68,18 +69,14 @@ def parse_json(body: bytes) -> ParsedBody:
     Raises:
         ApiError: Not JSON, or of another form.
     """
-    try:
-        value = json.loads(body)
-    # Bad UTF-8 and bad JSON are ValueErrors; deep nesting overflows the stack.
-    except (ValueError, RecursionError):
-        raise ApiError(400, "json_invalid", "the body is not JSON") from None
+    value = load_json(body)
     if not isinstance(value, dict):
         raise ApiError(422, "body_invalid", 'expected an object {"text": ...} or {"posts": [...]}')
     if "posts" in value:
-        many = validated(PostsBody, value)
-        return ParsedBody(bodies=many.posts, is_single=False, deadline_ms=many.deadline_ms)
-    one = validated(SinglePostBody, value)
-    return ParsedBody(bodies=[one], is_single=True, deadline_ms=one.deadline_ms)
+        many = validated(Envelope, value)
+        return ParsedBody(values=many.posts, is_single=False, deadline_ms=many.deadline_ms)
+    deadline = validated(DeadlineBody, {k: value.pop(k) for k in ("deadline_ms",) if k in value})
+    return ParsedBody(values=[value], is_single=True, deadline_ms=deadline.deadline_ms)
 
 
 def validated(model: type[M], value: Any) -> M:
@@ -88,6 +85,9 @@ def validated(model: type[M], value: Any) -> M:
     Raises:
         ApiError: A field is missing, unknown or of another type.
     """
+    # Otherwise every single one of them would be listed.
+    if isinstance(value, dict) and len(value) > _MANY_FIELDS:
+        raise ApiError(422, "body_invalid", f"{len(value)} fields are more than there can be")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -96,6 +96,8 @@ def validated(model: type[M], value: Any) -> M:
 
 def _invalid(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["loc"][:1] == ("id",):
+        return ApiError(422, "body_invalid", "id: Input should be a string or a whole number")
     where = ".".join(str(part) for part in first["loc"]) or "body"
     return ApiError(422, "body_invalid", f"{where}: {first['msg']}")
 
@@ -106,26 +108,40 @@ async def read_form(request: Request, limits: RequestLimits) -> ParsedBody:
     Raises:
         ApiError: Not a form, or of another form.
     """
-    form = request.form(
-        max_files=limits.max_posts,
-        max_fields=limits.max_posts + 8,
-        max_part_size=limits.max_body_bytes,
-    )
+    most = limits.max_posts + 8
     try:
-        async with form as parts:
+        if content_type(request) == "application/x-www-form-urlencoded":
+            body = await request.body()
+            parts = await parse(_urlencoded, body, most, inline=is_light(body))
             texts, fields, files = await _collect(parts)
+        else:
+            form = request.form(
+                max_files=limits.max_posts, max_fields=most, max_part_size=limits.max_body_bytes
+            )
+            async with form as data:
+                texts, fields, files = await _collect(data.multi_items())
     except (ApiError, ClientDisconnect):
         raise
-    # The parser has several error classes of its own and lets decoding errors through.
+    # The parsers have several error classes of their own and let decoding errors through.
     except Exception:
-        raise ApiError(400, "form_invalid", "the body is no valid multipart form") from None
+        raise ApiError(400, "form_invalid", "the body is no valid form") from None
+    is_short = sum(map(len, fields.values())) < _INLINE_FIELDS
+    return await parse(_form_body, texts, fields, files, inline=is_short)
+
+
+def _urlencoded(body: bytes, most: int) -> list[tuple[str, str]]:
+    return parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=most)
+
+
+def _form_body(texts: list[str], fields: dict[str, str], files: dict[str, bytes]) -> ParsedBody:
     deadline = _milliseconds(fields["deadline_ms"]) if "deadline_ms" in fields else None
     if "posts" in fields:
         if texts or "words" in fields:
             raise _bad_form("send either 'posts' or 'text', not both")
-        # As long as a body may be, and the event loop serves everybody.
-        posts = await asyncio.to_thread(_posts_field, fields["posts"])
-        return ParsedBody(bodies=posts, is_single=False, deadline_ms=deadline, files=files)
+        posts = _json_field("posts", fields["posts"])
+        if not isinstance(posts, list) or not posts:
+            raise _bad_form("the field 'posts' must be a JSON list of at least one post")
+        return ParsedBody(values=posts, is_single=False, deadline_ms=deadline, files=files)
     if len(texts) != 1 or set(files) - {"image"}:
         raise _bad_form(
             "expected one field 'text' and perhaps a file 'image'; several posts go into the "
@@ -134,15 +150,16 @@ async def read_form(request: Request, limits: RequestLimits) -> ParsedBody:
     value: dict[str, Any] = {"text": texts[0], "image": "image" if "image" in files else None}
     if "words" in fields:
         value["words"] = _json_field("words", fields["words"])
-    body = validated(PostBody, value)
-    return ParsedBody(bodies=[body], is_single=True, deadline_ms=deadline, files=files)
+    return ParsedBody(values=[value], is_single=True, deadline_ms=deadline, files=files)
 
 
-async def _collect(parts: FormData) -> tuple[list[str], dict[str, str], dict[str, bytes]]:
+async def _collect(
+    parts: Iterable[tuple[str, str | UploadFile]],
+) -> tuple[list[str], dict[str, str], dict[str, bytes]]:
     texts: list[str] = []
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    for name, value in parts.multi_items():
+    for name, value in parts:
         if isinstance(value, UploadFile):
             if name in files:
                 raise _bad_form(f"two files are named {name[:40]!r}")
@@ -158,19 +175,11 @@ async def _collect(parts: FormData) -> tuple[list[str], dict[str, str], dict[str
 
 def _json_field(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _bad_form(f"the field {name!r} is not JSON") from None
-
-
-def _posts_field(text: str) -> list[PostBody]:
-    try:
-        posts = _POSTS.validate_python(_json_field("posts", text))
-    except ValidationError as error:
-        raise _invalid(error) from None
-    if not posts:
-        raise _bad_form("the field 'posts' is empty")
-    return posts
+        return load_json(text.encode("utf-8", "surrogatepass"), f"the field {name!r}")
+    except ApiError as error:
+        if error.status == 400:
+            raise _bad_form(str(error)) from None
+        raise
 
 
 def _bad_form(message: str) -> ApiError:

@@ -1,6 +1,5 @@
 """The Open Inference Protocol (KServe v2), so that clients made for Triton or KServe work here."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -20,6 +19,7 @@ from amlr.serving.answers import (
 )
 from amlr.serving.bodies import PreparedPost
 from amlr.serving.encoding import json_bytes
+from amlr.serving.json_reading import is_light, parse
 from amlr.serving.problems import ApiError, from_failure
 from amlr.serving.schemas import V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
 from amlr.serving.service import TaggingService
@@ -28,7 +28,6 @@ from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 _VERSION = "1"
 _HEADER_LENGTH = "inference-header-content-length"
-_INLINE_BYTES = 100_000
 
 
 @router.get(
@@ -133,10 +132,7 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> Respons
     service = _model(request, name, version)
     body = await request.body()
     length = _header_length(request)
-    if len(body) < _INLINE_BYTES:
-        parsed = parse_infer(body, length)
-    else:
-        parsed = await asyncio.to_thread(parse_infer, body, length)
+    parsed = await parse(parse_infer, body, length, inline=is_light(body))
     results = await _tag(request, service, parsed)
     content, head = encode_output(parsed, service.model_name, _VERSION, results)
     if head is None:

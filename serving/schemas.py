@@ -28,12 +28,11 @@ class PostBody(BaseModel):
     )
 
 
-class PostsBody(BaseModel):
-    """Several posts."""
+class DeadlineBody(BaseModel):
+    """What a body may say beside its posts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    posts: list[PostBody] = Field(min_length=1)
     deadline_ms: int | None = Field(
         default=None,
         ge=1,
@@ -42,10 +41,20 @@ class PostsBody(BaseModel):
     )
 
 
-class SinglePostBody(PostBody):
-    """One post as a whole body."""
+class Envelope(DeadlineBody):
+    """Several posts, not checked yet."""
 
-    deadline_ms: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_MS)
+    posts: list[Any] = Field(min_length=1)
+
+
+class PostsBody(DeadlineBody):
+    """Several posts. A post of another form fails alone, in its `error`."""
+
+    posts: list[PostBody] = Field(min_length=1)
+
+
+class SinglePostBody(PostBody, DeadlineBody):
+    """One post as a whole body."""
 
 
 class ProblemBody(BaseModel):

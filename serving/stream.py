@@ -1,7 +1,6 @@
 """JSON lines in, JSON lines out: a bounded number of posts under way, whatever the length."""
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,20 +10,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from amlr.serving.answers import answer_dict
-from amlr.serving.bodies import PreparedPost, error_dict, prepare_base64
+from amlr.serving.bodies import PreparedPost, error_dict, prepare_post
 from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Job, RefusedError
-from amlr.serving.parsing import validated
-from amlr.serving.problems import ApiError, from_failure
-from amlr.serving.schemas import PostBody
+from amlr.serving.json_reading import is_light, load_json, parse
+from amlr.serving.problems import NOT_OPEN, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
 # Two full batches of the default size: enough to keep workers busy, little for others to wait for.
 WINDOW = 32
 _RETRY_S = 0.05
-# Longer lines are parsed in a thread, for the event loop serves everybody.
-_INLINE_BYTES = 100_000
 # A stream has no deadline; this only bounds a line on a server that never gets to it.
 _LINE_DEADLINE_S = 600.0
 _Pending = tuple[PreparedPost, Job | None]
@@ -113,18 +109,14 @@ async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator
 
 
 async def _begin(line: bytes, service: TaggingService) -> _Pending:
-    prepared = (
-        await asyncio.to_thread(_parse, line, service)
-        if len(line) > _INLINE_BYTES
-        else _parse(line, service)
-    )
+    prepared = await parse(_parse, line, service, inline=is_light(line))
     if prepared.post is None:
         return prepared, None
     while True:
         try:
             (job,) = service.submit([prepared.post], _LINE_DEADLINE_S, is_stream=True)
         except RefusedError as error:
-            if error.cause in ("stopping", "starting"):
+            if error.cause in NOT_OPEN:
                 raise from_failure(error) from None
             await asyncio.sleep(_RETRY_S)
         else:
@@ -133,14 +125,12 @@ async def _begin(line: bytes, service: TaggingService) -> _Pending:
 
 def _parse(line: bytes, service: TaggingService) -> PreparedPost:
     try:
-        body = validated(PostBody, json.loads(line))
-    except (ValueError, RecursionError):
-        return _bad_line("json_invalid", "the line is not JSON")
+        prepared = prepare_post(load_json(line, "the line"), service.settings.limits)
     except ApiError as error:
         return _bad_line(error.code, str(error))
-    if body.image_url is not None:
+    if prepared.image_url is not None:
         return _bad_line("url_forbidden", "streams fetch no addresses; send the picture itself")
-    return prepare_base64(body, service.settings.limits)
+    return prepared
 
 
 def _bad_line(code: str, message: str) -> PreparedPost:

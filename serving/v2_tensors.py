@@ -13,6 +13,7 @@ from typing import Any
 
 from amlr.errors import InputError
 from amlr.serving.encoding import decode_base64, encode_bytes
+from amlr.serving.json_reading import load_json
 from amlr.serving.problems import ApiError
 
 _MAX_ELEMENTS = 100_000
@@ -51,10 +52,7 @@ def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise _bad("Inference-Header-Content-Length exceeds the body")
-    try:
-        header = json.loads(body if header_length is None else body[:header_length])
-    except (ValueError, RecursionError):
-        raise ApiError(400, "json_invalid", "the request is not JSON") from None
+    header = load_json(body if header_length is None else body[:header_length], "the request")
     binary = b"" if header_length is None else body[header_length:]
     if not isinstance(header, dict) or not isinstance(header.get("inputs"), list):
         raise _bad("expected an object with a list 'inputs'")
@@ -103,7 +101,7 @@ def _tensor(tensor: Any, binary: bytes) -> tuple[str, tuple[int, ...], list[byte
     else:
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary):
             raise _bad(f"binary_data_size of '{name}' exceeds the body")
-        data, binary = [*_split(binary[:size])], binary[size:]
+        data, binary = [*_split(binary[:size], count)], binary[size:]
     if len(data) != count:
         raise _bad(f"input '{name}' has {len(data)} elements, its shape says {count}")
     return str(name), shape, data, binary
@@ -133,10 +131,12 @@ def _flat(data: Any) -> list[str]:
     return flat
 
 
-def _split(data: bytes) -> list[bytes]:
-    elements = []
+def _split(data: bytes, count: int) -> list[bytes]:
+    elements: list[bytes] = []
     position = 0
     while position < len(data):
+        if len(elements) == count:
+            raise _bad(f"binary data holds more elements than the shape's {count}")
         if position + 4 > len(data):
             raise _bad("binary data ends within a length")
         (size,) = struct.unpack_from("<I", data, position)
