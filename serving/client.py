@@ -9,17 +9,19 @@ import base64
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from amlr.errors import AmlrError, OverloadedError
-from amlr.runtime.results import Entity, Post, Result
+from amlr.errors import AmlrError, InputError, OverloadedError
+from amlr.runtime.results import Entity, Post, Problem, Result
+from amlr.serving.encoding import json_bytes
 
 _AGAIN = (429, 503)
+_JSON = {"Content-Type": "application/json"}
 
 
 class ServerError(AmlrError):
@@ -77,9 +79,22 @@ class _Base:
             api_key: Sent with every request.
             timeout_s: Of one try.
             retries: When to try again.
+
+        Raises:
+            InputError: The address or the key cannot be used.
         """
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._options: dict[str, Any] = {"base_url": url, "headers": headers, "timeout": timeout_s}
+        headers = {"Authorization": f"Bearer {_checked_key(api_key)}".encode()} if api_key else {}
+        try:
+            base_url = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError) as error:
+            raise InputError(f"the address {url!r} is no URL ({error})") from None
+        if base_url.scheme not in ("http", "https") or not base_url.host:
+            raise InputError(f"the address {url!r} must begin with http:// or https:// and a host")
+        self._options: dict[str, Any] = {
+            "base_url": base_url,
+            "headers": headers,
+            "timeout": timeout_s,
+        }
         self._retries = retries or Retries()
         self._random = random.Random()
 
@@ -88,6 +103,8 @@ class _Base:
     ) -> float | None:
         """Seconds until the next try, or None where there is none."""
         if attempt + 1 >= self._retries.attempts:
+            return None
+        if isinstance(outcome, httpx.LocalProtocolError):  # it was never sent, and never will be
             return None
         if isinstance(outcome, httpx.TransportError):
             return self._retries.pause_s(attempt, None, self._random)
@@ -123,9 +140,12 @@ class Client(_Base):
         return self.tag_batch([Post(text, image)], deadline_ms=deadline_ms)[0]
 
     def tag_batch(self, posts: Iterable[Post], *, deadline_ms: int | None = None) -> list[Result]:
-        """Tag several posts in one request; order is kept, a bad post has an `error`."""
-        body = _body(posts, deadline_ms)
-        return [_result(v) for v in self._post("/v1/tag", body).json()["results"]] if body else []
+        """Tag several posts in one request; order is kept, a bad post has an `error`.
+
+        As with the engine, a picture that cannot be read only gives a warning.
+        """
+        packed = _pack(posts, deadline_ms)
+        return _unpack(packed, self._post("/v1/tag", packed.body)) if packed.problems else []
 
     def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> Iterator[Result]:
         """Tag any number of posts, `size` in a request; yields in order."""
@@ -154,12 +174,12 @@ class Client(_Base):
     ) -> None:
         self.close()
 
-    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    def _post(self, path: str, body: bytes) -> httpx.Response:
         attempt = 0
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.post(path, json=body)
+                outcome = self._http.post(path, content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)
@@ -187,10 +207,10 @@ class AsyncClient(_Base):
         self, posts: Iterable[Post], *, deadline_ms: int | None = None
     ) -> list[Result]:
         """As `Client.tag_batch`."""
-        body = await asyncio.to_thread(_body, posts, deadline_ms)
-        if not body:
+        packed = await asyncio.to_thread(_pack, posts, deadline_ms)
+        if not packed.problems:
             return []
-        return [_result(v) for v in (await self._post("/v1/tag", body)).json()["results"]]
+        return _unpack(packed, await self._post("/v1/tag", packed.body))
 
     async def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> AsyncIterator[Result]:
         """As `Client.tag_many`."""
@@ -220,12 +240,12 @@ class AsyncClient(_Base):
     ) -> None:
         await self.close()
 
-    async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    async def _post(self, path: str, body: bytes) -> httpx.Response:
         attempt = 0
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.post(path, json=body)
+                outcome = await self._http.post(path, content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)
@@ -235,25 +255,68 @@ class AsyncClient(_Base):
             attempt += 1
 
 
-def _body(posts: Iterable[Post], deadline_ms: int | None) -> dict[str, Any]:
-    values = [_post_value(post) for post in posts]
-    if not values:
-        return {}
-    return {"posts": values} | ({} if deadline_ms is None else {"deadline_ms": deadline_ms})
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A request's body, and what was wrong with the picture of each post."""
+
+    body: bytes
+    problems: list[Problem | None]
 
 
-def _post_value(post: Post) -> dict[str, Any]:
+def _pack(posts: Iterable[Post], deadline_ms: int | None) -> _Packed:
+    values, problems = [], []
+    for post in posts:
+        value, problem = _post_value(post)
+        values.append(value)
+        problems.append(problem)
+    body: dict[str, Any] = {"posts": values}
+    if deadline_ms is not None:
+        body["deadline_ms"] = deadline_ms
+    # Half a surrogate pair, which UTF-8 cannot hold, is sent as an escape.
+    return _Packed(json_bytes(body), problems)
+
+
+def _post_value(post: Post) -> tuple[dict[str, Any], Problem | None]:
     value: dict[str, Any] = {"text": post.text}
+    problem: Problem | None = None
     image = post.image
     if isinstance(image, str | Path):
-        image = Path(image).read_bytes()
+        image, problem = _read(image)
     if image is not None:
         if not isinstance(image, bytes | bytearray | memoryview):
-            raise AmlrError(f"the client sends paths and bytes, got {type(image).__name__}")
+            raise InputError(f"the client sends paths and bytes, got {type(image).__name__}")
         value["image"] = base64.b64encode(image).decode()
     if post.words is not None:
         value["words"] = [[int(start), int(end)] for start, end in post.words]
-    return value
+    return value, problem
+
+
+def _read(path: str | Path) -> tuple[bytes | None, Problem | None]:
+    try:
+        return Path(path).read_bytes(), None
+    except FileNotFoundError:
+        return None, {"code": "image_missing", "message": f"no picture at {path}; check the path"}
+    # An embedded NUL is a ValueError.
+    except (OSError, ValueError) as error:
+        message = f"cannot read the picture file: {error}"
+        return None, {"code": "image_unreadable", "message": message}
+
+
+def _unpack(packed: _Packed, response: httpx.Response) -> list[Result]:
+    results = [_result(values) for values in response.json()["results"]]
+    return [
+        result if problem is None else replace(result, warnings=(problem, *result.warnings))
+        for result, problem in zip(results, packed.problems, strict=True)
+    ]
+
+
+def _checked_key(key: str) -> str:
+    if key != key.strip() or any(c < " " or c == "\x7f" for c in key):
+        raise InputError(
+            "api_key begins or ends with white space or holds a line break, which no HTTP header "
+            "may; a key read from a file needs .strip()"
+        )
+    return key
 
 
 def _chunks(posts: Iterable[Post], size: int) -> Iterator[Sequence[Post]]:
@@ -268,6 +331,8 @@ def _chunks(posts: Iterable[Post], size: int) -> Iterator[Sequence[Post]]:
 
 
 def _checked(outcome: "httpx.Response | httpx.TransportError") -> httpx.Response:
+    if isinstance(outcome, httpx.LocalProtocolError):
+        raise InputError(f"the request cannot be sent: {outcome}") from outcome
     if isinstance(outcome, httpx.TransportError):
         raise UnreachableError(
             f"no answer from the server ({type(outcome).__name__}); is it running, and is the "

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from amlr.errors import OverloadedError
-from amlr.runtime import Post
+from amlr.errors import InputError, OverloadedError
+from amlr.runtime import Engine, Post, Result
 from amlr.serving.client import AsyncClient, Client, Retries, ServerError, UnreachableError
 from amlr.serving.settings import ServerSettings
 from fake_engine import FakeEngine, expected_entities
@@ -49,6 +49,64 @@ def test_sync_and_async(tmp_path: Any) -> None:
                 assert words[0].error is None
 
         asyncio.run(use())
+
+
+def test_odd_posts_are_answered_as_by_the_engine(engine: Engine, tmp_path: Any) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    posts = [
+        Post("Kevin Love in Paris"),
+        Post("Rome", tmp_path / "nope.jpg"),
+        Post("Rome", str(tmp_path)),
+        Post("Rome", "nul\0.jpg"),
+        Post("Rome", tmp_path / "empty.png"),
+        Post("\ud83d Paris \udc00"),
+        Post("Kevin 😀 Love", None, [(0, 5), (8, 12)]),
+        Post("Rome", None, [(0, 99)]),
+    ]
+    expected = engine.tag_batch(posts)
+
+    async def use(url: str) -> list[Result]:
+        async with AsyncClient(url) as client:
+            return await client.tag_batch(posts)
+
+    with LiveServer(engine, ServerSettings(warm_up=False)) as server:
+        with Client(server.url) as client:
+            answers = client.tag_batch(posts)
+        assert asyncio.run(use(server.url)) == answers
+    for post, answer, wanted in zip(posts, answers, expected, strict=True):
+        assert [w["code"] for w in answer.warnings] == [w["code"] for w in wanted.warnings], post
+        assert (answer.error is None) == (wanted.error is None), post
+        spans = [(e.start, e.end, e.text, e.label) for e in answer.entities]
+        assert spans == [(e.start, e.end, e.text, e.label) for e in wanted.entities]
+    assert [len(a.warnings) for a in answers] == [0, 1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("key", ["k\n", "k\r\n", " k", "k\x00k", "a\nb", "\ufeff \n"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_key_that_no_header_can_hold_is_refused_at_once(kind: Any, key: str) -> None:
+    with pytest.raises(InputError, match="strip"):
+        kind(api_key=key)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://[::1", ""])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(InputError, match="address"):
+        Client(url)
+
+
+def test_any_other_key_reaches_the_server() -> None:
+    keys = ("clé-ключ", "two words")
+    with LiveServer(FakeEngine(), ServerSettings(warm_up=False, api_keys=keys)) as server:
+        for key in keys:
+            with Client(server.url, api_key=key) as client:
+                assert client.tag("Paris").error is None
+
+
+def test_what_cannot_be_sent_is_not_tried_again() -> None:
+    answer, calls = scripted(httpx.LocalProtocolError("Illegal header value"))
+    with client_of(answer) as client, pytest.raises(InputError, match="cannot be sent"):
+        client.tag("a")
+    assert len(calls) == 1
 
 
 def scripted(*outcomes: int | Exception) -> tuple[Callable[[httpx.Request], Any], list[int]]:
