@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from amlr import __version__
@@ -22,6 +23,30 @@ from amlr.serving.service import TaggingService
 from amlr.serving.settings import ServerSettings
 from amlr.serving.urls import UrlFetcher
 
+_DESCRIPTION = (
+    "Named entities in posts of text and picture. Bodies may be compressed (`Content-Encoding: "
+    "gzip` or `deflate`); limits count inflated bytes. HEAD is answered wherever GET is. "
+)
+# Keys come in headers, so no page ever needs cookies.
+_CORS: dict[str, Any] = {
+    "allow_credentials": False,
+    "allow_methods": ["GET", "HEAD", "POST"],
+    "allow_headers": [
+        "Authorization",
+        "Content-Encoding",
+        "Content-Type",
+        "Inference-Header-Content-Length",
+        "X-API-Key",
+        "X-Deadline-Ms",
+        "X-Request-Id",
+    ],
+    "expose_headers": [
+        "Inference-Header-Content-Length",
+        "Retry-After",
+        "Server-Timing",
+        "X-Request-Id",
+    ],
+}
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -57,7 +82,7 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
     app = FastAPI(
         title="amlr",
         version=__version__,
-        description="Named entities in posts of text and picture.",
+        description=_DESCRIPTION + _who_may_ask(settings.cors_origins),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -72,10 +97,20 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
         app.include_router(page.router)
     _add_metrics(app)
     app.add_middleware(Guard, service=service)
+    if settings.cors_origins:
+        # Around the guard: browsers ask beforehand without a key, and must be able to read its 401.
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     _describe(app, has_keys=bool(settings.api_keys))
     return app
+
+
+def _who_may_ask(origins: tuple[str, ...]) -> str:
+    if not origins:
+        return "Pages of other origins may not ask (no CORS)."
+    named = "any origin" if "*" in origins else ", ".join(origins)
+    return f"Pages of {named} may ask from a browser (CORS), without cookies."
 
 
 def _add_metrics(app: FastAPI) -> None:
@@ -131,6 +166,7 @@ def _describe(app: FastAPI, *, has_keys: bool) -> None:
             components = schema.setdefault("components", {})
             components.setdefault("schemas", {}).update(component_schemas())
             _name_model(schema, app.state.service.model_name)
+            _add_head(schema)
             if has_keys:
                 components["securitySchemes"] = {
                     "bearer": {"type": "http", "scheme": "bearer"},
@@ -151,3 +187,20 @@ def _name_model(schema: dict[str, Any], name: str) -> None:
                 for parameter in operation.get("parameters", ()):
                     if parameter["name"] == "name":
                         parameter["schema"]["enum"] = [name]
+
+
+def _add_head(schema: dict[str, Any]) -> None:
+    """The guard answers HEAD as GET, without the body."""
+    for operations in schema["paths"].values():
+        if "get" not in operations:
+            continue
+        get = operations["get"]
+        operations["head"] = {
+            **get,
+            "operationId": f"{get['operationId']}_head",
+            "summary": f"{get['summary']} (status and headers only)",
+            "responses": {
+                status: {"description": answer["description"]}
+                for status, answer in get["responses"].items()
+            },
+        }

@@ -1,8 +1,12 @@
 """`amlr-serve`: load a bundle, prove it, serve it."""
 
+import ipaddress
 import logging
+import math
 import os
+import re
 import signal
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from amlr.runtime import Engine
 from amlr.runtime.cli_options import speed_options
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.settings import (
+    MAX_DEADLINE_MS,
     BatchSettings,
     QueueSettings,
     RequestLimits,
@@ -25,6 +30,21 @@ from amlr.serving.settings import (
 
 LOG = logging.getLogger("amlr.serving.cli")
 _PATH = click.Path(path_type=Path)
+
+
+class _Number(click.FloatRange):
+    """A number within a range; NaN lies in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number.", param, ctx) if math.isnan(number) else number
+
+
+# A day, and a terabyte: more than that is a slip, and what the system's timers cannot hold.
+_SECONDS, _MILLISECONDS = _Number(0, 86_400), _Number(0, 86_400_000)
+_MEGABYTES = _Number(0, 1_000_000)
+_COUNT, _DEADLINE = click.IntRange(0, 1_000_000_000), click.IntRange(1, MAX_DEADLINE_MS)
 EXAMPLES = """\b
 Examples:
   amlr-serve --engine amlr.plan
@@ -32,6 +52,7 @@ Examples:
   amlr-serve --engine amlr.plan --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   curl -s localhost:8000/v1/tag -F text="Kevin Love at Quicken Loans Arena" -F image=@photo.jpg
 """
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LIMITS, _BATCH, _QUEUE = RequestLimits(), BatchSettings(), QueueSettings()
 
 
@@ -44,22 +65,37 @@ _LIMITS, _BATCH, _QUEUE = RequestLimits(), BatchSettings(), QueueSettings()
 @speed_options
 @click.option("--workers", type=click.IntRange(1), help="Engine calls at a time; default: cores.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of a call; default: 1.")
-@click.option("--image-cache-mb", type=float, default=256, show_default=True)
+@click.option("--image-cache-mb", type=_MEGABYTES, default=256, show_default=True)
 @click.option("--cache-dir", type=_PATH, help="Where a provider may keep compiled forms.")
 @click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash.")
-@click.option("--wait-ms", type=float, default=1000 * _BATCH.max_wait_s, show_default=True)
-@click.option("--batch-posts", type=int, default=_BATCH.max_posts, show_default=True)
-@click.option("--batch-tokens", type=int, default=_BATCH.max_tokens, show_default=True)
-@click.option("--deadline-ms", type=int, default=int(1000 * _QUEUE.deadline_s), show_default=True)
-@click.option("--queue-posts", type=int, default=_QUEUE.max_posts, show_default=True)
-@click.option("--queue-mb", type=float, default=_QUEUE.max_bytes / 1e6, show_default=True)
-@click.option("--max-posts", type=int, default=_LIMITS.max_posts, show_default=True)
-@click.option("--max-body-mb", type=float, default=_LIMITS.max_body_bytes / 1e6, show_default=True)
-@click.option("--max-chars", type=int, default=_LIMITS.max_text_chars, show_default=True)
+@click.option("--wait-ms", type=_MILLISECONDS, default=1000 * _BATCH.max_wait_s, show_default=True)
+@click.option("--batch-posts", type=_COUNT, default=_BATCH.max_posts, show_default=True)
+@click.option("--batch-tokens", type=_COUNT, default=_BATCH.max_tokens, show_default=True)
+@click.option(
+    "--deadline-ms",
+    type=click.IntRange(1, MAX_DEADLINE_MS),
+    default=int(1000 * _QUEUE.deadline_s),
+    show_default=True,
+)
+@click.option("--queue-posts", type=_COUNT, default=_QUEUE.max_posts, show_default=True)
+@click.option("--queue-mb", type=_MEGABYTES, default=_QUEUE.max_bytes / 1e6, show_default=True)
+@click.option("--max-posts", type=_COUNT, default=_LIMITS.max_posts, show_default=True)
+@click.option(
+    "--max-body-mb", type=_MEGABYTES, default=_LIMITS.max_body_bytes / 1e6, show_default=True
+)
+@click.option("--max-chars", type=_COUNT, default=_LIMITS.max_text_chars, show_default=True)
 @click.option("--api-key-file", type=_PATH, help="File of accepted keys, one a line.")
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    help="Origin whose pages may ask from a browser, e.g. https://example.org, or *; repeatable.",
+)
+@click.option("--root-path", help="Path prefix of a reverse proxy, e.g. /ner; removed or kept.")
 @click.option("--allow-url", multiple=True, help="Host that pictures may be fetched from.")
-@click.option("--drain-s", type=float, default=0.0, show_default=True, help="Unready, still open.")
-@click.option("--shutdown-s", type=float, default=30.0, show_default=True)
+@click.option(
+    "--drain-s", type=_SECONDS, default=0.0, show_default=True, help="Unready, still open."
+)
+@click.option("--shutdown-s", type=_SECONDS, default=30.0, show_default=True)
 @click.option("--page/--no-page", default=True, show_default=True, help="The page at /.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
 @click.option("--log-texts", is_flag=True, help="Put the texts of posts into the log.")
@@ -69,11 +105,13 @@ def serve_command(**options: Any) -> None:
     Keys may also come from the environment variable AMLR_API_KEYS (separated by commas). The log
     goes to stderr as JSON lines. SIGTERM finishes accepted requests and exits with 0.
     """
-    settings = _settings(options)
     _require_packages()
+    place = _place(options)
+    settings = _settings(options)
     from amlr.serving.logs import configure
 
     configure(options["log_level"])
+    _warn_if_open(settings, options)
     engine = Engine.load(
         options["bundle"],
         provider=options["provider"],
@@ -97,20 +135,15 @@ def serve_command(**options: Any) -> None:
             "manifest_sha256": engine.bundle.manifest_sha256,
         },
     )
-    sys.exit(_serve(engine, settings, options))
+    sys.exit(_serve(engine, settings, place, options["drain_s"]))
 
 
-def _serve(engine: Engine, settings: ServerSettings, options: dict[str, Any]) -> int:
+def _serve(engine: Engine, settings: ServerSettings, place: dict[str, Any], drain_s: float) -> int:
     from amlr.serving.app import create_app
     from amlr.serving.server import Server, keep_turns_short
 
     app = create_app(engine, settings)
-    place = (
-        {"uds": str(options["uds"])}
-        if options["uds"]
-        else {"host": options["host"], "port": options["port"]}
-    )
-    server = Server(app, drain_s=options["drain_s"], **place)
+    server = Server(app, drain_s=drain_s, **place)
     keep_turns_short()
     try:
         server.run()
@@ -124,6 +157,67 @@ def _serve(engine: Engine, settings: ServerSettings, options: dict[str, Any]) ->
     # Threads are still inside the engine: an ordinary end would pull the interpreter from under it.
     sys.stderr.flush()
     os._exit(1)
+
+
+def _place(options: dict[str, Any]) -> dict[str, Any]:
+    """Where to listen, checked before the bundle is loaded."""
+    prefix = options["root_path"] or ""
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise InputError(
+            f"--root-path must look like /ner, with a slash only before each part, got {prefix!r}"
+        )
+    if options["uds"] is not None:
+        _check_socket(options["uds"])
+        return {"uds": str(options["uds"]), "root_path": prefix}
+    host, port = options["host"], options["port"]
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # Names that are none are UnicodeErrors.
+    except (OSError, ValueError) as error:
+        raise InputError(f"--host {host!r} is no address of this machine: {error}") from error
+    return {"host": host, "port": port, "root_path": prefix}
+
+
+def _check_socket(path: Path) -> None:
+    """Whether a socket can be made here."""
+    try:
+        if path.exists():
+            if not path.is_socket():
+                raise InputError(f"--uds {path} exists and is no socket; choose another path")
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+        path.unlink()
+    # An embedded NUL is a ValueError.
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"--uds {path}: no socket can be made here ({reason}); choose a short path in an "
+            "existing folder that you may write to"
+        ) from error
+
+
+def _warn_if_open(settings: ServerSettings, options: dict[str, Any]) -> None:
+    """Nobody should serve the whole network without a key unawares."""
+    if settings.api_keys:
+        return
+    if "AMLR_API_KEYS" in os.environ:
+        LOG.warning("AMLR_API_KEYS is set but holds no key, so no key is asked for")
+    if options["uds"] is None and not _is_loopback(options["host"]):
+        LOG.warning(
+            "no key protects %s: whoever reaches it may use it; "
+            "set AMLR_API_KEYS or --api-key-file, or let a proxy ask for keys",
+            options["host"] or "all networks",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:  # a name: who knows where it leads
+        return False
 
 
 def _settings(options: dict[str, Any]) -> ServerSettings:
@@ -151,6 +245,7 @@ def _settings(options: dict[str, Any]) -> ServerSettings:
         ),
         urls=UrlSettings(allow=tuple(options["allow_url"])),
         api_keys=_keys(options["api_key_file"]),
+        cors_origins=tuple(options["cors_origin"]),
         log_texts=options["log_texts"],
         page=options["page"],
         shutdown_s=options["shutdown_s"],
@@ -161,9 +256,14 @@ def _keys(path: Path | None) -> tuple[str, ...]:
     found = os.environ.get("AMLR_API_KEYS", "").split(",")
     if path is not None:
         try:
-            found += path.read_text().splitlines()
+            # Editors on Windows begin files with a byte order mark.
+            found += path.read_text("utf-8-sig").splitlines()
         except OSError as error:
             raise InputError(f"cannot read the key file {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(
+                f"the key file {path} is not UTF-8 ({error}); save it as UTF-8, one key a line"
+            ) from error
     keys = tuple(key.strip() for key in found if key.strip())
     if path is not None and not keys:
         raise InputError(f"the key file {path} holds no key; write one key a line")

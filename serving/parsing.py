@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import MAX_DEADLINE_MS, DeadlineBody, Envelope
-from amlr.serving.settings import RequestLimits
+from amlr.serving.schemas import DeadlineBody, Envelope
+from amlr.serving.settings import MAX_DEADLINE_MS, RequestLimits
 
 _MANY_FIELDS = 100
 _INLINE_FIELDS = 64_000

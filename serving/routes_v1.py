@@ -18,10 +18,8 @@ from amlr.serving.encoding import json_bytes
 from amlr.serving.parsing import content_type
 from amlr.serving.paths import STREAM_PATH
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import (
-    MAX_DEADLINE_MS,
-    errors,
-)
+from amlr.serving.schemas import errors
+from amlr.serving.settings import MAX_DEADLINE_MS
 from amlr.serving.stream import LinesResponse, tag_lines
 
 router = APIRouter(prefix="/v1", tags=["tagging"], route_class=DirectRoute)

@@ -118,7 +118,7 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> R
     summary="Tag a batch of posts",
     response_model=V2InferAnswer,
     response_description="The tensor `result`.",
-    responses=errors(400, 401, 404, 408, 413, 422, 429, 503, v2=True),
+    responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, v2=True),
     openapi_extra={
         "requestBody": {
             "required": True,

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-MAX_DEADLINE_MS = 600_000
+from amlr.serving.settings import MAX_DEADLINE_MS
+
 Word = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 
 
@@ -18,7 +19,8 @@ class PostBody(BaseModel):
     id: str | int | None = Field(default=None, description="Comes back with the answer.")
     image: str | None = Field(
         default=None,
-        description="The picture file in base64, or in multipart the name of its file part.",
+        description="The picture file in base64 (lines may be broken, a data URI is fine), or in "
+        "multipart the name of its file part.",
     )
     image_url: str | None = Field(
         default=None, description="Address of the picture; only where the server allows it."
@@ -228,7 +230,7 @@ _MEANINGS = {
     404: "No such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "Another content type is needed.",
+    415: "Another content type or encoding is needed.",
     422: "A field or post cannot be used.",
     429: "Too much work, or the deadline cannot be met; see Retry-After.",
     501: "This engine cannot explain itself.",

@@ -1,8 +1,15 @@
 """What an operator may choose; every number has a default that suits one small machine."""
 
+import math
+import re
 from dataclasses import dataclass, field
 
 from amlr.errors import InputError
+
+# Milliseconds; no client waits longer.
+MAX_DEADLINE_MS = 600_000
+# As browsers send it: lower case, and no slash at the end.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,8 @@ class ServerSettings:
 
     Attributes:
         api_keys: Accepted keys; empty means no key is asked for.
+        cors_origins: Origins whose pages may ask from a browser, e.g. `https://example.org`, or
+            `*` for all; empty means none. Cookies and other credentials are never allowed.
         log_texts: Whether logs may hold the texts of posts.
         page: Whether to serve the page at `/`.
         warm_up: Whether to measure the engine before saying ready; tests switch it off.
@@ -105,14 +114,23 @@ class ServerSettings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     urls: UrlSettings = field(default_factory=UrlSettings)
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     log_texts: bool = False
     page: bool = True
     warm_up: bool = True
     shutdown_s: float = 30.0
 
+    def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"{origin!r} is no origin; write scheme, host and perhaps port, without a "
+                    "path, e.g. https://example.org, or * for all"
+                )
+
 
 def _require_positive(settings: object, may_be_zero: tuple[str, ...] = ()) -> None:
     for name in type(settings).__dataclass_fields__:  # type: ignore[attr-defined]
         value = getattr(settings, name)
-        if value < 0 or (value == 0 and name not in may_be_zero):
-            raise InputError(f"{name} must be above 0, got {value}")
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in may_be_zero):
+            raise InputError(f"{name} must be above 0 and finite, got {value}")

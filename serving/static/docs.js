@@ -80,7 +80,8 @@ try {
   const api = await (await fetch("openapi.json")).json();
   const all = api.components?.schemas ?? {};
   const articles = Object.entries(api.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, details]) => operation(method, path, details, all)));
+    // HEAD is as GET, without the body.
+    Object.entries(methods).filter(([method]) => method !== "head").map(([method, details]) => operation(method, path, details, all)));
   contents.replaceChildren(...articles.map(entry));
   box.replaceChildren(...articles);
 } catch {
