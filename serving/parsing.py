@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import DeadlineBody, Envelope
+from amlr.serving.schemas import DeadlineBody, PostsBody
 from amlr.serving.settings import MAX_DEADLINE_MS, RequestLimits
 
 _MANY_FIELDS = 100
@@ -73,7 +73,7 @@ def parse_json(body: bytes) -> ParsedBody:
     if not isinstance(value, dict):
         raise ApiError(422, "body_invalid", 'expected an object {"text": ...} or {"posts": [...]}')
     if "posts" in value:
-        many = validated(Envelope, value)
+        many = validated(PostsBody, value)
         return ParsedBody(values=many.posts, is_single=False, deadline_ms=many.deadline_ms)
     deadline = validated(DeadlineBody, {k: value.pop(k) for k in ("deadline_ms",) if k in value})
     return ParsedBody(values=[value], is_single=True, deadline_ms=deadline.deadline_ms)

@@ -30,6 +30,14 @@ class PostBody(BaseModel):
     )
 
 
+_ANY_POST: dict[str, Any] = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/PostBody"},
+        {"description": "Anything else is answered with an error in its place."},
+    ]
+}
+
+
 class DeadlineBody(BaseModel):
     """What a body may say beside its posts."""
 
@@ -43,16 +51,10 @@ class DeadlineBody(BaseModel):
     )
 
 
-class Envelope(DeadlineBody):
-    """Several posts, not checked yet."""
-
-    posts: list[Any] = Field(min_length=1)
-
-
 class PostsBody(DeadlineBody):
-    """Several posts. A post of another form fails alone, in its `error`."""
+    """Several posts, not checked yet: a post of another form fails alone, in its `error`."""
 
-    posts: list[PostBody] = Field(min_length=1)
+    posts: list[Any] = Field(min_length=1, json_schema_extra={"items": _ANY_POST})
 
 
 class SinglePostBody(PostBody, DeadlineBody):
