@@ -49,14 +49,13 @@ async def read(chunks: Iterable[bytes], encoding: str = "gzip") -> list[bytes]:
 @given(
     body=st.binary(max_size=300) | st.integers(0, 3 * PIECE_BYTES).map(lambda n: b"a" * n),
     cuts=st.lists(st.integers(0, 400), max_size=5),
-    encode=st.sampled_from([gzip.compress, zlib.compress]),
+    is_gzip=st.booleans(),
     members=st.integers(1, 2),
 )
 def test_whatever_the_chunks_the_body_comes_back(
-    body: bytes, cuts: list[int], encode: object, members: int
+    body: bytes, cuts: list[int], is_gzip: bool, members: int
 ) -> None:
-    assert callable(encode)
-    packed = encode(body) * members
+    packed = (gzip.compress(body) if is_gzip else zlib.compress(body)) * members
     edges = [0, *sorted(min(cut, len(packed)) for cut in cuts), len(packed)]
     chunks = [packed[a:b] for a, b in itertools.pairwise(edges)]
     pieces = asyncio.run(read(chunks))
