@@ -201,19 +201,20 @@ class UnitDecoder:
 
     def read(self, host: Arrays, inputs: Arrays, batch: Batch) -> list[Decoded]:
         """Chosen units as words and class."""
+        posts = len(batch)
+        counts = host["counts"][:posts]
+        ends = np.cumsum(counts)
+        # The first counts[b] rows from post_offsets[b] on.
+        shift = inputs["post_offsets"][:posts] - ends + counts
+        rows = np.arange(int(ends[-1])) + np.repeat(shift, counts)
+        unit, label = host["chosen"][rows].T
+        spans = np.stack([inputs["start"][unit], inputs["end"][unit], label], axis=1)
+        scores, bests, begin = host["sure"][rows], host["best"][:posts].tolist(), 0
         results = []
-        for post in range(len(batch)):
-            first = int(inputs["post_offsets"][post])
-            rows = slice(first, first + int(host["counts"][post]))
-            unit, label = host["chosen"][rows].T
-            spans = np.stack([inputs["start"][unit], inputs["end"][unit], label], axis=1)
-            results.append(
-                Decoded(
-                    entities_e3=spans,
-                    scores_e=host["sure"][rows].copy(),
-                    best=float(host["best"][post]),
-                )
-            )
+        for end, best in zip(ends.tolist(), bests, strict=True):
+            own = slice(begin, end)
+            results.append(Decoded(entities_e3=spans[own], scores_e=scores[own], best=best))
+            begin = end
         return results
 
 
