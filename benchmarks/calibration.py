@@ -23,7 +23,7 @@ from amlr.kernels import (
     reliability_bins,
 )
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import open_provider
@@ -129,13 +129,8 @@ def _answers(bundle: Bundle, scored: Scored, temperature: float) -> tuple[Double
     manifest = bundle.manifest
     names = sorted({label for item, _ in scored for _, _, label in item.gold or ()})
     known = match_labels(names, manifest.labels)
-    decoded = decode_posts(
-        [scores for _, scores in scored],
-        replace(manifest.decoder, temperature=temperature),
-        bundle.decoder,
-        labels=manifest.labels,
-        tags=manifest.tags,
-    )
+    settings = replace(manifest.decoder, temperature=temperature)
+    decoded = Decoder.of(bundle, settings).entities([scores for _, scores in scored])
     confidence: list[float] = []
     correct: list[bool] = []
     for (item, _), entities in zip(scored, decoded, strict=True):

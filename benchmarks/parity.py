@@ -15,7 +15,7 @@ from amlr.benchmarks.data import BenchPost
 from amlr.benchmarks.margins import entity_margin
 from amlr.benchmarks.tally import Tally
 from amlr.export.parity import entity_keys
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.results import Entity, Raw, Result
@@ -165,16 +165,9 @@ class EagerSide:
     ) -> list[tuple[ScoredPost, tuple[Entity, ...], float | None]]:
         """Raw scores, entities and margin of each post."""
         bundle = self._pipeline.bundle
-        manifest = bundle.manifest
         scored = list(self._pipeline.score([item.post for item in posts]))
         decoded = iter(
-            decode_posts(
-                [post.scores for post in scored if post.scores is not None],
-                manifest.decoder,
-                bundle.decoder,
-                labels=manifest.labels,
-                tags=manifest.tags,
-            )
+            Decoder.of(bundle).entities([post.scores for post in scored if post.scores is not None])
         )
         return [
             (

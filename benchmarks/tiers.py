@@ -12,6 +12,7 @@ from amlr.errors import AmlrError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import admitted_variants, open_provider
 from amlr.runtime.tier_timing import describe_choice
@@ -131,7 +132,7 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
     bundle = Bundle.open(path)
     # What was made for this very provider comes first; nothing is timed, so that runs compare.
     choices = sorted(
-        list_tiers(bundle.manifest, provider, precision),
+        list_tiers(bundle.manifest, EngineOptions(provider=provider, precision=precision)),
         key=lambda choice: choice.variant.provider is None,
     )
     first = [choice for choice in choices if choice.provider == choices[0].provider]

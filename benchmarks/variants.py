@@ -28,11 +28,12 @@ from amlr.export.precision.judge import GRAPHS, GraphProvider, ask, session_runn
 from amlr.export.reference import load_reference
 from amlr.kernels import is_tuning_half
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
-from amlr.runtime.escalation_certificate import Radii, certified
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
+from amlr.runtime.radii import Radii
 from amlr.runtime.windows import PostScores
 
 _PATH = click.Path(path_type=Path)
@@ -204,20 +205,13 @@ def _judge(
     proofs: Sequence[ProofPost],
     tuning: Any,
 ) -> dict[str, Any]:
-    manifest = bundle.manifest
     parity = compare(eager, found, proofs)
     errors = parity.errors_p2[tuning]
     units, tokens = errors.max(axis=0, initial=0.0).tolist()
     radii = Radii(units=units, tokens=tokens, posts=int(tuning.sum()))
     held = [row for row in np.flatnonzero(~tuning).tolist() if found.scores[row] is not None]
-    clear = certified(
-        [scores for row in held if (scores := found.scores[row]) is not None],
-        radii,
-        manifest.decoder,
-        bundle.decoder,
-        labels=manifest.labels,
-        tags=manifest.tags,
-    )
+    scores = [scores for row in held if (scores := found.scores[row]) is not None]
+    clear = Decoder.of(bundle).certify(scores, [radii] * len(scores))
     changed = np.array([eager.entities[row] != found.entities[row] for row in held], np.bool_)
     promised = variant.parity.get("changed_entities") == 0
     wrong = int((clear & changed).sum())

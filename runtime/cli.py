@@ -12,9 +12,10 @@ from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import InputError
 from amlr.runtime.bundle import check_file, read_manifest
 from amlr.runtime.cli_options import speed_options
-from amlr.runtime.engine import CHECKS, Engine
+from amlr.runtime.engine import Engine
 from amlr.runtime.inspection import describe
 from amlr.runtime.jsonl import Line, answer, read_chunks, tag_lines
+from amlr.runtime.options import CHECKS
 from amlr.runtime.results import Post, Result
 from amlr.runtime.tier_timing import describe_choice
 

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from amlr.runtime.engine import IMAGES
+from amlr.runtime.options import IMAGES
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,68 +1,176 @@
-"""Raw scores to entities, by the decoder the bundle names.
+"""Raw scores to entities, by the decoder the bundle names, and whether they could be others.
 
 Shape letters: B posts, N words, U units, C classes, Y tags, E entities.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels import (
     Units,
+    box_redecode,
     entity_marginals,
     joint_scores,
+    margin,
     segmental_decode,
     tag_marginals,
     viterbi_decode,
 )
-from amlr.runtime.bundle import DecoderWeights
+from amlr.runtime.bundle import Bundle, DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.radii import Radii
 from amlr.runtime.results import Entity
 from amlr.runtime.windows import DecodedPost, PostScores
 
 # Decoders lay a group of posts out as one dense table; this bounds words x posts in it, so that a
 # very long text does not make the table of its short neighbours long as well.
 GROUP_CELLS = 16_384
-_Found = list[tuple[int, int, int, float]]
+_Spans = list[tuple[int, int, int, float]]
 
 
-def decode_posts(
-    posts: Sequence[PostScores | DecodedPost],
-    settings: DecoderSettings,
-    weights: DecoderWeights,
-    *,
-    labels: Sequence[str],
-    tags: Sequence[str],
-) -> list[tuple[Entity, ...]]:
-    """Entities of each post, in text order.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoder:
+    """Turns raw scores into entities, and says how far they are from changing.
 
-    Args:
-        posts: Raw scores; word-aligned units only, sorted by end word. Of posts that were decoded
-            already, by these settings, only places become characters.
+    Attributes:
         settings: Which decoder, with its bias, weight and temperature.
         weights: Transition scores of the linear chain.
         labels: Entity classes in the order of the logits.
         tags: Tags in the order of the emissions.
     """
-    results: list[tuple[Entity, ...]] = [()] * len(posts)
-    open_posts: list[tuple[int, PostScores]] = []
-    for index, post in enumerate(posts):
-        if isinstance(post, PostScores):
-            open_posts.append((index, post))
-            continue
-        rows = zip(post.found.entities_e3.tolist(), post.found.scores_e.tolist(), strict=True)
-        results[index] = tuple(_entity(post, labels, a, b, c, score) for (a, b, c), score in rows)
-    for group in _groups([len(post.encoded.word_spans_n2) for _, post in open_posts]):
-        members = [open_posts[place][1] for place in group]
-        if settings.kind == "linear-chain":
-            found = _linear_chain(members, weights, labels, tags)
-        else:
-            found = _segmental(members, settings, labels, tags)
-        for place, entities in zip(group, found, strict=True):
-            index, post = open_posts[place]
-            results[index] = tuple(_entity(post, labels, *entity) for entity in entities)
-    return results
+
+    settings: DecoderSettings
+    weights: DecoderWeights
+    labels: Sequence[str]
+    tags: Sequence[str]
+
+    @classmethod
+    def of(cls, bundle: Bundle, settings: DecoderSettings | None = None) -> Self:
+        """The decoder of a bundle, by its own settings or others."""
+        manifest = bundle.manifest
+        return cls(
+            settings=settings or manifest.decoder,
+            weights=bundle.decoder,
+            labels=manifest.labels,
+            tags=manifest.tags,
+        )
+
+    def entities(self, posts: Sequence[PostScores | DecodedPost]) -> list[tuple[Entity, ...]]:
+        """Entities of each post, in text order.
+
+        Args:
+            posts: Raw scores; word-aligned units only, sorted by end word. Of posts that were
+                decoded already, by these settings, only places become characters.
+        """
+        results: list[tuple[Entity, ...]] = [()] * len(posts)
+        open_posts: list[tuple[int, PostScores]] = []
+        for index, post in enumerate(posts):
+            if isinstance(post, PostScores):
+                open_posts.append((index, post))
+                continue
+            rows = zip(post.found.entities_e3.tolist(), post.found.scores_e.tolist(), strict=True)
+            results[index] = tuple(
+                _entity(post, self.labels, a, b, c, score) for (a, b, c), score in rows
+            )
+        decode = _linear_chain if self.settings.kind == "linear-chain" else _segmental
+        for group in _groups([len(post.encoded.word_spans_n2) for _, post in open_posts]):
+            members = [open_posts[place][1] for place in group]
+            for place, spans in zip(group, decode(members, self), strict=True):
+                index, post = open_posts[place]
+                results[index] = tuple(_entity(post, self.labels, *span) for span in spans)
+        return results
+
+    def margins(self, posts: Sequence[PostScores]) -> npt.NDArray[np.float64]:
+        """Score of each post's answer minus that of the best other answer."""
+        if not posts:
+            return np.zeros(0)
+        if self.settings.kind == "linear-chain":
+            emissions, lengths = _word_emissions(posts, len(self.tags))
+            return margin(emissions, lengths, **self._chain())
+        units, lengths = self.units(posts)
+        return margin(units, lengths)
+
+    def certify(
+        self, posts: Sequence[PostScores], radii: Sequence[Radii | None]
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each post's answer survives every error of its scores within its radii.
+
+        Args:
+            posts: Raw scores of posts with at least one word.
+            radii: For each post those of the variant that made its scores; None: not certified.
+        """
+        certified = np.zeros(len(posts), np.bool_)
+        for group in {each for each in radii if each is not None}:
+            rows = [row for row, each in enumerate(radii) if each == group]
+            certified[rows] = self._certify([posts[row] for row in rows], group)
+        return certified
+
+    def _certify(self, posts: Sequence[PostScores], radii: Radii) -> npt.NDArray[np.bool_]:
+        if self.settings.kind == "linear-chain":
+            emissions, lengths = _word_emissions(posts, len(self.tags))
+            return box_redecode(emissions, lengths, radius=radii.tokens, **self._chain())
+        units, lengths = self.units(posts)
+        radius = np.full((len(units.start_u), 1), radii.units)
+        if units.has_logits_u is not None:
+            # Runs without a unit have no logit that could be wrong.
+            radius[~units.has_logits_u] = 0.0
+        weight = self._weight()
+        return box_redecode(
+            units,
+            lengths,
+            radius=radius,
+            token_radius=radii.tokens if weight else 0.0,
+            weight=weight,
+        )
+
+    def units(self, posts: Sequence[PostScores]) -> tuple[Units, npt.NDArray[np.int64]]:
+        """What the segmental and the joint decoder read: scored units, and words of each post."""
+        lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
+        weight = self._weight()
+        units = joint_scores(
+            post_offsets=_offsets([len(post.units) for post in posts]),
+            start_u=np.concatenate([post.units.start_word_u for post in posts]),
+            end_u=np.concatenate([post.units.end_word_u for post in posts]),
+            unit_logits_uc=np.concatenate([post.unit_logits_uc for post in posts]),
+            bias=self.settings.bias,
+            weight=weight,
+            word_offsets=_offsets(lengths) if weight else None,
+            word_emissions_wy=(
+                np.concatenate([post.word_emissions_ny for post in posts]) if weight else None
+            ),
+            tags=self.tags,
+            labels=self.labels,
+            max_entity_words=self.settings.max_entity_words,
+        )
+        return units, lengths
+
+    def _weight(self) -> float:
+        return self.settings.weight if self.settings.kind == "joint" else 0.0
+
+    def _chain(self) -> dict[str, Any]:
+        """Parameters of the linear chain, as the kernels name them."""
+        weights = self.weights
+        return {
+            "start_y": weights.start_y,
+            "transitions_yy": weights.transitions_yy,
+            "end_y": weights.end_y,
+            "allowed_yy": weights.allowed_yy,
+        }
+
+
+def _word_emissions(
+    posts: Sequence[PostScores], tags: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Emissions (B, N, Y) at each word's first step, 0 past the end; words of each post (B,)."""
+    lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
+    emissions = np.zeros((len(posts), int(lengths.max()), tags), np.float32)
+    for row, post in enumerate(posts):
+        emissions[row, : lengths[row]] = post.word_emissions_ny
+    return emissions, lengths
 
 
 def _groups(lengths: Sequence[int]) -> list[list[int]]:
@@ -75,83 +183,37 @@ def _groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def build_units(
-    posts: Sequence[PostScores],
-    settings: DecoderSettings,
-    *,
-    labels: Sequence[str],
-    tags: Sequence[str],
-) -> tuple[Units, npt.NDArray[np.int64]]:
-    """What the segmental and the joint decoder read: scored units, and the words of each post."""
-    lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
-    weight = settings.weight if settings.kind == "joint" else 0.0
-    units = joint_scores(
-        post_offsets=_offsets([len(post.units) for post in posts]),
-        start_u=np.concatenate([post.units.start_word_u for post in posts]),
-        end_u=np.concatenate([post.units.end_word_u for post in posts]),
-        unit_logits_uc=np.concatenate([post.unit_logits_uc for post in posts]),
-        bias=settings.bias,
-        weight=weight,
-        word_offsets=_offsets(lengths) if weight else None,
-        word_emissions_wy=(
-            np.concatenate([post.word_emissions_ny for post in posts]) if weight else None
-        ),
-        tags=tags,
-        labels=labels,
-        max_entity_words=settings.max_entity_words,
-    )
-    return units, lengths
-
-
-def _segmental(
-    posts: Sequence[PostScores],
-    settings: DecoderSettings,
-    labels: Sequence[str],
-    tags: Sequence[str],
-) -> list[_Found]:
-    units, lengths = build_units(posts, settings, labels=labels, tags=tags)
+def _segmental(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
+    units, lengths = decoder.units(posts)
     chosen, _ = segmental_decode(units, lengths)
     if not any(map(len, chosen)):
         return [[] for _ in posts]
-    marginals = entity_marginals(units, lengths, temperature=settings.temperature)
-    found: list[_Found] = []
+    marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
+    spans: list[_Spans] = []
     for post, rows in enumerate(chosen):
-        own = slice(units.post_offsets[post], units.post_offsets[post + 1])
+        of_post = slice(units.post_offsets[post], units.post_offsets[post + 1])
         # At most one unit per (start, end), so both words in one number find the unit.
         words = int(lengths[post])
-        key = units.end_u[own].astype(np.int64) * words + units.start_u[own]
+        key = units.end_u[of_post].astype(np.int64) * words + units.start_u[of_post]
         position = np.searchsorted(key, rows[:, 1].astype(np.int64) * words + rows[:, 0])
-        scores = marginals[own][position, rows[:, 2]]
-        found.append(
+        scores = marginals[of_post][position, rows[:, 2]]
+        spans.append(
             [(*row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
         )
-    return found
+    return spans
 
 
-def _linear_chain(
-    posts: Sequence[PostScores],
-    weights: DecoderWeights,
-    labels: Sequence[str],
-    tags: Sequence[str],
-) -> list[_Found]:
-    lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
-    emissions = np.zeros((len(posts), int(lengths.max()), len(tags)), np.float32)
-    for row, post in enumerate(posts):
-        emissions[row, : lengths[row]] = post.word_emissions_ny
-    chain = {
-        "start_y": weights.start_y,
-        "transitions_yy": weights.transitions_yy,
-        "end_y": weights.end_y,
-    }
-    allowed = weights.allowed_yy
-    tags_bn, _ = viterbi_decode(emissions, lengths, allowed_yy=allowed, backend="numpy", **chain)
-    marginals = tag_marginals(emissions, lengths, allowed_yy=allowed, **chain)
+def _linear_chain(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
+    emissions, lengths = _word_emissions(posts, len(decoder.tags))
+    chain = decoder._chain()
+    tags_bn, _ = viterbi_decode(emissions, lengths, **chain)
+    marginals = tag_marginals(emissions, lengths, **chain)
     return [
         tag_spans(
             tags_bn[row, :words],
             np.take_along_axis(marginals[row, :words], tags_bn[row, :words, None], axis=1)[:, 0],
-            labels,
-            tags,
+            decoder.labels,
+            decoder.tags,
         )
         for row, words in enumerate(lengths.tolist())
     ]
@@ -162,7 +224,7 @@ def tag_spans(
     marginals_n: npt.NDArray[np.float32],
     labels: Sequence[str],
     tags: Sequence[str],
-) -> list[tuple[int, int, int, float]]:
+) -> _Spans:
     """Runs of B-X I-X ...; a span is as sure as its least sure tag.
 
     Args:
@@ -174,18 +236,18 @@ def tag_spans(
     Returns:
         First word, last word, class, score of each span.
     """
-    found: _Found = []
+    spans: _Spans = []
     for word, tag in enumerate(tags_n.tolist()):
         kind, _, label = tags[tag].partition("-")
         if label not in labels or kind not in ("B", "I"):
             continue
         score = float(marginals_n[word])
-        last = found[-1] if found else None
+        last = spans[-1] if spans else None
         if kind == "I" and last and last[1] == word - 1 and labels[last[2]] == label:
-            found[-1] = (last[0], word, last[2], min(last[3], score))
+            spans[-1] = (last[0], word, last[2], min(last[3], score))
         else:
-            found.append((word, word, list(labels).index(label), score))
-    return found
+            spans.append((word, word, list(labels).index(label), score))
+    return spans
 
 
 def _entity(

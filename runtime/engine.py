@@ -2,26 +2,29 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import AmlrError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.certified import Certified, open_low_tier, uncalibrated
 from amlr.runtime.cpu import usable_cores
-from amlr.runtime.decode import decode_posts
-from amlr.runtime.escalation_picture import measured_margin, score_when_needed
+from amlr.runtime.decode import Decoder
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
-from amlr.runtime.pipeline import Pipeline, ScoredPost
+from amlr.runtime.options import ESCALATE, EngineOptions
+from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider, provider_names
 from amlr.runtime.raw import raw_of
-from amlr.runtime.results import Post, Raw, Result, problem
+from amlr.runtime.results import Post, Raw, Result, error_of, problem
+from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measured_margin
 from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tier_timing import Choice
@@ -29,8 +32,6 @@ from amlr.runtime.tiers import Skipped, Tier, list_tiers
 from amlr.runtime.warmup import warm_up
 
 LOG = logging.getLogger("amlr.runtime")
-IMAGES = ("always", "when-needed")
-CHECKS = ("full", "text", "off")
 
 
 class Engine:
@@ -40,6 +41,7 @@ class Engine:
         decoder: How scores become entities; may be replaced at any time, nothing is rebuilt.
         skipped: Tiers that were not taken, with the reason.
         choice: The tier in use, why, and what was timed.
+        strategy: How posts become answers.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class Engine:
             threads=threads,
             image_cache_bytes=int(image_cache_mb * 1e6),
         )
+        self.strategy: Strategy = Always(self._pipeline)
         self._answers: AnswerCache | None = None
-        self._picture_margin: float | None = None
         self._pid = os.getpid()
         self._closed = False
 
@@ -90,21 +92,16 @@ class Engine:
 
         Args:
             path: The bundle's folder.
-            provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-            precision: `auto` (the fastest float32 tier here; with `max_changed` above 0 the fastest
-                variant measured within it), `exact` (fp32), `escalate` (low precision first,
-                float32 where an answer is not certain), or one by name. Of several CPU tiers the
-                fastest is timed, once for a `cache_dir`.
-            threads: CPU threads of one call; None takes the physical cores.
-            image_cache_mb: Budget for encoded pictures; 0 keeps none.
-            cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
+            provider: As in `EngineOptions`, like all that follow.
+            precision: See there.
+            threads: See there.
+            image_cache_mb: See there.
+            cache_dir: See there.
             manifest_sha256: Hash of `manifest.json`, to pin the bundle against tampering.
-            max_changed: Share of changed entities that `precision="auto"` accepts.
-            check: `full` re-runs all golden posts; `text` only those without a picture, so that
-                the image graph is not loaded before the first picture; `off` none.
-            answer_cache: Answers to keep for posts that come again; 0 keeps none.
-            image: `always` looks at every picture; `when-needed` leaves those out whose post the
-                text decides by the margin that the export measured, and says so in a warning.
+            max_changed: See there.
+            check: See there.
+            answer_cache: See there.
+            image: See there.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -112,77 +109,96 @@ class Engine:
             ParityError: A provider chosen by name fails the golden check.
             InputError: An option is wrong.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
-        if image not in IMAGES:
-            raise InputError(f"image must be one of {IMAGES}, got {image!r}")
-        if check not in CHECKS:
-            raise InputError(f"check must be one of {CHECKS}, got {check!r}")
-        names = provider_names(provider)  # a wrong name is said before any file is read
-        bundle = Bundle.open(path, manifest_sha256)
-        note = bundle.manifest.image.steps_note()
-        if note is not None:
-            LOG.warning("%s was %s", bundle.path, note)
-        options = ProviderOptions(
-            threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir)
-        )
-        margin = measured_margin(bundle.manifest) if image == "when-needed" else None
-        if precision == "escalate":
-            if margin is not None:
-                raise InputError('image="when-needed" and precision="escalate" exclude each other')
-            # Built on this class, so it cannot be imported before it.
-            from amlr.runtime.escalation import open_escalating
-
-            climbing = open_escalating(bundle, names, options, image_cache_mb, check)
-            climbing._keep_answers(answer_cache)
-            return cast("Self", climbing)
-        engine, choice, skipped = open_fastest(
-            bundle,
-            list_tiers(bundle.manifest, provider, precision, max_changed),
-            lambda tier: cls._open(bundle, tier, options, image_cache_mb, check),
+        options = EngineOptions(
+            provider=provider,
+            precision=precision,
             threads=threads,
-            cache_dir=options.cache_dir,
-            pictures=check == "full",
+            image_cache_mb=image_cache_mb,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            max_changed=max_changed,
+            check=check,
+            answer_cache=answer_cache,
+            image=image,
         )
-        engine.choice, engine.skipped = choice, skipped
+        # Reject unknown providers before reading files.
+        names = provider_names(provider)
+        return cls._load(Bundle.open(path, manifest_sha256), names, options)
+
+    @classmethod
+    def _load(cls, bundle: Bundle, names: Sequence[str], options: EngineOptions) -> Self:
+        margin = measured_margin(bundle.manifest) if options.image == "when-needed" else None
+        skipped: list[Skipped] = []
+        low: tuple[Tier, Provider] | None = None
+        if options.precision == ESCALATE:
+            low = open_low_tier(bundle, names, _host(options), skipped)
         try:
-            if check != "off":
-                warm_up(engine._pipeline, pictures=check == "full")
+            engine, choice, others = open_fastest(
+                bundle,
+                list_tiers(bundle.manifest, options),
+                lambda tier: cls._open(bundle, tier, options),
+                threads=options.threads,
+                cache_dir=options.cache_dir,
+                pictures=options.checks_pictures,
+            )
+        except BaseException:
+            if low is not None:
+                low[1].close()
+            raise
+        engine.choice, engine.skipped = choice, (*skipped, *others)
+        try:
+            if low is not None:
+                engine._certify(*low, options)
+            if options.check != "off":
+                warm_up(engine._pipeline, pictures=options.checks_pictures)
         except BaseException:
             engine.close()
             raise
-        # Golden pictures are nobody's, and the counters belong to the user's.
+        # Reset so that cache statistics count only the user's pictures.
         engine._pipeline.images.reset()
-        engine._keep_answers(answer_cache)
-        engine._picture_margin = margin
+        if options.answer_cache > 0:
+            engine._answers = AnswerCache(options.answer_cache, bundle.manifest.limits)
+        if margin is not None:
+            engine.strategy = WhenNeeded(engine._pipeline, margin)
         return engine
 
+    def _certify(self, tier: Tier, low: Provider, options: EngineOptions) -> None:
+        """Put a low tier before this engine's float32; closed with the engine from here on."""
+        pipeline = Pipeline(
+            self._bundle,
+            low,
+            variant=tier.variant,
+            threads=options.threads or usable_cores(),
+            image_cache_bytes=int(options.image_cache_mb * 1e6),
+        )
+        self.strategy = certified = Certified(self._pipeline, pipeline, tier.variant)
+        choice = self.choice
+        reason = (
+            f"{tier.provider} {tier.variant.precision} first, as it costs least by the bundle's "
+            f"record; float32 on {choice.provider}: {choice.reason}{uncalibrated(tier.variant)}"
+        )
+        self.choice = replace(choice, precision=self.precision, reason=reason)
+        if options.check != "off":
+            certified.check(images=options.checks_pictures)
+
     @classmethod
-    def _open(
-        cls,
-        bundle: Bundle,
-        tier: Tier,
-        options: ProviderOptions,
-        image_cache_mb: float,
-        check: str,
-    ) -> Self:
+    def _open(cls, bundle: Bundle, tier: Tier, options: EngineOptions) -> Self:
         variant = tier.variant
-        provider = open_provider(tier.provider, bundle, variant, options)
+        provider = open_provider(tier.provider, bundle, variant, _host(options))
         engine = cls(
             bundle,
             provider,
             variant=variant,
             threads=options.threads or usable_cores(),
-            image_cache_mb=image_cache_mb,
+            image_cache_mb=options.image_cache_mb,
         )
         try:
-            if check != "off":
+            if options.check != "off":
                 # A variant that is known to change entities was asked for by name, or allowed to.
                 known = variant.parity.get("changed_entities", 0)
                 check_golden(
                     engine._pipeline,
                     variant.tolerance,
-                    images=check == "full",
+                    images=options.checks_pictures,
                     entities=not known,
                 )
         except BaseException:
@@ -212,8 +228,8 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """Precision in use."""
-        return self._provider.precision
+        """Precision in use, of both tiers where answers are certified."""
+        return self.strategy.precision
 
     @property
     def image_cache(self) -> CacheStats:
@@ -233,13 +249,10 @@ class Engine:
         Raises:
             InputError: The text or the words cannot be used.
         """
-        self._check_usable()
-        post = Post(text, image, words)
-        if self._answers is not None:
-            (result,) = self._answers.tag_batch([post], self._answer_key(), self._tag_batch)
-            if result.error is None:
-                return result
-        return self._tag(post)
+        (result,) = self.tag_batch([Post(text, image, words)])
+        if result.error is not None:
+            raise error_of(result.error)
+        return result
 
     def tag_batch(self, posts: Iterable[Post]) -> list[Result]:
         """Tag any number of posts; order is kept, and a bad post fails alone in its `error`."""
@@ -254,26 +267,12 @@ class Engine:
         """Counters of the answer cache; None where there is none."""
         return None if self._answers is None else self._answers.stats()
 
-    def _tag(self, post: Post) -> Result:
-        ((scored,),) = self._score([post])
-        if scored.error is not None:
-            raise scored.error
-        return self._results([scored])[0]
-
     def _tag_batch(self, posts: list[Post]) -> list[Result]:
+        decoder = Decoder.of(self._bundle, self.decoder)
         results: list[Result] = []
-        for chunk in self._score(posts):
-            results.extend(self._results(chunk))
+        for chunk in self.strategy.answers(posts, decoder):
+            results.extend(self._results(chunk, decoder))
         return results
-
-    def _score(self, posts: Sequence[Post]) -> Iterator[list[ScoredPost]]:
-        if self._picture_margin is None:
-            return self._pipeline.score_chunks(posts, decode=self.decoder)
-        return score_when_needed(self._pipeline, posts, self._picture_margin, self.decoder)
-
-    def _keep_answers(self, entries: int) -> None:
-        if entries > 0:
-            self._answers = AnswerCache(entries, self.manifest.limits)
 
     def _answer_key(self) -> str:
         """All an answer depends on besides the post; the decoder may be replaced at any time."""
@@ -300,6 +299,7 @@ class Engine:
         """Release graphs and caches. Calls under way may still finish; later ones raise."""
         if not self._closed:
             self._closed = True
+            self.strategy.close()
             self._pipeline.close()
             self._provider.close()
 
@@ -324,25 +324,23 @@ class Engine:
                 "call Engine.load in each process, after the fork"
             )
 
-    def _results(self, posts: Sequence[ScoredPost]) -> list[Result]:
-        found = [post.decoded or post.scores for post in posts]
-        entities = iter(
-            decode_posts(
-                [post for post in found if post is not None],
-                self.decoder,
-                self._bundle.decoder,
-                labels=self.manifest.labels,
-                tags=self.manifest.tags,
-            )
-        )
+    def _results(self, answers: Sequence[Answer], decoder: Decoder) -> list[Result]:
+        found = [answer.scored.decoded or answer.scored.scores for answer in answers]
+        entities = iter(decoder.entities([each for each in found if each is not None]))
         return [
             Result(
-                entities=() if own is None else next(entities),
-                image_used=post.image_used,
+                entities=() if each is None else next(entities),
+                image_used=answer.scored.image_used,
                 provider=self.provider,
-                precision=self.precision,
-                warnings=post.warnings,
-                error=None if post.error is None else problem(post.error),
+                precision=answer.precision,
+                certified=answer.certified,
+                warnings=answer.scored.warnings,
+                error=None if answer.scored.error is None else problem(answer.scored.error),
             )
-            for post, own in zip(posts, found, strict=True)
+            for answer, each in zip(answers, found, strict=True)
         ]
+
+
+def _host(options: EngineOptions) -> ProviderOptions:
+    """What a provider needs to know of the options."""
+    return ProviderOptions(threads=options.threads, cache_dir=options.cache_dir)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from amlr.errors import ParityError
 from amlr.runtime.bundle import Bundle, GoldenPost
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.image import load_pixels
 from amlr.runtime.pipeline import Pipeline, ScoredPost
 from amlr.runtime.results import Post
@@ -106,14 +106,7 @@ def _check_entities(
     provider: str,
 ) -> None:
     assert post is not None
-    manifest = bundle.manifest
-    (found,) = decode_posts(
-        [post],
-        manifest.decoder,
-        bundle.decoder,
-        labels=manifest.labels,
-        tags=manifest.tags,
-    )
+    (found,) = Decoder.of(bundle).entities([post])
     expected = _keys([(e["start"], e["end"], e["label"]) for e in golden.entities])
     actual = _keys([(e.start, e.end, e.label) for e in found])
     if actual != expected:

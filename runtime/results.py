@@ -20,10 +20,19 @@ class Problem(TypedDict):
     message: str
 
 
+FAILED = "failed"
+
+
 def problem(error: AmlrError) -> Problem:
     """Plain form of an error."""
-    code = error.code if isinstance(error, InputError) else "failed"
+    code = error.code if isinstance(error, InputError) else FAILED
     return {"code": code, "message": str(error)}
+
+
+def error_of(values: Problem) -> AmlrError:
+    """The error that `problem` gave the plain form of."""
+    message, code = values["message"], values["code"]
+    return AmlrError(message) if code == FAILED else InputError(message, code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class Result:
         image_used: Whether a picture took part.
         provider: Engine tier that served it, e.g. `onnxruntime-cpu`.
         precision: Its numeric precision, e.g. `fp32`.
+        certified: True where a low-precision answer was certified equal to float32's; None where
+            float32 gave it, or where a precision was asked for by name.
         warnings: What was wrong without failing the post, e.g. an unreadable picture.
         error: Why the post failed, or None.
     """
@@ -87,6 +98,7 @@ class Result:
     image_used: bool = False
     provider: str
     precision: str
+    certified: bool | None = None
     warnings: tuple[Problem, ...] = ()
     error: Problem | None = None
 
@@ -97,6 +109,7 @@ class Result:
             "image_used": self.image_used,
             "provider": self.provider,
             "precision": self.precision,
+            "certified": self.certified,
             "warnings": list(self.warnings),
             "error": self.error,
         }

@@ -7,6 +7,7 @@ from typing import TypeVar
 from amlr.errors import AmlrError, BackendUnavailableError, BundleError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.options import ESCALATE, EngineOptions
 from amlr.runtime.providers.registry import admitted_variants, provider_names
 
 CPUS = ("openvino", "onnxruntime-cpu")
@@ -41,29 +42,30 @@ class Tier:
         return Skipped(provider=self.provider, precision=self.variant.precision, reason=reason)
 
 
-def list_tiers(
-    manifest: Manifest, provider: str, precision: str, max_changed: float = 0.0
-) -> list[Tier]:
-    """What may serve, in the order in which it is tried; arguments as in `Engine.load`.
+def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
+    """What may serve, in the order in which it is tried; for `escalate` the float32 CPU tiers.
 
     Raises:
         InputError: No provider has this name.
         BundleError: The bundle holds nothing for what was asked.
     """
+    escalates = options.precision == ESCALATE
+    precision = "exact" if escalates else options.precision
     tiers = [
         Tier(provider=owner, name=name, variant=variant)
-        for owner in provider_names(provider)
-        for name, variant in admitted_variants(manifest, owner, precision, max_changed)
+        for owner in provider_names(options.provider)
+        for name, variant in admitted_variants(manifest, owner, precision, options.max_changed)
+        if not escalates or owner in CPUS
     ]
     if tiers:
         return tiers
-    found = ", ".join(
+    variants = ", ".join(
         f"{name} ({variant.provider or 'any provider'})"
         for name, variant in manifest.variants.items()
     )
     raise BundleError(
-        f"this bundle has no {precision} variant for provider {provider!r}, only: {found}; "
-        "choose one of these, or export with amlr-export --precision"
+        f"this bundle has no {precision} variant for provider {options.provider!r}, only: "
+        f"{variants}; choose one of these, or export with amlr-export --precision"
     )
 
 

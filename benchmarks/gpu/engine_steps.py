@@ -14,10 +14,10 @@ from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
-from amlr.runtime.escalation_certificate import Radii, certified
 from amlr.runtime.providers.base import DecodesItself
+from amlr.runtime.radii import Radii
 from amlr.runtime.results import Post
 from amlr.runtime.windows import PostScores
 
@@ -48,10 +48,11 @@ def _decoder_rows(context: Context, engine: Engine, posts: Sequence[Post]) -> It
         yield row | {"not_run": f"{provider.name} leaves decoding to the host"}
         return
     on_device = engine.tag_batch(posts)
-    on_host = engine._results(list(engine.pipeline.score(posts)))
+    scores = [post.scores for post in engine.pipeline.score(posts)]
+    on_host = Decoder.of(engine.bundle).entities([each for each in scores if each is not None])
     changed = sum(
         {(e.start, e.end, e.label) for e in one.entities}
-        != {(e.start, e.end, e.label) for e in other.entities}
+        != {(e.start, e.end, e.label) for e in other}
         for one, other in zip(on_device, on_host, strict=True)
     )
     failed = {"failed": f"decoders: {changed} posts differ"} if changed else {}
@@ -120,14 +121,9 @@ def certificates(context: Context, bundle: Bundle) -> Row:
     half = len(exact) // 2
     errors = np.array([_errors(a, b) for a, b in zip(exact, low, strict=True)])
     units, tokens = errors[:half].max(axis=0).tolist()
-    manifest = bundle.manifest
-    names = {"labels": manifest.labels, "tags": manifest.tags}
-    radii = Radii(units=units, tokens=tokens, posts=half)
-    sure = certified(low[half:], radii, manifest.decoder, bundle.decoder, **names)
-    answers = [
-        decode_posts(part[half:], manifest.decoder, bundle.decoder, **names)
-        for part in (exact, low)
-    ]
+    decoder, radii = Decoder.of(bundle), Radii(units=units, tokens=tokens, posts=half)
+    sure = decoder.certify(low[half:], [radii] * len(low[half:]))
+    answers = [decoder.entities(part[half:]) for part in (exact, low)]
     same = np.array(
         [
             {(e.start, e.end, e.label) for e in one} == {(e.start, e.end, e.label) for e in other}

@@ -21,20 +21,14 @@ from amlr.export.ladder.posts import ProofPost, ProofPosts, read_posts
 from amlr.export.samples import sample_posts
 from amlr.export.staging import list_files
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
-from amlr.runtime.escalation_certificate import (
-    PICTURE,
-    PICTURE_ONLY,
-    TEXT,
-    Radii,
-    certified_by_kind,
-)
-from amlr.runtime.escalation_picture import answer_margins
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import content_key, read_source
 from amlr.runtime.manifest import MANIFEST, Manifest, Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import open_provider
+from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
 
 PRECISIONS = ("bf16", "int8")
 CALIBRATION_POSTS = 96
@@ -230,7 +224,7 @@ class _Ladder:
                 if proof.post.image is not None and without.scores[row] is not None
             ]
             scores = [found for row in shown if (found := without.scores[row]) is not None]
-            margins = answer_margins(scores, self.bundle, self.bundle.manifest.decoder)
+            margins = Decoder.of(self.bundle).margins(scores)
             exact = self._exact_answers(name, posts, None)
             changed = [exact.entities[row] != without.entities[row] for row in shown]
             halves.append((margins, np.array(changed, np.bool_)))
@@ -281,16 +275,10 @@ class _Ladder:
         self, variant: Variant, exact: Answers, other: Answers, radii: Mapping[str, Radii]
     ) -> dict[str, Any]:
         """On the proof half: share that the certificate clears, and what it cleared wrongly."""
-        manifest = self.bundle.manifest
         having = [row for row, scores in enumerate(other.scores) if scores is not None]
-        cleared = certified_by_kind(
+        cleared = Decoder.of(self.bundle).certify(
             [scores for scores in other.scores if scores is not None],
-            [PICTURE if other.image_used[row] else TEXT for row in having],
-            radii,
-            manifest.decoder,
-            self.bundle.decoder,
-            labels=manifest.labels,
-            tags=manifest.tags,
+            [radii.get(PICTURE if other.image_used[row] else TEXT) for row in having],
         )
         rows = [row for row, clear in zip(having, cleared, strict=True) if clear]
         wrong = sum(exact.entities[row] != other.entities[row] for row in rows)

@@ -16,7 +16,7 @@ from amlr.export.precision.islands import Evaluation
 from amlr.export.precision.margins import compare_leads, leads
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post
 from amlr.runtime.windows import PostScores
@@ -105,15 +105,10 @@ class Answer:
 
 def ask(engine: Engine, posts: Sequence[Post]) -> list[Answer]:
     """Scores and entities of posts in one pass."""
-    bundle = engine.bundle
     scored = list(engine.pipeline.score(posts))
     decoded = iter(
-        decode_posts(
-            [post.scores for post in scored if post.scores is not None],
-            bundle.manifest.decoder,
-            bundle.decoder,
-            labels=bundle.manifest.labels,
-            tags=bundle.manifest.tags,
+        Decoder.of(engine.bundle).entities(
+            [post.scores for post in scored if post.scores is not None]
         )
     )
     return [

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from amlr.export.parity import Key
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.escalation_picture import answer_margins
+from amlr.runtime.decode import Decoder
 from amlr.runtime.windows import PostScores
 
 Doubles = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ def leads(posts: Sequence[PostScores | None], bundle: Bundle) -> Doubles:
     for row in rows:
         post = posts[row]
         if post is not None and len(post.encoded.word_spans_n2):
-            found[row] = answer_margins([post], bundle, bundle.manifest.decoder)[0]
+            found[row] = Decoder.of(bundle).margins([post])[0]
     return found
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amlr.runtime.bundle import DecoderWeights
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.windows import PostScores, window_units
 from encoders import wordpiece_encoder
@@ -56,7 +56,10 @@ def scored(
 
 
 def decode(posts: list[PostScores], **settings: Any) -> list[list[tuple[str, str]]]:
-    found = decode_posts(posts, DecoderSettings(**settings), WEIGHTS, labels=LABELS, tags=TAGS)
+    decoder = Decoder(
+        settings=DecoderSettings(**settings), weights=WEIGHTS, labels=LABELS, tags=TAGS
+    )
+    found = decoder.entities(posts)
     for post, entities in zip(posts, found, strict=True):
         for entity in entities:
             assert post.encoded.text[entity.start : entity.end] == entity.text

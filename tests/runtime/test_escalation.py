@@ -11,27 +11,33 @@ import pytest
 
 from amlr.errors import BundleError, InputError
 from amlr.export.samples import sample_posts
-from amlr.runtime import Engine, Post, Result
-from amlr.runtime.escalation import EscalatingEngine
-from amlr.runtime.escalation_certificate import Radii, certified
+from amlr.runtime import Engine, Entity, Post, Result
+from amlr.runtime.certified import Certified
+from amlr.runtime.decode import Decoder
+from amlr.runtime.radii import Radii
 from tiny_ladder import tiny_ladder, write_posts
 
 
+def keys(entities: Sequence[Sequence[Entity]]) -> list[list[tuple[int, int, str]]]:
+    return [[(e.start, e.end, e.label) for e in of_post] for of_post in entities]
+
+
 def spans(results: Sequence[Result]) -> list[list[tuple[int, int, str]]]:
-    return [[(e.start, e.end, e.label) for e in result.entities] for result in results]
+    return keys([result.entities for result in results])
 
 
 @pytest.fixture(scope="module")
-def climbing(ladder_plan: Path) -> EscalatingEngine:
-    engine = Engine.load(ladder_plan, provider="onnxruntime", precision="escalate", threads=1)
-    assert isinstance(engine, EscalatingEngine)
-    return engine
+def climbing(ladder_plan: Path) -> Engine:
+    return Engine.load(ladder_plan, provider="onnxruntime", precision="escalate", threads=1)
+
+
+def stage_of(engine: Engine) -> Certified:
+    assert isinstance(engine.strategy, Certified)
+    return engine.strategy
 
 
 @pytest.mark.parametrize("kind", ["joint", "segmental", "linear-chain"])
-def test_entities_are_those_of_float32(
-    ladder_plan: Path, climbing: EscalatingEngine, kind: str
-) -> None:
+def test_entities_are_those_of_float32(ladder_plan: Path, climbing: Engine, kind: str) -> None:
     posts = sample_posts(40, seed=11)
     with Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as exact:
         settings = replace(exact.decoder, kind=kind)
@@ -39,29 +45,31 @@ def test_entities_are_those_of_float32(
         assert spans(climbing.tag_batch(posts)) == spans(exact.tag_batch(posts))
 
 
-def test_every_post_is_counted_once_and_names_its_stage(climbing: EscalatingEngine) -> None:
-    before = sum(getattr(climbing.stats, stage) for stage in ("low", "picture", "exact"))
+def test_every_post_is_counted_once_and_names_its_stage(climbing: Engine) -> None:
+    before = sum(getattr(stage_of(climbing).stats, stage) for stage in ("low", "picture", "exact"))
     results = climbing.tag_batch(sample_posts(20, seed=12))
-    after = sum(getattr(climbing.stats, stage) for stage in ("low", "picture", "exact"))
+    after = sum(getattr(stage_of(climbing).stats, stage) for stage in ("low", "picture", "exact"))
     assert after - before == 20
     assert {result.precision for result in results} <= {"int8", "int8+fp32", "fp32", "mixed"} | {
         "mixed+fp32"
     }
 
 
-def test_impossible_radii_send_everything_up(climbing: EscalatingEngine) -> None:
+def test_impossible_radii_send_everything_up(climbing: Engine) -> None:
     posts = [Post("Jordan in Paris")]
     huge = Radii(units=1e6, tokens=1e6, posts=1)
-    before = climbing._radii
+    before = stage_of(climbing).radii
     try:
-        climbing._radii = dict.fromkeys(before, huge)
+        stage_of(climbing).radii = dict.fromkeys(before, huge)
         (result,) = climbing.tag_batch(posts)
         assert result.precision == "fp32"
-        climbing._radii = dict.fromkeys(before, Radii(units=0.0, tokens=0.0, posts=1))
+        assert result.certified is None
+        stage_of(climbing).radii = dict.fromkeys(before, Radii(units=0.0, tokens=0.0, posts=1))
         (result,) = climbing.tag_batch(posts)
-        assert result.precision == climbing._low_provider.precision
+        assert result.precision in ("int8", "mixed")
+        assert result.certified is True
     finally:
-        climbing._radii = before
+        stage_of(climbing).radii = before
 
 
 def stages(plan: Path, posts: Sequence[Post]) -> tuple[int, int, int]:
@@ -70,11 +78,11 @@ def stages(plan: Path, posts: Sequence[Post]) -> tuple[int, int, int]:
         Engine.load(plan, provider="onnxruntime", precision="escalate", threads=1) as engine,
         Engine.load(plan, provider="onnxruntime", precision="exact", threads=1) as exact,
     ):
-        assert isinstance(engine, EscalatingEngine)
         assert spans(engine.tag_batch(posts)) == spans(exact.tag_batch(posts))
         says_so = "not calibrated" in engine.choice.reason
-        assert says_so == (not {"text", "picture"} <= set(engine._radii))
-        return engine.stats.low, engine.stats.picture, engine.stats.exact
+        assert says_so == (not {"text", "picture"} <= set(stage_of(engine).radii))
+        stats = stage_of(engine).stats
+        return stats.low, stats.picture, stats.exact
 
 
 POSTS = sample_posts(60, images=6, seed=21)
@@ -115,7 +123,7 @@ def test_invented_posts_and_old_records_certify_nothing(
 
 
 def test_picture_that_cannot_be_used_leaves_a_post_without_one(
-    climbing: EscalatingEngine,
+    climbing: Engine,
 ) -> None:
     (result,) = climbing.tag_batch([Post("Maria Lopez at Paris", b"no picture")])
     assert not result.image_used
@@ -123,7 +131,7 @@ def test_picture_that_cannot_be_used_leaves_a_post_without_one(
     assert result.error is None
 
 
-def test_bad_posts_fail_alone(climbing: EscalatingEngine) -> None:
+def test_bad_posts_fail_alone(climbing: Engine) -> None:
     results = climbing.tag_batch([Post("Paris"), Post(7), Post("")])  # type: ignore[arg-type]
     assert [result.error is not None for result in results] == [False, True, False]
     with pytest.raises(InputError):
@@ -138,15 +146,12 @@ def test_bundle_without_radii_is_refused(tiny_plan: Path) -> None:
 def test_no_change_within_the_radii_escapes_the_certificate(ladder_plan: Path) -> None:
     radii = Radii(units=0.02, tokens=0.02, posts=1)
     with Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as engine:
-        manifest, decoder = engine.manifest, engine.bundle.decoder
+        decoder = Decoder.of(engine.bundle)
         scored = [
             post.scores for post in engine.pipeline.score(sample_posts(24, seed=5)) if post.scores
         ]
-        names = {"labels": manifest.labels, "tags": manifest.tags}
-        cleared = certified(scored, radii, engine.decoder, decoder, **names)
-        expected = engine._results(
-            [_as_scored(post) for post in scored]  # type: ignore[arg-type]
-        )
+        cleared = decoder.certify(scored, [radii] * len(scored))
+        expected = keys(decoder.entities(scored))
         rng = np.random.default_rng(0)
         for _ in range(5):
             moved = [
@@ -160,13 +165,6 @@ def test_no_change_within_the_radii_escapes_the_certificate(ladder_plan: Path) -
                 )
                 for post in scored
             ]
-            found = engine._results([_as_scored(post) for post in moved])  # type: ignore[arg-type]
-            same = [a == b for a, b in zip(spans(expected), spans(found), strict=True)]
+            same = [a == b for a, b in zip(expected, keys(decoder.entities(moved)), strict=True)]
             assert all(np.array(same)[cleared])
     assert cleared.sum() > 0
-
-
-def _as_scored(scores: object) -> object:
-    from amlr.runtime.pipeline import ScoredPost
-
-    return ScoredPost(scores=scores)  # type: ignore[arg-type]

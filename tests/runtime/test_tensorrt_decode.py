@@ -11,7 +11,7 @@ from amlr.errors import BackendUnavailableError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
 from amlr.runtime.batching import Batch, Scores
-from amlr.runtime.decode import decode_posts
+from amlr.runtime.decode import Decoder
 from amlr.runtime.device.decoding import UnitDecoder
 from amlr.runtime.device.provider import DeviceProvider
 from amlr.runtime.device.tensorrt import open_family
@@ -71,9 +71,7 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
         merge_windows(encoded[i], [table], [score], scales=manifest.scales, every=False)
         for i, table, score in zip(keep, tables, scores, strict=True)
     ]
-    expected = decode_posts(
-        merged, settings, bundle.decoder, labels=manifest.labels, tags=manifest.tags
-    )
+    expected = Decoder.of(bundle, settings).entities(merged)
     for i, own, entities in zip(keep, found, expected, strict=True):
         spans = encoded[i].word_spans_n2
         rows = own.entities_e3

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.escalation import EscalatingEngine, EscalationStats
+from amlr.runtime.certified import Certified, CertifiedStats
 from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
@@ -35,8 +35,8 @@ def test_nothing_of_it_is_left(tiny_plan: Path, ladder_plan: Path) -> None:
         for engine in (plain, climbing):
             stats = engine.image_cache
             assert (stats.hits, stats.misses, stats.entries, stats.bytes) == (0, 0, 0, 0)
-        assert isinstance(climbing, EscalatingEngine)
-        assert climbing.stats == EscalationStats()
+        assert isinstance(climbing.strategy, Certified)
+        assert climbing.strategy.stats == CertifiedStats()
 
 
 def test_without_a_check_nothing_is_loaded(tiny_plan: Path) -> None:

@@ -1,0 +1,60 @@
+"""How an engine is opened: one set of options for the API, commands, servers and fleets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from amlr.errors import InputError
+
+IMAGES = ("always", "when-needed")
+CHECKS = ("full", "text", "off")
+ESCALATE = "escalate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Options of `Engine.load`, checked when they are made.
+
+    Attributes:
+        provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
+        precision: `auto` (the fastest float32 tier here; with `max_changed` above 0 the fastest
+            variant measured within it), `exact` (fp32), `escalate` (low precision first, float32
+            where an answer is not certain), or one by name. Of several CPU tiers the fastest is
+            timed, once for a `cache_dir`.
+        threads: CPU threads of one call; None takes the physical cores.
+        image_cache_mb: Budget for encoded pictures; 0 keeps none.
+        cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
+        max_changed: Share of changed entities that `precision="auto"` accepts.
+        check: `full` re-runs all golden posts; `text` only those without a picture, so that the
+            image graph is not loaded before the first picture; `off` none.
+        answer_cache: Answers to keep for posts that come again; 0 keeps none.
+        image: `always` looks at every picture; `when-needed` leaves those out whose post the text
+            decides by the margin that the export measured, and says so in a warning.
+
+    Raises:
+        InputError: An option is wrong; names it and what it may be.
+    """
+
+    provider: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    image_cache_mb: float = 256
+    cache_dir: Path | None = None
+    max_changed: float = 0.0
+    check: str = "full"
+    answer_cache: int = 0
+    image: str = "always"
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be at least 1, got {self.threads}")
+        if self.image not in IMAGES:
+            raise InputError(f"image must be one of {IMAGES}, got {self.image!r}")
+        if self.check not in CHECKS:
+            raise InputError(f"check must be one of {CHECKS}, got {self.check!r}")
+        if self.image == "when-needed" and self.precision == ESCALATE:
+            raise InputError('image="when-needed" and precision="escalate" exclude each other')
+
+    @property
+    def checks_pictures(self) -> bool:
+        """Whether the image graph is run at load."""
+        return self.check == "full"
