@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -45,7 +45,6 @@ Examples:
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("AMLR_CACHE", str(Path.home() / ".cache" / "amlr")),
     help="Where packaged encoders are unpacked [default: $AMLR_CACHE or ~/.cache/amlr].",
 )
 @click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
@@ -96,6 +95,7 @@ def train_command(**options: Any) -> None:
 
         torch.set_num_threads(options["threads"])
     run_options, model_options, settings = _collect(options)
+    _keep_fonts(options["cache_dir"])
     with _stop_on_signals() as should_stop:
         result = run_training(
             run_options,
@@ -188,7 +188,7 @@ def _collect(options: dict[str, Any]) -> tuple[Any, Any, Any]:
         name = given or default
         if name not in PACKAGED:
             return name
-        return str(encoder_folder(name, Path(options["cache_dir"]), options["wheels"]))
+        return str(encoder_folder(name, _cache_dir(options["cache_dir"]), options["wheels"]))
 
     run_options = RunOptions(
         data=data,
@@ -218,6 +218,25 @@ def _data(options: dict[str, Any]) -> tuple[Path, Path | None]:
     folder = options["sample_dir"] or options["out"].parent / "sample"
     write_sample(folder)
     return folder, folder / "images"
+
+
+def _cache_dir(given: Path | None) -> Path:
+    """The folder of --cache-dir, of AMLR_CACHE, or in the home folder of users who have one."""
+    named = given or os.environ.get("AMLR_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "amlr"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to unpack encoders in; give --cache-dir or set AMLR_CACHE"
+        ) from error
+
+
+def _keep_fonts(given: Path | None) -> None:
+    """Let matplotlib keep its list of fonts there and not in folders of its own."""
+    with suppress(InputError):
+        os.environ.setdefault("MPLCONFIGDIR", str(_cache_dir(given).absolute() / "matplotlib"))
 
 
 def _first(given: Any, default: Any) -> Any:
