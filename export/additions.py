@@ -22,7 +22,7 @@ from amlr.export.fused.variant import NAME as FP16_CUDA
 from amlr.export.ladder.ladder import PRECISIONS as CPU_PRECISIONS
 from amlr.export.ladder.ladder import LadderOptions, add_variants
 from amlr.export.ladder.posts import read_posts
-from amlr.export.staging import staged
+from amlr.export.staging import check_target, staged
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
 
@@ -164,6 +164,7 @@ def add_to_bundle(
         ExportError: A graph was not accepted or could not be built.
         ParityError: A variant changes entities.
     """
+    check_target(out)
     old = Bundle.open(source)
     additions.check_libraries()
     with staged(out) as folder:

@@ -20,7 +20,7 @@ from amlr.export.graphs import build_graphs, regions_of
 from amlr.export.parity import FP32_TOLERANCE, ParityReport, compare, require
 from amlr.export.reference import write_reference
 from amlr.export.samples import sample_posts
-from amlr.export.staging import file_entry, staged
+from amlr.export.staging import check_target, file_entry, staged
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -87,6 +87,7 @@ def export_checkpoint(
     """
     options = options or ExportOptions()
     options.additions.check_libraries()
+    check_target(out)
     checkpoint = load_checkpoint(ckpt, options.release)
     model = checkpoint.build_model()
     with staged(out) as folder:
@@ -96,7 +97,9 @@ def export_checkpoint(
         (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
         if options.keep_reference:
             write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
-        manifest = _manifest(ckpt, checkpoint, model, variant, options.name or out.stem)
+        # The folder's own name, of a link the one it leads to; "v1.0" has no suffix.
+        name = options.name or out.resolve().name.removesuffix(".plan")
+        manifest = _manifest(ckpt, checkpoint, model, variant, name)
         # A bundle always has golden samples; they come from the engine that needs a bundle.
         save_golden(folder / GOLDEN, [], {})
         save_manifest(folder, manifest)

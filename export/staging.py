@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amlr.errors import ExportError
 from amlr.runtime.manifest import MANIFEST, FileEntry
-from amlr.whole import staged_folder
+from amlr.whole import check_place, is_empty, staged_folder
 
 CHUNK_BYTES = 1 << 20
 
@@ -32,12 +32,14 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def check_target(out: Path) -> None:
-    """Refuse to replace something that is not a bundle.
+    """Refuse, before any work, to write where no bundle can be or where something else is.
 
     Raises:
-        ExportError: `out` exists and holds no manifest.
+        InputError: The place is not writable, a full mount point, or the working folder.
+        ExportError: `out` is neither a bundle nor empty.
     """
-    if out.exists() and not (out / MANIFEST).is_file():
+    check_place(out)
+    if out.exists() and not (out / MANIFEST).is_file() and not is_empty(out):
         raise ExportError(f"{out} exists and is not a bundle; choose another --out or remove it")
 
 
@@ -48,7 +50,8 @@ def staged(out: Path) -> Iterator[Path]:
     A failure removes the folder and leaves an older bundle of that name as it was.
 
     Raises:
-        ExportError: `out` exists and is not a bundle.
+        InputError: As `check_target`.
+        ExportError: As `check_target`.
     """
     check_target(out)
     with staged_folder(out) as staging:

@@ -162,6 +162,7 @@ def read_manifest(path: str | Path, manifest_sha256: str | None = None) -> tuple
     root = Path(path)
     if not root.is_dir():
         raise BundleError(_not_a_folder(root))
+    _refuse_link(root, MANIFEST)
     content = _read(root / MANIFEST, MANIFEST, _MANIFEST_LIMIT)
     digest = hashlib.sha256(content).hexdigest()
     if manifest_sha256 is not None and digest != manifest_sha256.lower():
@@ -169,7 +170,27 @@ def read_manifest(path: str | Path, manifest_sha256: str | None = None) -> tuple
             f"{MANIFEST} has sha256 {digest}, but {manifest_sha256} was pinned; "
             "this is another bundle, or it was changed"
         )
-    return Manifest.from_json(content), digest
+    manifest = Manifest.from_json(content)
+    for name in manifest.files:
+        _refuse_link(root, name)
+    return manifest, digest
+
+
+def _refuse_link(root: Path, name: str) -> None:
+    """Bundles of links (hub caches, DVC) are refused everywhere alike.
+
+    onnxruntime takes no weights that lie elsewhere, other libraries do: a bundle would pass the
+    inspection and then be served by some tiers only. The bundle's own folder may be a link.
+    """
+    try:
+        is_link = (root / name).resolve() != root.resolve() / name
+    except (OSError, RuntimeError):
+        is_link = True
+    if is_link:
+        raise BundleError(
+            f"{name} of the bundle is a link, and engine libraries do not follow links out of a "
+            f"bundle; copy it with its files: cp -rL {root} COPY"
+        )
 
 
 def check_file(root: Path, name: str, entry: FileEntry) -> None:

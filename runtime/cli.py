@@ -104,7 +104,9 @@ def tag_command(
 def _write(answers: Iterator[tuple[Line, Result]], text: str | None, as_json: bool) -> None:
     try:
         for line, result in answers:
-            click.echo(answer(line, result) if as_json else _pretty(line, result, text))
+            # JSON lines are UTF-8 whatever the terminal's encoding.
+            row = answer(line, result).encode() if as_json else _pretty(line, result, text)
+            click.echo(row)
     except BrokenPipeError:
         # The reader (say, `head`) has enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -135,7 +137,7 @@ def inspect_command(bundle: Path, as_json: bool, verify: bool) -> None:
     if as_json:
         values = json.loads(manifest.to_json())
         values |= {"manifest_sha256": digest, "verified": verify}
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
         return
     for row in describe(manifest, digest):
         click.echo(row)

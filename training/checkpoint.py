@@ -122,6 +122,11 @@ def save_atomically(path: str | Path, content: Mapping[str, Any]) -> None:
         # mkstemp files are private to the user; a checkpoint is an ordinary file.
         aside.chmod(0o644)
         aside.replace(path)
+    # torch's own writer reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {_first_line(error)}; free some space, or choose another --out"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

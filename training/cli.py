@@ -16,6 +16,7 @@ import click
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.training.config import PRESETS
+from amlr.whole import stop_signals_raise
 
 _EPILOG = """
 \b
@@ -63,7 +64,7 @@ Examples:
 @click.option("--image-drop", type=float, help="Share of pictures hidden in training.")
 @click.option("--train-image/--freeze-image", default=None, help="Also train the image encoder.")
 @click.option("--patience", type=int, help="Epochs without a better dev F1; 0: never stop early.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--save-every", type=int, help="Updates between resume points inside an epoch.")
 @click.option("--shape-embedding/--no-shape-embedding", default=None, help="Word-shape embedding.")
 @click.option("--heads", type=int, help="Heads of the cross-modal attention.")
@@ -74,7 +75,7 @@ Examples:
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
 )
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -94,7 +95,8 @@ def train_command(**options: Any) -> None:
         import torch
 
         torch.set_num_threads(options["threads"])
-    run_options, model_options, settings = _collect(options)
+    with stop_signals_raise():
+        run_options, model_options, settings = _collect(options)
     _keep_fonts(options["cache_dir"])
     with _stop_on_signals() as should_stop:
         result = run_training(

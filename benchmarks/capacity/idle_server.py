@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import click
 
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Post, Result
 from amlr.serving.app import create_app
 from amlr.serving.server import Server
@@ -25,7 +26,7 @@ class IdleEngine:
         ]
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--port", type=int, required=True)
 def main(port: int) -> None:
     """Serve on the loopback interface until told to stop."""

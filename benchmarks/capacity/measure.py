@@ -21,6 +21,7 @@ import numpy as np
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
 from amlr.benchmarks.serving.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import running
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 from amlr.serving.warmup import picture, sample_text
 
@@ -140,7 +141,7 @@ def _measure(
     ]
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--tokens", required=True)
 @click.option("--batches", required=True)

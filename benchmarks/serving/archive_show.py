@@ -20,6 +20,8 @@ from typing import Any
 import click
 
 from amlr.benchmarks.serving.processes import family
+from amlr.cli_support import AmlrCommand
+from amlr.errors import InputError
 
 _RUN = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
 _PATH = click.Path(path_type=Path)
@@ -28,7 +30,7 @@ _SAMPLE_S = 10.0
 RUNS = ("one", "local", "killed", "ray", "ray-killed")
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", type=_PATH, required=True)
 @click.option("--posts", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True)
@@ -91,7 +93,10 @@ def _verdict(out: Path) -> dict[str, Any]:
 
 
 def _write_rows(posts: Path, path: Path, count: int, grouped: bool) -> None:
-    lines = [json.loads(line) for line in posts.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [json.loads(line) for line in posts.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{posts} holds no JSON lines: {error}") from error
     rows = [
         {"id": f"row-{i}", "text": post["text"], "image": post["image"]}
         for i, post in zip(range(count), itertools.cycle(lines), strict=False)

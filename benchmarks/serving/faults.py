@@ -20,6 +20,7 @@ import click
 from amlr.benchmarks.serving.client import Connection, Tally, Triples, closed_loop, request_bytes
 from amlr.benchmarks.serving.faulty_server import BREAK, HANG, KILL
 from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 
 _PATH = click.Path(path_type=Path)
@@ -188,7 +189,7 @@ async def _run(
     return rows
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=_PATH, required=True)
 @click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post, Result
 from amlr.serving.app import create_app
 from amlr.serving.logs import configure
@@ -36,7 +37,7 @@ class FaultyEngine(Engine):
             raise RuntimeError("told to break")
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--port", type=int, required=True)
 @click.option("--workers", default=2)

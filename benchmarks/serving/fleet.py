@@ -20,6 +20,7 @@ from amlr.benchmarks.serving.fleet_client import RetryingClient, table
 from amlr.benchmarks.serving.fleet_cluster import Fleet
 from amlr.benchmarks.serving.processes import free_port, memory_mb, read_posts, triples
 from amlr.benchmarks.serving.rebias import rebias
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine
 from amlr.runtime.bundle import read_manifest
 from amlr.serving.ray.arguments import FleetArguments
@@ -28,7 +29,7 @@ from amlr.serving.ray.proxy import CALLBACK, VARIABLE
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=_PATH, required=True)
 @click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True)
@@ -41,6 +42,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--json", "out", type=_PATH)
 def main(out: Path | None, **options: Any) -> None:
     """Kill a replica, then change the bundle; exit 1 if a request failed or was answered wrong."""
+    read_manifest(options["bundle"])
     # Replicas import this project; Ray hands the environment on to them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,6 +12,7 @@ import click
 
 from amlr.benchmarks.serving.client import Connection
 from amlr.benchmarks.serving.processes import running
+from amlr.cli_support import AmlrCommand
 
 _JSON, _FORM = "application/json", "multipart/form-data; boundary=b0undary"
 _MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "LA")
@@ -187,7 +188,7 @@ async def fuzz(port: int, model: str, count: int, seed: int, clients: int = 8) -
     return seen
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=20_000, show_default=True)
 @click.option("--seed", default=0, show_default=True)

@@ -7,6 +7,7 @@ import click
 import litserve  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from amlr.benchmarks.serving.peers import post_of
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 
 
@@ -42,7 +43,7 @@ class TagApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         return dict(output.to_dict())
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", default=1)
 @click.option("--provider", default="auto")

@@ -11,6 +11,7 @@ import click
 from amlr.benchmarks.serving.client import Tally, closed_loop, open_loop, request_bytes
 from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
 from amlr.benchmarks.serving.throughput import cores_used
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine
 
 _PATH = click.Path(path_type=Path)
@@ -37,7 +38,7 @@ async def _overload(
     return duration, sent, samples
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=_PATH, required=True)
 @click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True)

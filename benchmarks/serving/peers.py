@@ -8,6 +8,7 @@ import click
 import uvicorn
 from fastapi import FastAPI
 
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 
 
@@ -32,7 +33,7 @@ def plain_app(engine: Engine) -> FastAPI:
     return app
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", default=1)
 @click.option("--provider", default="auto")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amlr.benchmarks.serving.client import Triples
+from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 
 
@@ -73,11 +74,18 @@ def machine_cpu_s() -> float:
 
 
 def read_posts(path: Path, images: Path, count: int) -> list[Post]:
-    """Posts of JSON lines {text, image}, their pictures as bytes."""
+    """Posts of JSON lines {text, image}, their pictures as bytes.
+
+    Raises:
+        InputError: The file holds something else.
+    """
     posts = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            value = json.loads(line)
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
             picture = images / value["image"] if value.get("image") else None
             content = picture.read_bytes() if picture and picture.is_file() else None
             posts.append(Post(value["text"], content or None))

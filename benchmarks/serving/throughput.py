@@ -14,6 +14,7 @@ import click
 
 from amlr.benchmarks.serving.client import Tally, Triples, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import machine_cpu_s, read_posts, running, triples
+from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 from amlr.runtime.cpu import usable_cores
 
@@ -97,7 +98,7 @@ def measured(
         return tally.to_dict(duration) | row | {"rss_mb": round(server.rss_mb)}
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=_PATH, required=True)
 @click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True)

@@ -22,8 +22,10 @@ from amlr.benchmarks.serving.processes import triples
 from amlr.benchmarks.serving.throughput import direct
 from amlr.benchmarks.serving.triton_client import PROTOCOLS, TaggingClient
 from amlr.benchmarks.serving.triton_server import TritonServer, find_installation
+from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
+from amlr.runtime.bundle import read_manifest
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.triton.repository import MODELS, write_repository
 
@@ -155,7 +157,7 @@ def _read_posts(data: str, images: Path | None, photos: Path | None, count: int)
     return posts
 
 
-@click.command()
+@click.command(cls=AmlrCommand)
 @click.option("--engine", "bundle", type=_PATH, required=True)
 @click.option("--triton", "venv", type=_PATH, required=True, help="Environment of the server.")
 @click.option("--data", default="sample", show_default=True, help="CoNLL or JSON lines.")
@@ -181,6 +183,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure all, print a line each; ends with status 1 if an answer differs."""
+    read_manifest(bundle)
     cores = usable_cores()
     instances = instances or cores
     threads = max(1, cores // instances)

@@ -4,11 +4,12 @@ It reads the bundle's own ONNX graphs. Arithmetic is always asked for by name: w
 OpenVINO runs float32 graphs in bfloat16 wherever the CPU can.
 """
 
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from amlr.errors import BackendUnavailableError
+from amlr.errors import BackendUnavailableError, InputError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
@@ -145,6 +146,23 @@ def bucket(count: int) -> int:
     return -(-max(count, 1) // 8) * 8
 
 
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder in which the library would fail later, with a message of its own.
+
+    Raises:
+        InputError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"compiled graphs cannot be kept in {folder}: {error.strerror}; choose another "
+            "cache_dir (--cache-dir), or none"
+        ) from error
+
+
 def _open_core(cache_dir: Path | None) -> Any:
     try:
         import openvino
@@ -154,5 +172,6 @@ def _open_core(cache_dir: Path | None) -> Any:
         ) from error
     core = openvino.Core()
     if cache_dir is not None:
+        _require_writable(cache_dir)
         core.set_property({"CACHE_DIR": str(cache_dir)})
     return core

@@ -112,7 +112,7 @@ def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
         resume=own["resume"],
         ray=own["ray"],
     )
-    click.echo(json.dumps(run_job(job), ensure_ascii=False))
+    click.echo(json.dumps(run_job(job)))
 
 
 def _params() -> list[click.Parameter]:

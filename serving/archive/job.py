@@ -19,6 +19,7 @@ from amlr.serving.archive.ray_data import run_ray
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, scan
 from amlr.serving.archive.worker import WorkerSettings, part_name, report_name
+from amlr.whole import stop_signals_raise
 
 # In chunks: a picture of more rows than that is given to several workers.
 _LONGEST_RUN = 10
@@ -88,7 +89,12 @@ def run_job(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     total = sum(chunk.rows for chunk in left)
     if left:
-        fresh.extend(show_progress(_start(job, plan, left), plan.rows, plan.rows - total))
+        try:
+            with stop_signals_raise():
+                fresh.extend(show_progress(_start(job, plan, left), plan.rows, plan.rows - total))
+        finally:
+            # Workers are gone, whatever ended them; what they had begun is of no use.
+            folder.remove("_run/aside")
     seconds = time.monotonic() - started
     summary = _summary(plan, reports + fresh) | {
         "resumed_rows": sum(report["rows"] for report in reports),

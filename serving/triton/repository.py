@@ -15,7 +15,7 @@ from amlr.serving.triton.ensemble import ensemble_models
 from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
 from amlr.serving.triton.pbtxt import to_text
 from amlr.serving.triton.readme import readme
-from amlr.whole import staged_folder
+from amlr.whole import check_place, is_empty, staged_folder
 
 MODELS, ENSEMBLE = "models", "ensemble"
 # Says that a folder is one of ours and may be replaced.
@@ -48,13 +48,14 @@ def write_repository(
         BundleError: The bundle cannot be read, or a file of it is damaged.
         ExportError: `out` exists and is something else.
     """
-    bundle = Bundle.open(source)
-    for name in bundle.manifest.files:
-        bundle.verified(name)
-    if out.exists() and not (out / MARKER).is_file():
+    check_place(out)
+    if out.exists() and not (out / MARKER).is_file() and not is_empty(out):
         raise ExportError(
             f"{out} exists and was not written by amlr-export --triton; choose another folder"
         )
+    bundle = Bundle.open(source)
+    for name in bundle.manifest.files:
+        bundle.verified(name)
     with staged_folder(out) as staging:
         parameters = EngineParameters(
             manifest_sha256=bundle.manifest_sha256, provider=provider, threads=threads

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from amlr.cli_support import CliError
+from amlr.cli_support import AmlrCommand, CliError
 
 _COMMANDS = {
     "train": ("amlr.training.cli", "train_command"),
@@ -18,7 +18,7 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(AmlrCommand, click.Group):
     """Import a room only when its command runs: `amlr tag` must not need torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -1,11 +1,14 @@
 """A bundle appears whole or not at all."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from amlr.errors import ExportError
+from amlr.errors import ExportError, InputError
 from amlr.export.staging import list_files, staged
 from amlr.runtime.manifest import MANIFEST
 
@@ -73,3 +76,103 @@ def test_listed_files_have_hashes(tmp_path: Path) -> None:
     assert list(entries) == ["onnx/a.bin"]
     assert entries["onnx/a.bin"].bytes == 3
     assert entries["onnx/a.bin"].sha256.startswith("ba7816bf")
+
+
+def test_a_link_stays_and_its_folder_is_replaced(tmp_path: Path) -> None:
+    with staged(tmp_path / "v1") as folder:
+        write_bundle(folder, "old")
+    (tmp_path / "current").symlink_to("v1")
+    with staged(tmp_path / "current") as folder:
+        write_bundle(folder, "new")
+    assert (tmp_path / "current").readlink() == Path("v1")
+    assert (tmp_path / "v1" / MANIFEST).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "v1"]
+
+
+def test_a_link_to_nothing_yet_gets_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to("v2")
+    with staged(tmp_path / "current") as folder:
+        write_bundle(folder, "new")
+    assert (tmp_path / "v2" / MANIFEST).read_text() == "new"
+    assert (tmp_path / "current").is_symlink()
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a" / "lost+found").mkdir(parents=True)
+    with staged(tmp_path / "a") as folder:
+        write_bundle(folder, "new")
+    assert (tmp_path / "a" / MANIFEST).read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["/", ".", "..", "file/below", "loop", "x" * 300, "/proc/new"])
+def test_places_that_cannot_be_are_refused_before_any_work(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (work / "file").write_text("")
+    (work / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="cannot"), staged(Path(name)):
+        pytest.fail("work began")
+    assert sorted(path.name for path in work.iterdir()) == ["file", "loop"]
+
+
+_ON_A_MOUNT = """
+import os, sys
+from pathlib import Path
+from amlr.errors import InputError
+from amlr.export.staging import staged
+from amlr.runtime.manifest import MANIFEST
+
+volume = Path(sys.argv[1])
+with staged(volume) as folder:
+    (folder / MANIFEST).write_text("new")
+assert os.listdir(volume) == [MANIFEST], os.listdir(volume)
+try:
+    with staged(volume):
+        raise AssertionError("work began")
+except InputError as error:
+    assert "mount point" in str(error)
+"""
+
+
+@pytest.mark.parametrize("mount", ["-t tmpfs none", '--bind "$2"'])
+def test_an_empty_volume_is_filled_and_a_full_one_refused(tmp_path: Path, mount: str) -> None:
+    volume = tmp_path / "a volume"
+    volume.mkdir()
+    shell = f'mount {mount} "$2" || exit 77; exec "$0" -c "$1" "$2"'
+    done = subprocess.run(
+        [*("unshare", "-m", "-r", "sh", "-c", shell), sys.executable, _ON_A_MOUNT, volume],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode in (1, 77) and "AssertionError" not in done.stderr:
+        pytest.skip(f"this user may not mount: {done.stderr.strip()[-100:]}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from amlr.export.staging import staged\n"
+        "with staged(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').write_text('x')\n"
+        f"    os.kill(os.getpid(), {int(number)}); time.sleep(10)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.plan")], capture_output=True
+    )
+    assert done.returncode in (128 + number, -number)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_handler_of_the_program_is_kept(tmp_path: Path) -> None:
+    old = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        mine = signal.getsignal(signal.SIGTERM)
+        with staged(tmp_path / "a.plan") as folder:
+            assert signal.getsignal(signal.SIGTERM) is mine
+            write_bundle(folder, "new")
+    finally:
+        signal.signal(signal.SIGTERM, old)

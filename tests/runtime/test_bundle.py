@@ -10,7 +10,7 @@ import pytest
 
 from amlr.errors import BundleError
 from amlr.runtime import Engine
-from amlr.runtime.bundle import Bundle
+from amlr.runtime.bundle import Bundle, read_manifest
 from amlr.runtime.inspection import describe
 from bundles import relist
 
@@ -166,3 +166,29 @@ def test_another_version_of_the_picture_steps_is_one_line(
     assert all(part in line and "\n" not in line for line in lines)
     if part:
         assert any(part in line for line in describe(Bundle.open(plan).manifest, ""))
+
+
+@pytest.mark.parametrize(
+    "name", ["onnx/fp32/weights.bin", "tokenizer.json", "manifest.json", "onnx"]
+)
+def test_linked_files_are_refused_by_name_everywhere(
+    tiny_plan: Path, tmp_path: Path, name: str
+) -> None:
+    plan = tmp_path / "linked.plan"
+    shutil.copytree(tiny_plan, plan)
+    (plan / name).rename(tmp_path / "blob")
+    (plan / name).symlink_to(tmp_path / "blob")
+    wanted = "onnx/" if name == "onnx" else name
+    for look in (
+        lambda: Bundle.open(plan),
+        lambda: read_manifest(plan),
+        lambda: Engine.load(plan, provider="onnxruntime"),
+    ):
+        with pytest.raises(BundleError, match=f"{wanted}.* is a link.*cp -rL"):
+            look()
+
+
+def test_a_bundle_behind_a_link_is_served(tiny_plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(tiny_plan)
+    with Engine.load(tmp_path / "current", provider="onnxruntime") as engine:
+        assert engine.tag("Paris").error is None

@@ -153,6 +153,7 @@ def test_replaces_its_own_and_nothing_else(tiny_plan: Path, tmp_path: Path) -> N
     write_repository(tiny_plan, out)
     assert not (out / "left over").exists()
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"x")
     with pytest.raises(ExportError, match="choose another folder"):
         write_repository(tiny_plan, tmp_path / "mine")
     shutil.copytree(tiny_plan, tmp_path / "bad.plan")

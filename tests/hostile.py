@@ -1,0 +1,187 @@
+"""Every option of every command with values that nobody should give.
+
+`python -m tests.hostile` runs all of it with inputs that work, and prints the counts; the suite
+runs a part (`test_hostile_options.py`). Options and values come from click's own parameter objects,
+so a new option is covered as soon as it exists.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+import amlr
+
+# Packages that only import inside a server of their own.
+_NOT_HERE = (
+    "amlr.kernels.device_pycuda",
+    "amlr.serving.triton",
+    "amlr.benchmarks.serving.litserve",
+)
+_INTEGERS = ("-1", "0", "x", "", "nan", "1e9", "99999999999999999999")
+_FLOATS = ("-1", "0", "nan", "inf", "-inf", "1e999", "x", "")
+_TEXTS = (
+    "",
+    " ",
+    ",",
+    "-1",
+    "nan",
+    "\udcff",
+    "x" * 5000,
+    "../..",
+    "\N{LATIN SMALL LETTER U WITH DIAERESIS}",
+)
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Every click command of the package by the name of its module, groups left out."""
+    found: dict[int, tuple[str, click.Command]] = {}
+    for module in pkgutil.walk_packages(amlr.__path__, "amlr."):
+        if module.name.startswith(_NOT_HERE):
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, click.Command) and not isinstance(value, click.Group):
+                found.setdefault(id(value), (module.name, value))
+    return dict(found.values())
+
+
+# Commands that need no input, with arguments that end them early.
+_END_EARLY = {
+    "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
+    "amlr.benchmarks.kernel_resources": ["--sm", "none"],
+    "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],
+}
+
+
+def missing_inputs(name: str, command: click.Command) -> list[str]:
+    """Arguments with which a command stops before it computes anything."""
+    words = list(_END_EARLY.get(name, ()))
+    for param in command.params:
+        if param.required and isinstance(param, click.Option):
+            is_number = isinstance(param.type, click.types.IntParamType)
+            words += [max(param.opts, key=len), "0" if is_number else "missing.plan"]
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Paths of the wrong kind."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / "folder").mkdir()
+        (self.folder / "empty").write_bytes(b"")
+        (self.folder / "bytes").write_bytes(bytes(range(256)) * 4)
+        (self.folder / "closed").write_bytes(b"x")
+        (self.folder / "closed").chmod(0)
+        (self.folder / "loop").symlink_to("loop")
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """As a user would give them."""
+        names = ("missing", "folder", "empty", "bytes", "closed", "loop", "empty/below")
+        places = [str(self.folder / name) for name in names]
+        return (*places, "/dev/full", "/proc/self/mem", "/proc/x", "", "\udcff", "x" * 300)
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What was tried."""
+
+    commands: int = 0
+    options: int = 0
+    values: int = 0
+    codes: dict[int, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def values_for(param: click.Parameter, places: Places) -> tuple[str, ...]:
+    """Hostile values of a parameter's type."""
+    kind = param.type
+    if isinstance(kind, click.Path | click.File):
+        return places.values
+    if isinstance(kind, click.Choice):
+        return ("", "nonsense", "\udcff")
+    if isinstance(kind, click.types.IntParamType):
+        return _INTEGERS
+    if isinstance(kind, click.types.FloatParamType):
+        return _FLOATS
+    return (*_TEXTS, *places.values[:4], "/dev/full")
+
+
+def arguments_for(param: click.Parameter, places: Places) -> Iterator[list[str]]:
+    """Command lines that give a parameter each hostile value, or its flag."""
+    is_option = isinstance(param, click.Option)
+    name = max(param.opts, key=len)
+    if isinstance(param, click.Option) and (param.is_flag or param.count):
+        yield [name]
+        yield [f"{name}=x"]
+        return
+    for value in values_for(param, places):
+        repeated = [value] * max(param.nargs, 1)
+        if not is_option:
+            yield ["--", *repeated]
+        elif param.nargs == 1:
+            # As one word, so that "-1" and "" are values.
+            yield [f"{name}={value}"]
+        else:
+            yield [name, *repeated]
+
+
+def without(words: list[str], param: click.Parameter) -> list[str]:
+    """Arguments less those that give a parameter itself."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif isinstance(param, click.Option) and word in param.opts:
+            skip = not param.is_flag
+        else:
+            kept.append(word)
+    return kept
+
+
+def fault_of(command: click.Command, words: list[str], stdin: bytes = b"") -> tuple[int, str]:
+    """Exit code, and what is wrong with how the command ended ("" where nothing is)."""
+    result = CliRunner().invoke(command, words, input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        error = result.exception
+        return result.exit_code, f"{type(error).__name__}: {str(error)[:150]}"
+    if result.exit_code not in (0, 1, 2):
+        return result.exit_code, f"exit code {result.exit_code}"
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    if "Traceback" in result.stderr:
+        return result.exit_code, "a traceback on stderr"
+    errors = [line for line in lines if line.startswith(("Error", "Usage", "Try"))]
+    if result.exit_code and len(errors) != 1:
+        return result.exit_code, f"{len(errors)} error lines: {' | '.join(errors)[:200]}"
+    if result.exit_code and lines[-1] != errors[0]:
+        return result.exit_code, f"the error is not the last line: {lines[-1][:150]}"
+    return result.exit_code, ""
+
+
+def drive(
+    name: str,
+    command: click.Command,
+    base: list[str],
+    places: Places,
+    counts: Counts,
+    stdin: bytes = b"",
+) -> None:
+    """Give every option of a command every hostile value beside arguments that work."""
+    counts.commands += 1
+    for param in command.params:
+        counts.options += 1
+        for given in arguments_for(param, places):
+            counts.values += 1
+            words = [*without(base, param), *given]
+            code, fault = fault_of(command, words, stdin)
+            counts.codes[code] = counts.codes.get(code, 0) + 1
+            if fault:
+                counts.faults.append(f"{name} {' '.join(given)[:90]!r}: {fault}")
