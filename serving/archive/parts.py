@@ -1,6 +1,8 @@
 """Writers of output parts: Parquet with typed columns, or JSON lines."""
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from amlr.runtime.results import Result
@@ -36,9 +38,36 @@ def schema(id_is_integer: bool, about: dict[str, str]) -> Any:
     return pa.schema(columns, metadata={f"amlr.{name}": text for name, text in about.items()})
 
 
+def plain_id(value: Any) -> Any:
+    """An id as text where JSON has no form for it; what JSON knows stays.
+
+    Decimals keep their digits, dates and times are ISO 8601, bytes are their UTF-8 text or, where
+    they are none, hexadecimal digits. Numbers that JSON lacks (NaN, infinities) become text too.
+
+    Example:
+        >>> import datetime, decimal
+        >>> plain_id(decimal.Decimal("10.50")), plain_id(datetime.date(2024, 2, 29))
+        ('10.50', '2024-02-29')
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, Mapping):
+        return {str(plain_id(name)): plain_id(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_id(item) for item in value]
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
 def record(row: Row, result: Result) -> dict[str, Any]:
     """One output row."""
-    return {"row": row.number, "id": row.id} | result.to_dict()
+    return {"row": row.number, "id": plain_id(row.id)} | result.to_dict()
 
 
 class ParquetPart:
@@ -58,7 +87,7 @@ class ParquetPart:
 
         for values in records:
             if self._text_ids and values["id"] is not None and not isinstance(values["id"], str):
-                values["id"] = json.dumps(values["id"], default=str)
+                values["id"] = json.dumps(values["id"], ensure_ascii=False)
         # Half a surrogate pair has no UTF-8 form.
         rows = _clean(records)
         self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
@@ -88,7 +117,7 @@ class JsonPart:
     def write(self, records: list[dict[str, Any]]) -> None:
         """Add rows."""
         for values in records:
-            text = json.dumps(_clean(values), ensure_ascii=False, default=str)
+            text = json.dumps(_clean(values), ensure_ascii=False)
             self._file.write(text.encode() + b"\n")
 
     def close(self) -> None:
