@@ -1,12 +1,13 @@
 """Every option of every command with values that nobody should give.
 
-`python -m tests.hostile` runs all of it with inputs that work, and prints the counts; the suite
-runs a part (`test_hostile_options.py`). Options and values come from click's own parameter objects,
-so a new option is covered as soon as it exists.
+`test_hostile_options.py` runs it; `python tests/hostile.py` prints the counts. Options and values
+come from click's own parameter objects, so a new option is covered as soon as it exists.
 """
 
 import importlib
+import os
 import pkgutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from click.testing import CliRunner
 
 import amlr
+from amlr.serving.server import Server
 
 # Packages that only import inside a server of their own.
 _NOT_HERE = (
@@ -74,7 +76,7 @@ class Places:
     folder: Path
 
     def __post_init__(self) -> None:
-        (self.folder / "folder").mkdir()
+        (self.folder / "folder").mkdir(parents=True)
         (self.folder / "empty").write_bytes(b"")
         (self.folder / "bytes").write_bytes(bytes(range(256)) * 4)
         (self.folder / "closed").write_bytes(b"x")
@@ -147,6 +149,15 @@ def without(words: list[str], param: click.Parameter) -> list[str]:
     return kept
 
 
+def _names_something(error: str, command: click.Command, words: list[str]) -> bool:
+    """Whether an error names an option, its value, or a file that was given."""
+    names = {option for param in command.params for option in (*param.opts, str(param.name))}
+    names |= {name.replace("_", " ") for name in names}
+    values = {word.partition("=")[2] or word for word in words}
+    names |= {value for text in values for value in (text, repr(text), Path(text).name)}
+    return any(name and name.lower() in error.lower() for name in names)
+
+
 def fault_of(command: click.Command, words: list[str], stdin: bytes = b"") -> tuple[int, str]:
     """Exit code, and what is wrong with how the command ended ("" where nothing is)."""
     result = CliRunner().invoke(command, words, input=stdin)
@@ -163,6 +174,8 @@ def fault_of(command: click.Command, words: list[str], stdin: bytes = b"") -> tu
         return result.exit_code, f"{len(errors)} error lines: {' | '.join(errors)[:200]}"
     if result.exit_code and lines[-1] != errors[0]:
         return result.exit_code, f"the error is not the last line: {lines[-1][:150]}"
+    if result.exit_code and not _names_something(errors[0], command, words):
+        return result.exit_code, f"names neither option nor file: {errors[0][:200]}"
     return result.exit_code, ""
 
 
@@ -185,3 +198,23 @@ def drive(
             counts.codes[code] = counts.codes.get(code, 0) + 1
             if fault:
                 counts.faults.append(f"{name} {' '.join(given)[:90]!r}: {fault}")
+
+
+def main() -> None:
+    """Drive all commands; print the counts, and every fault."""
+    folder = Path(tempfile.mkdtemp())
+    os.chdir(folder)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # A server that starts would never end.
+    Server.run = lambda self, **options: None  # type: ignore[method-assign]
+    places = Places(folder=folder / "places")
+    total = Counts()
+    for name, command in sorted(all_commands().items()):
+        drive(name, command, missing_inputs(name, command), places, total)
+    print(f"{total.commands} commands, {total.options} options, {total.values} values")
+    print(f"exit codes {dict(sorted(total.codes.items()))}, {len(total.faults)} faults")
+    print("\n".join(total.faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Hostile values of every option of every command: one line, exit code 0, 1 or 2, no traceback.
 
-Inputs that are needed are missing here, so that nothing is computed; what a value does later, in
-the work itself, is driven by `python -m tests.hostile` and by the tests of full disks below.
+Inputs that are needed are missing here, so that nothing is computed; what full disks, unwritable
+folders and encodings do to the work itself is tested below.
 """
 
 import os
@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import amlr.cli
 import hostile
+from amlr.cli_support import AmlrCommand
 from amlr.export.cli import export_command
 from amlr.runtime.cli import tag_command
 from amlr.serving.server import Server
@@ -56,6 +57,18 @@ def test_every_option_with_every_hostile_value(
     hostile.drive(name, command, hostile.missing_inputs(name, command), places, counts)
     assert counts.faults == []
     assert counts.values > counts.options
+
+
+def test_tagging_takes_every_hostile_value_to_its_end(
+    tiny_plan: Path, places: hostile.Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, counts = "amlr.serving.archive.cli", hostile.Counts()
+    base = ["--engine", str(tiny_plan), "--text", "Paris", "--check", "off"]
+    base += ["--provider", "onnxruntime-cpu"]
+    hostile.drive(name, hostile.all_commands()[name], base, places, counts)
+    assert counts.faults == []
+    assert counts.codes[0] > 50
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["tag", "--nonsense"], ["--nonsense"]])
@@ -169,7 +182,7 @@ def test_no_home_folder_is_one_line_and_the_cache_folder_helps(
 
 
 def test_numbers_that_nothing_can_mean_are_refused_whatever_the_option() -> None:
-    @click.command(cls=amlr.cli.AmlrCommand)
+    @click.command(cls=AmlrCommand)
     @click.option("--share", type=float)
     @click.option("--count", type=int)
     def command(share: float, count: int) -> None:

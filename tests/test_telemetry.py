@@ -67,12 +67,15 @@ class Seen:
         trace, report = folder / "trace", folder / "work" / "report.json"
         port = _port()
         strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={_TRACED}", "-o", trace]
+        before = strace if _HAS_STRACE else []
         words = [
             [module, name, [str(word).replace("PORT", str(port)) for word in arguments]]
             for module, name, arguments in commands
         ]
         done = subprocess.run(
-            [*(strace if _HAS_STRACE else []), sys.executable, WATCHED, report, str(port)],
+            list(
+                map(str, [*(strace if _HAS_STRACE else []), sys.executable, WATCHED, report, port])
+            ),
             input=json.dumps(words),
             env=_environment(home)
             | {"TMPDIR": str(folder / "work" / "tmp"), "OMP_NUM_THREADS": "1"}

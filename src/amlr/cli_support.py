@@ -160,9 +160,10 @@ def _allow_any_text(stream: Any) -> None:
 
 def _forget_output() -> None:
     """What stdout still holds cannot be written; Python would complain again at exit."""
-    if sys.stdout is sys.__stdout__:
+    stdout = sys.__stdout__
+    if stdout is not None and sys.stdout is stdout:
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 def progress(
