@@ -25,7 +25,7 @@ def demo_command(folder: Path) -> None:
     """Tag three sample posts with the bundle in FOLDER and say where the report is."""
     plan = folder / "amlr.plan"
     if not plan.is_dir():
-        raise InputError(f"no bundle at {plan}; run make demo")
+        raise InputError(f"{folder}: no bundle {plan.name} in it; run make demo")
     with Engine.load(plan) as engine:
         for item, seen, blind in choose(engine, generated_posts(LOOKED_AT)):
             click.echo(f"\n  {item.post.text}")

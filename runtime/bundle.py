@@ -163,7 +163,7 @@ def read_manifest(path: str | Path, manifest_sha256: str | None = None) -> tuple
     if not root.is_dir():
         raise BundleError(_not_a_folder(root))
     _refuse_link(root, MANIFEST)
-    content = _read(root / MANIFEST, MANIFEST, _MANIFEST_LIMIT)
+    content = _read(root / MANIFEST, str(root / MANIFEST), _MANIFEST_LIMIT)
     digest = hashlib.sha256(content).hexdigest()
     if manifest_sha256 is not None and digest != manifest_sha256.lower():
         raise BundleError(

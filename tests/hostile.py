@@ -24,6 +24,11 @@ _NOT_HERE = (
     "amlr.serving.triton",
     "amlr.benchmarks.serving.litserve",
 )
+_NOT_THE_OPTIONS = (
+    "Error: memory is too short",
+    "Error: no NVIDIA driver",
+    "Error: a run ended with code",
+)
 _INTEGERS = ("-1", "0", "x", "", "nan", "1e9", "99999999999999999999")
 _FLOATS = ("-1", "0", "nan", "inf", "-inf", "1e999", "x", "")
 _TEXTS = (
@@ -152,9 +157,15 @@ def without(words: list[str], param: click.Parameter) -> list[str]:
 def _names_something(error: str, command: click.Command, words: list[str]) -> bool:
     """Whether an error names an option, its value, or a file that was given."""
     names = {option for param in command.params for option in (*param.opts, str(param.name))}
-    names |= {name.replace("_", " ") for name in names}
-    values = {word.partition("=")[2] or word for word in words}
-    names |= {value for text in values for value in (text, repr(text), Path(text).name)}
+    # Settings that the library checks have other units: --wait-ms is max_wait_s there.
+    names |= {name.replace("_", " ") for name in names} | {n.rpartition("_")[0] for n in names}
+    values = {word.partition("=")[2] for word in words} | set(words)
+    names |= {v for t in values for v in (t, repr(t), Path(t).name, f"{Path(t)}:")}
+    # As stderr shows what it cannot encode.
+    names |= {name.encode("utf-8", "backslashreplace").decode() for name in names}
+    # What the machine lacks is no option's fault; nor is a run in a process of its own.
+    if error.startswith(_NOT_THE_OPTIONS):
+        return True
     return any(name and name.lower() in error.lower() for name in names)
 
 

@@ -73,9 +73,7 @@ class Seen:
             for module, name, arguments in commands
         ]
         done = subprocess.run(
-            list(
-                map(str, [*(strace if _HAS_STRACE else []), sys.executable, WATCHED, report, port])
-            ),
+            [str(word) for word in (*before, sys.executable, WATCHED, report, port)],
             input=json.dumps(words),
             env=_environment(home)
             | {"TMPDIR": str(folder / "work" / "tmp"), "OMP_NUM_THREADS": "1"}
