@@ -16,13 +16,16 @@ import click
 from click.testing import CliRunner
 
 import amlr
+from amlr.runtime.manifest import MANIFEST
 from amlr.serving.server import Server
 
-# Packages that only import inside a server of their own.
+# Modules that import only inside a server of their own, and a step of the GPU run that records
+# kernels for minutes before it looks at more than its folders.
 _NOT_HERE = (
     "amlr.kernels.device_pycuda",
     "amlr.serving.triton",
     "amlr.benchmarks.serving.litserve",
+    "amlr.benchmarks.gpu.kernel_steps",
 )
 _NOT_THE_OPTIONS = (
     "Error: memory is too short",
@@ -58,6 +61,7 @@ def all_commands() -> dict[str, click.Command]:
 
 # Commands that need no input, with arguments that end them early.
 _END_EARLY = {
+    "amlr.benchmarks.gpu.kit": ["--paper", "missing", "missing"],
     "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
     "amlr.benchmarks.kernel_resources": ["--sm", "none"],
     "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],
@@ -143,12 +147,12 @@ def arguments_for(param: click.Parameter, places: Places) -> Iterator[list[str]]
 def without(words: list[str], param: click.Parameter) -> list[str]:
     """Arguments less those that give a parameter itself."""
     kept: list[str] = []
-    skip = False
+    skip = 0
     for word in words:
         if skip:
-            skip = False
+            skip -= 1
         elif isinstance(param, click.Option) and word in param.opts:
-            skip = not param.is_flag
+            skip = 0 if param.is_flag else param.nargs
         else:
             kept.append(word)
     return kept
@@ -160,7 +164,11 @@ def _names_something(error: str, command: click.Command, words: list[str]) -> bo
     # Settings that the library checks have other units: --wait-ms is max_wait_s there.
     names |= {name.replace("_", " ") for name in names} | {n.rpartition("_")[0] for n in names}
     values = {word.partition("=")[2] for word in words} | set(words)
-    names |= {v for t in values for v in (t, repr(t), Path(t).name, f"{Path(t)}:")}
+    names |= {
+        v
+        for t in values
+        for v in (t, repr(t), Path(t).name, f"{Path(t)}:", f"{Path(t) / MANIFEST}")
+    }
     # As stderr shows what it cannot encode.
     names |= {name.encode("utf-8", "backslashreplace").decode() for name in names}
     # What the machine lacks is no option's fault; nor is a run in a process of its own.

@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 import click
 
 from amlr.benchmarks.gpu.kernel_times import kernel_times
+from amlr.cli_support import AmlrCommand
 from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.images import KernelSpec, compile_image
 
@@ -278,7 +279,7 @@ def _marked(row: dict[str, Any]) -> dict[str, Any]:
     return row | ({"dry_run": True} if _is_dry() else {})
 
 
-@click.command("kernel_steps")
+@click.command("kernel_steps", cls=AmlrCommand)
 @click.option("--kit", type=click.Path(path_type=Path), required=True, help="Filled when missing.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the rows.")
 @click.option("--smoke", is_flag=True, help="The shortest run of everything.")
