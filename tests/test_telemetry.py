@@ -50,7 +50,8 @@ def _environment(home: Path) -> dict[str, str]:
     kept = {
         name: text
         for name, text in os.environ.items()
-        if name not in amlr.telemetry.SWITCHES and not name.startswith(("XDG_", "AMLR_", "TORCH"))
+        if name not in amlr.telemetry.SWITCHES
+        and not name.startswith(("XDG_", "AMLR_", "TORCH", "MPL"))
     }
     path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
     return kept | {"HOME": str(home), "PYTHONPATH": path}

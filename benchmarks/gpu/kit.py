@@ -20,7 +20,7 @@ import numpy as np
 from amlr.benchmarks.gpu.recipe import FileTensor, Pool, Recipe, describe
 from amlr.cli_support import AmlrCommand
 from amlr.errors import ExportError, InputError
-from amlr.runtime.bundle import Bundle
+from amlr.runtime.bundle import Bundle, read_manifest
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import MANIFEST, REFERENCE, TOKENIZER
 from amlr.runtime.results import Post
@@ -312,6 +312,7 @@ def kit_command(
     if wheels is not None:
         add_wheels(out, wheels, say)
     if paper is not None:
+        read_manifest(paper[1])
         say("packing the paper preset")
         add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
     if small is not None:
