@@ -61,7 +61,7 @@ def all_commands() -> dict[str, click.Command]:
 
 # Commands that need no input, with arguments that end them early.
 _END_EARLY = {
-    "amlr.benchmarks.gpu.kit": ["--small", "missing"],
+    "amlr.benchmarks.gpu.kit": ["--paper", "missing", "missing"],
     "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
     "amlr.benchmarks.kernel_resources": ["--sm", "none"],
     "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],
