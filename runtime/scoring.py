@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.batching import Batch, Scores, split_batches
@@ -14,7 +15,7 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded, DecodesItself, ImageFeatures, Provider
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import UnitTable
-from amlr.runtime.windows import DecodedPost, PostScores, merge_windows, window_units
+from amlr.runtime.windows import DecodedPost, PostScores, merge_windows, units_of_windows
 
 Decode = Callable[[Batch, Sequence[ImageFeatures | None]], list[Decoded]]
 Outcome: TypeAlias = PostScores | DecodedPost | AmlrError | None
@@ -70,27 +71,39 @@ def score_texts(
     # Windows of one text are merged by their scores, so only whole texts are decoded at once.
     whole: list[_Window] = []
     others: list[_Window] = []
-    for index, text in enumerate(texts):
-        if isinstance(text, EncodedText):
-            place = whole if decode and len(text.windows) == 1 else others
-            for window in text.windows:
-                units = window_units(window, scales, every=every)
-                place.append(_Window(post=index, text=text, window=window, units=units))
+    placed = [
+        (index, text, window)
+        for index, text in enumerate(texts)
+        if isinstance(text, EncodedText)
+        for window in text.windows
+    ]
+    tables = units_of_windows([window for _, _, window in placed], scales, every=every)
+    for (index, text, window), units in zip(placed, tables, strict=True):
+        group = whole if decode and len(text.windows) == 1 else others
+        group.append(_Window(post=index, text=text, window=window, units=units))
     outcomes: list[Outcome] = [None] * len(texts)
-    for group, batch in _batches(bundle, provider, whole):
+    for rows, batch in _batches(bundle, provider, whole):
         assert decode is not None
-        members = [whole[i] for i in group]
-        found = decode(batch, [features[member.post] for member in members])
-        for member, own in zip(members, found, strict=True):
-            outcomes[member.post] = _decoded(member.text, own)
+        members = [whole[i] for i in rows]
+        decoded = decode(batch, [features[member.post] for member in members])
+        for member, of_post in zip(members, decoded, strict=True):
+            outcomes[member.post] = _decoded(member.text, of_post)
     scores: dict[int, Scores] = {}
-    for group, batch in _batches(bundle, provider, others):
-        own_scores = provider.score(batch, [features[others[i].post] for i in group])
-        scores.update(zip(group, batch.split(own_scores), strict=True))
-    for post, rows in groupby(range(len(others)), lambda i: others[i].post):
-        parts = [(others[i], scores[i]) for i in rows]
-        outcomes[post] = _merged(parts, scales, every)
+    all_finite = True
+    for rows, batch in _batches(bundle, provider, others):
+        of_batch = provider.score(batch, [features[others[i].post] for i in rows])
+        all_finite = all_finite and _is_finite(of_batch.unit_logits_mc, of_batch.emissions_ny)
+        scores.update(zip(rows, batch.split(of_batch), strict=True))
+    for post, places in groupby(range(len(others)), lambda i: others[i].post):
+        parts = [(others[i], scores[i]) for i in places]
+        merged = _merged(parts, scales, every)
+        is_finite = all_finite or _is_finite(merged.unit_logits_uc, merged.emissions_ty)
+        outcomes[post] = merged if is_finite else _not_finite()
     return outcomes
+
+
+def _is_finite(*arrays: npt.NDArray[np.float32]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 def _batches(
@@ -114,14 +127,10 @@ def _decoded(text: EncodedText, found: Decoded) -> DecodedPost | AmlrError:
     return DecodedPost(encoded=text, found=found) if np.isfinite(found.best) else _not_finite()
 
 
-def _merged(
-    parts: Sequence[tuple[_Window, Scores]], scales: int, every: bool
-) -> PostScores | AmlrError:
+def _merged(parts: Sequence[tuple[_Window, Scores]], scales: int, every: bool) -> PostScores:
     """One post out of its windows, in their order."""
-    units, scores = [window.units for window, _ in parts], [own for _, own in parts]
-    post = merge_windows(parts[0][0].text, units, scores, scales=scales, every=every)
-    is_finite = np.isfinite(post.unit_logits_uc).all() and np.isfinite(post.emissions_ty).all()
-    return post if is_finite else _not_finite()
+    units, scores = [window.units for window, _ in parts], [part for _, part in parts]
+    return merge_windows(parts[0][0].text, units, scores, scales=scales, every=every)
 
 
 def _not_finite() -> AmlrError:

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter, replace_surrogates
+from amlr.runtime.chunks import Chunk, ChunkReader
+from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]
 Spans = Sequence[tuple[int, int]] | Ints32
 AnyInts = TypeVar("AnyInts", Ints, Ints32)
-URL_PREFIXES = ("http://", "https://", "www.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,26 +106,6 @@ class EncodedText:
     windows: tuple[TextWindow, ...]
 
 
-def word_shape(word: str) -> int:
-    """Class 1..8 of a word's look: digits, symbols, lower, UPPER, X, Title, Mixed, other.
-
-    Example:
-        >>> [word_shape(w) for w in ("2015", "!", "a", "USA", "I", "Love", "McD", "iPhone")]
-        [1, 2, 3, 4, 5, 6, 7, 8]
-    """
-    if word.isdigit():
-        return 1
-    if word.islower():
-        return 3
-    if word.isupper():
-        return 4 if len(word) > 1 else 5
-    if not any(map(str.isalpha, word)):
-        return 2
-    if word[0].isupper():
-        return 6 if word[1:].islower() else 7
-    return 8
-
-
 def load_tokenizer(text: str) -> Any:
     """Build a `tokenizers.Tokenizer` from its JSON, without stored padding or truncation.
 
@@ -149,7 +129,7 @@ def load_tokenizer(text: str) -> Any:
 
 
 class TextEncoder:
-    """Tokenize posts. Safe to share between threads: nothing in it changes after construction."""
+    """Tokenize posts. Safe to share between threads."""
 
     def __init__(
         self, tokenizer: Any, spec: TextSpec, *, cls_id: int, sep_id: int, pad_id: int, unk_id: int
@@ -162,15 +142,21 @@ class TextEncoder:
             tokenizer = load_tokenizer(tokenizer.to_str())
         self.spec = spec
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = cls_id, sep_id, pad_id, unk_id
-        self._tokenizer = tokenizer
         self._splitter = WordSplitter(spec.word_rule, tokenizer.pre_tokenizer)
+        self._reader = ChunkReader(
+            tokenizer,
+            self._splitter.split,
+            url_text=spec.url_text,
+            unk_id=unk_id,
+            word_limit=spec.word_limit,
+        )
 
     def split(self, text: str) -> Ints32:
         """Words of free text as character spans, shape (N, 2), by the rule of the spec."""
         return self._splitter.split(text)
 
-    def prepare(self, text: str, spans: Spans | None = None) -> tuple[str, Ints32]:
-        """Check one post and settle its words, for `encode`.
+    def prepare(self, text: str, spans: Spans | None = None) -> tuple[str, Ints32 | None]:
+        """Check one post, for `encode_prepared`.
 
         Args:
             text: The text.
@@ -178,7 +164,7 @@ class TextEncoder:
                 word rule.
 
         Returns:
-            The text and its word spans, shape (N, 2).
+            The text, and the word spans as an array of shape (N, 2) where they were given.
 
         Raises:
             InputError: The text is no string or too long, or the spans do not fit it.
@@ -191,7 +177,7 @@ class TextEncoder:
                 "split it into several posts",
                 "text_too_long",
             )
-        return text, self.split(text) if spans is None else _check_spans(text, spans)
+        return text, None if spans is None else _check_spans(text, spans)
 
     def encode(self, posts: Iterable[tuple[str, Spans | None]]) -> list[EncodedText]:
         """Tokenize posts in one call of the tokenizer.
@@ -204,55 +190,32 @@ class TextEncoder:
         """
         return self.encode_prepared([self.prepare(text, spans) for text, spans in posts])
 
-    def encode_prepared(self, posts: Sequence[tuple[str, Ints32]]) -> list[EncodedText]:
+    def encode_prepared(self, posts: Sequence[tuple[str, Ints32 | None]]) -> list[EncodedText]:
         """Tokenize what `prepare` returned."""
-        words = [self._words(text, spans) for text, spans in posts]
-        encodings = iter(
-            self._tokenizer.encode_batch(
-                [w for w, _ in words if w], is_pretokenized=True, add_special_tokens=False
+        if not posts:
+            return []
+        flat = FlatTexts(self._reader.read(posts), self.cls_id, self.sep_id)
+        return [self._assemble(text, flat, place) for place, (text, _) in enumerate(posts)]
+
+    def _assemble(self, text: str, flat: "FlatTexts", place: int) -> EncodedText:
+        words, steps = flat.words(place), flat.steps(place)
+        spans = flat.spans_w2[words]
+        if not len(spans):
+            return EncodedText(text=text, word_spans_n2=spans, windows=())
+        if steps.stop - steps.start <= self.spec.max_tokens:
+            window = TextWindow(
+                input_ids_t=flat.ids_t[steps],
+                token_offsets_t2=flat.offsets_t2[steps],
+                shape_ids_t=flat.shapes_t[steps],
+                first_n=flat.first_w[words],
+                last_n=flat.last_w[words],
+                word_start=0,
             )
-        )
-        return [
-            self._assemble(text, spans, is_url, next(encodings))
-            if len(spans)
-            else EncodedText(text=text, word_spans_n2=spans, windows=())
-            for (text, spans), (_, is_url) in zip(posts, words, strict=True)
-        ]
-
-    def _words(self, text: str, spans: Ints32) -> tuple[list[str], npt.NDArray[np.bool_]]:
-        """Strings to tokenize, and which of them stand for another text (URLs)."""
-        text = replace_surrogates(text)
-        words = [text[start:end] for start, end in spans.tolist()]
-        is_url = np.zeros(len(words), np.bool_)
-        url_text = self.spec.url_text
-        if url_text is not None and ("://" in text or "www." in text.lower()):
-            for index, word in enumerate(words):
-                if word[:8].lower().startswith(URL_PREFIXES):
-                    words[index], is_url[index] = url_text, True
-        return words, is_url
-
-    def _assemble(
-        self, text: str, spans: Ints32, is_url: npt.NDArray[np.bool_], encoding: Any
-    ) -> EncodedText:
-        found = np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(spans))
-        counts = np.minimum(np.maximum(found, 1), self.spec.word_limit)
-        word_t = np.repeat(np.arange(len(spans)), counts)
-        first_n = np.cumsum(counts) - counts
-        source_t = (np.cumsum(found) - found - first_n)[word_t] + np.arange(len(word_t))
-        # One spare entry at the end: where a word gave no subword, its index may point there.
-        ids = np.array([*encoding.ids, self.unk_id], np.int64)
-        bounds = chain(chain.from_iterable(encoding.offsets), (0, 0))
-        offsets = np.fromiter(bounds, np.int32, 2 * len(ids)).reshape(-1, 2)
-        is_empty_t = (found == 0)[word_t]
-        ids_t = np.where(is_empty_t, self.unk_id, ids[source_t])
-        word_spans_t2 = spans[word_t]
-        offsets_t2 = np.where(
-            (is_empty_t | is_url[word_t])[:, None],
-            word_spans_t2,
-            np.minimum(offsets[source_t] + word_spans_t2[:, :1], word_spans_t2[:, 1:]),
-        )
-        shape_n = np.array([word_shape(text[start:end]) for start, end in spans.tolist()], np.int64)
-        shape_t = shape_n[word_t]
+            return EncodedText(text=text, word_spans_n2=spans, windows=(window,))
+        inner = slice(steps.start + 1, steps.stop - 1)
+        ids_t, offsets_t2 = flat.ids_t[inner], flat.offsets_t2[inner]
+        shape_t, first_n = flat.shapes_t[inner], flat.first_w[words] - 1
+        counts = flat.last_w[words] - first_n
         windows = []
         for word_start, word_end in _window_words(counts, self.spec):
             begin, end = first_n[word_start], first_n[word_end - 1] + counts[word_end - 1]
@@ -268,6 +231,75 @@ class TextEncoder:
                 )
             )
         return EncodedText(text=text, word_spans_n2=spans, windows=tuple(windows))
+
+
+class FlatTexts:
+    """Arrays over the words and steps of several texts; each text is a slice of them.
+
+    W words of all texts, T steps of all texts, two special tokens of each text that has words
+    included.
+
+    Attributes:
+        spans_w2: Characters of each word in its text.
+        first_w: Position of each word's first subword in its text.
+        last_w: Position of each word's last subword.
+        ids_t: Token ids.
+        offsets_t2: Characters of each subword in its text; specials (0, 0).
+        shapes_t: Shape class of the subword's word, 0 for specials.
+    """
+
+    def __init__(
+        self, texts: Sequence[Sequence[tuple[int, Chunk]]], cls_id: int, sep_id: int
+    ) -> None:
+        """Lay chunks out one after another."""
+        chunks = [chunk for of_text in texts for _, chunk in of_text]
+        starts = np.array([start for of_text in texts for start, _ in of_text], np.int32)
+        words_c = np.array([len(chunk.counts) for chunk in chunks], np.int64)
+        steps_c = np.array([len(chunk.ids) for chunk in chunks], np.int64)
+        bounds = np.cumsum([0, *map(len, texts)])
+        self._words = _sums(words_c, bounds)
+        steps = _sums(steps_c, bounds)
+        has_words = np.diff(self._words) > 0
+        self._steps = steps + 2 * np.concatenate([[0], np.cumsum(has_words)])
+
+        counts_w = _joined([chunk.counts for chunk in chunks], np.int64)
+        spans = _joined([chunk.spans for chunk in chunks], np.int32)
+        self.spans_w2 = (spans + np.repeat(starts, 2 * words_c)).reshape(-1, 2)
+        text_w = np.repeat(np.arange(len(texts)), np.diff(self._words))
+        last_w = np.cumsum(counts_w) - steps[:-1][text_w]
+        self.last_w = last_w.astype(np.int32)
+        self.first_w = (last_w - counts_w + 1).astype(np.int32)
+
+        total = int(self._steps[-1])
+        inner = np.ones(total, np.bool_)
+        begins, ends = self._steps[:-1][has_words], self._steps[1:][has_words] - 1
+        inner[begins] = inner[ends] = False
+        self.ids_t = np.empty(total, np.int64)
+        self.ids_t[inner] = _joined([chunk.ids for chunk in chunks], np.int64)
+        self.ids_t[begins], self.ids_t[ends] = cls_id, sep_id
+        self.offsets_t2 = np.zeros((total, 2), np.int32)
+        offsets = _joined([chunk.offsets for chunk in chunks], np.int32)
+        self.offsets_t2[inner] = (offsets + np.repeat(starts, 2 * steps_c)).reshape(-1, 2)
+        self.shapes_t = np.zeros(total, np.int64)
+        shapes_w = _joined([chunk.shapes for chunk in chunks], np.int64)
+        self.shapes_t[inner] = np.repeat(shapes_w, counts_w)
+
+    def words(self, place: int) -> slice:
+        """Words of one text."""
+        return slice(int(self._words[place]), int(self._words[place + 1]))
+
+    def steps(self, place: int) -> slice:
+        """Steps of one text, with its special tokens."""
+        return slice(int(self._steps[place]), int(self._steps[place + 1]))
+
+
+def _sums(values: Ints, bounds: Ints) -> Ints:
+    """Running sum of values at each bound."""
+    return np.concatenate([[0], np.cumsum(values)])[bounds]
+
+
+def _joined(parts: Sequence[tuple[int, ...]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.fromiter(chain.from_iterable(parts), dtype, sum(map(len, parts)))
 
 
 def _framed(values: AnyInts, first: int, last: int) -> AnyInts:

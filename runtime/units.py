@@ -6,7 +6,9 @@ T units of scale 1, then T - 1 of scale 2, and so on, each by its first step.
 Shape letters: N words, T subword steps, U units, K largest scale.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -78,19 +80,49 @@ def aligned_units(first_n: npt.ArrayLike, last_n: npt.ArrayLike, max_scale: int)
         >>> list(zip(units.start_word_u.tolist(), units.end_word_u.tolist()))
         [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
     """
-    first, last = np.asarray(first_n, np.int32), np.asarray(last_n, np.int32)
+    return aligned_units_of([(first_n, last_n)], max_scale)[0]
+
+
+def aligned_units_of(
+    windows: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], max_scale: int
+) -> list[UnitTable]:
+    """As `aligned_units` for several windows, in one pass over all their words.
+
+    Args:
+        windows: `first_n` and `last_n` of each.
+        max_scale: Longest unit K, in steps.
+    """
+    if not windows:
+        return []
+    counts = np.array([len(np.asarray(first)) for first, _ in windows], np.int64)
+    first = np.concatenate([np.asarray(first, np.int32) for first, _ in windows])
+    last = np.concatenate([np.asarray(last, np.int32) for _, last in windows])
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    # Words within their window, so that no unit begins before it.
+    place = np.arange(len(first), dtype=np.int32) - np.repeat(bounds[:-1], counts).astype(np.int32)
     # A word has at least one step, so no unit covers more than K words.
-    end = np.arange(len(first), dtype=np.int32)[:, None]
-    start = end - np.arange(max_scale - 1, -1, -1, dtype=np.int32)
-    end, start = np.broadcast_to(end, start.shape)[start >= 0], start[start >= 0]
-    scale = last[end] - first[start] + 1
-    kept = scale <= max_scale
-    return UnitTable(
-        start_word_u=start[kept],
-        end_word_u=end[kept],
-        start_step_u=first[start][kept],
-        scale_u=scale[kept].astype(np.int32),
+    back = np.arange(max_scale - 1, -1, -1, dtype=np.int32)
+    start = place[:, None] - back
+    first_of_start = first[np.maximum(np.arange(len(first))[:, None] - back, 0)]
+    scale = last[:, None] - first_of_start + 1
+    kept = (start >= 0) & (scale <= max_scale)
+    sizes = np.count_nonzero(kept, axis=1)
+    columns = (
+        start[kept],
+        np.repeat(place, sizes),
+        first_of_start[kept],
+        scale[kept].astype(np.int32),
     )
+    ends = np.concatenate([[0], np.cumsum(sizes)])[bounds].tolist()
+    return [
+        UnitTable(
+            start_word_u=columns[0][begin:end],
+            end_word_u=columns[1][begin:end],
+            start_step_u=columns[2][begin:end],
+            scale_u=columns[3][begin:end],
+        )
+        for begin, end in pairwise(ends)
+    ]
 
 
 def all_units(steps: int, max_scale: int) -> UnitTable:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from amlr.runtime.batching import Scores
 from amlr.runtime.providers.base import Decoded
 from amlr.runtime.text import EncodedText, TextWindow
-from amlr.runtime.units import UnitTable, aligned_units, all_units
+from amlr.runtime.units import UnitTable, aligned_units_of, all_units
 
 Floats = npt.NDArray[np.float32]
 Ints32 = npt.NDArray[np.int32]
@@ -57,9 +57,14 @@ class DecodedPost:
 
 def window_units(window: TextWindow, scales: int, *, every: bool) -> UnitTable:
     """Units to score in one window: word-aligned ones, or every one."""
+    return units_of_windows([window], scales, every=every)[0]
+
+
+def units_of_windows(windows: Sequence[TextWindow], scales: int, *, every: bool) -> list[UnitTable]:
+    """As `window_units` for several windows."""
     if every:
-        return all_units(len(window.input_ids_t), scales)
-    return aligned_units(window.first_n, window.last_n, scales)
+        return [all_units(len(window.input_ids_t), scales) for window in windows]
+    return aligned_units_of([(window.first_n, window.last_n) for window in windows], scales)
 
 
 def merge_windows(

@@ -94,7 +94,10 @@ class OnnxRuntimeEngines:
         path = str(self._bundle.graph_path(self._variant, graph))
         captures = True
         for captures in (True, False):
-            provider = ("CUDAExecutionProvider", cuda_options(stream, captures=captures))
+            settings = cuda_options(
+                stream, captures=captures, exact=self._variant.precision == "fp32"
+            )
+            provider = ("CUDAExecutionProvider", settings)
             try:
                 session = library.InferenceSession(path, options, providers=[provider])
                 break
@@ -119,7 +122,7 @@ class OnnxRuntimeEngines:
         """Sessions of the library went with those of the provider."""
 
 
-def cuda_options(stream: Stream, *, captures: bool) -> dict[str, str]:
+def cuda_options(stream: Stream, *, captures: bool, exact: bool) -> dict[str, str]:
     """Options of the CUDA provider: the session's stream, and float32 that is float32.
 
     Args:
@@ -127,13 +130,15 @@ def cuda_options(stream: Stream, *, captures: bool) -> dict[str, str]:
         captures: Let the library refuse graphs that copy from the host within a run, as it does
             before it captures. Each run then tells it not to: the session captures more than one
             graph at a time, with the copies and the decoder around them.
+        exact: Keep float32 products in float32. Without TF32 the library also drops convolutions
+            in float16 on tensor cores, so that float16 graphs do without this.
     """
     return {
         "device_id": "0",
         "user_compute_stream": str(stream.handle),
         "do_copy_in_default_stream": "1",
         # TF32 has ten bits of mantissa; it is on unless told otherwise.
-        "use_tf32": "0",
+        "use_tf32": str(int(not exact)),
         # The exhaustive search runs again for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         # Otherwise fused norms of float16 graphs take mean and square in float16.

@@ -1,10 +1,15 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from amlr.errors import InputError
-from amlr.runtime.text import TextEncoder, TextSpec, load_tokenizer, word_shape
+from amlr.runtime import chunks
+from amlr.runtime.chunks import word_shape
+from amlr.runtime.text import TextEncoder, TextSpec, load_tokenizer
 from encoders import byte_level_encoder, wordpiece_encoder
 from tiny import tiny_tokenizer
 
@@ -47,6 +52,56 @@ def test_urls_stand_for_one_text_and_keep_their_characters() -> None:
     assert {tuple(o) for o in window.token_offsets_t2[url].tolist()} == {(2, 23)}
     (kept,) = wordpiece_encoder(url_text=None).encode([(text, None)])
     assert len(kept.windows[0].input_ids_t) > len(window.input_ids_t)
+
+
+ODD = "aB7 \n\u00a0\u200b\ufeff#@é\u0301東-'’.…😀🏳️🌈\u200d&\t\ud800\u2028\x1c\x85_"
+ODD_TEXTS = st.lists(
+    st.sampled_from([*ODD, "http://x.y/z", "www.a", "U.S.", "3,000", "'s", "1\ufe0f\u20e3", "  "]),
+    max_size=30,
+).map("".join)
+
+
+@pytest.mark.parametrize("make", [wordpiece_encoder, byte_level_encoder])
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(ODD_TEXTS, max_size=4))
+def test_chunks_that_were_seen_before_give_what_whole_texts_give(
+    make: Callable[..., TextEncoder], texts: list[str]
+) -> None:
+    by_chunks, whole = make(max_tokens=24, overlap_tokens=6), make(max_tokens=24, overlap_tokens=6)
+    assert by_chunks._reader._keeps
+    whole._reader._keeps = False
+    posts = [(text, None) for text in texts]
+    first, expected = by_chunks.encode(posts), whole.encode(posts)
+    for encoded in (first, by_chunks.encode(posts)):
+        for one, other in zip(encoded, expected, strict=True):
+            assert one.word_spans_n2.tolist() == other.word_spans_n2.tolist()
+            assert len(one.windows) == len(other.windows)
+            for a, b in zip(one.windows, other.windows, strict=True):
+                for name in ("input_ids_t", "token_offsets_t2", "shape_ids_t", "first_n", "last_n"):
+                    assert getattr(a, name).tolist() == getattr(b, name).tolist()
+                    assert getattr(a, name).dtype == getattr(b, name).dtype
+
+
+def test_what_is_kept_of_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "MOST_CHUNKS", 10)
+    encoder = wordpiece_encoder()
+    encoder.encode([(" ".join(f"w{i}" for i in range(200)), None), ("x" * 500, None)])
+    for start in range(0, 60, 4):
+        text = " ".join(f"v{i}" for i in range(start, start + 4))
+        (encoded,) = encoder.encode([(text, None)])
+        assert len(encoded.word_spans_n2) == 4
+        assert len(encoder._reader._known) <= 10
+    assert all(len(text) <= chunks.LONGEST_CHUNK for text in encoder._reader._known)
+
+
+def test_words_whose_subwords_depend_on_their_place_are_tokenized_together() -> None:
+    pieces = [("<unk>", 0.0), *((char, -1.0) for char in "▁abcdefghijklmnopqrstuvwxyzKP#2017ï")]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    encoder = TextEncoder(tokenizer, TextSpec(), cls_id=1, sep_id=1, pad_id=0, unk_id=0)
+    assert not encoder._reader._keeps
+    (encoded,) = encoder.encode([("a b", None)])
+    assert len(encoded.word_spans_n2) == 2
 
 
 def test_a_word_without_subwords_becomes_unknown() -> None:
