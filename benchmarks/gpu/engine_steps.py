@@ -99,7 +99,8 @@ def small(context: Context) -> Iterator[Row]:
         )
         exact = precision in ("fp32", "escalate")
         yield compared(context, SMALL, f"{what} {precision}", load, exact=exact)
-    yield certificates(context, bundle)
+    if "fp16" in _precisions(bundle):
+        yield certificates(context, bundle)
     for precision in _precisions(bundle):
         with Engine.load(
             bundle.path, provider=context.provider, precision=precision, check="off"
