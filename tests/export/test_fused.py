@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from amlr.errors import ExportError
 from amlr.export.cli import export_command
 from amlr.export.fused import variant as fused
 from amlr.export.fused.fusion import first_place, grid_places, part_rows
 from amlr.export.fused.variant import Models, Parts, build, check_twins, recognise
-from amlr.export.fused.writer import Arithmetic
+from amlr.export.fused.writer import Arithmetic, Writer
 from amlr.export.graphs import build_graphs
 from amlr.export.precision.emulate import open_session
 from amlr.export.precision.graph_tools import prepare
@@ -199,6 +199,38 @@ def test_no_tensor_moves_between_host_and_device(case: Case) -> None:
                 assert all(i in host or i in constants for i in node.input), node.name
                 host.update(node.output)
         assert not host & {output.name for output in graph.output}
+
+
+def test_the_mask_of_lengths_and_starts_is_made_of_the_mask_alone(case: Case) -> None:
+    """With bounds from the host (`Shape`, `Range`), an H100 computed too short a mask."""
+    masks = 0
+    for name in ("text", fused.MERGED):
+        graph = case.models[Arithmetic.HALF][name].graph
+        made_by = {output: node for node in graph.node for output in node.output}
+        # The fourth input is the mask; a bias by distance comes in another place.
+        waiting = [node.input[3] for node in graph.node if node.op_type == "Attention"]
+        kinds: set[str] = set()
+        while waiting:
+            node = made_by.get(waiting.pop())
+            if node is not None:
+                kinds.add(node.op_type)
+                waiting += node.input
+        assert not kinds & {"Shape", "Size", "Range"}, (name, kinds)
+        masks += "Concat" in kinds
+    # MPNet's bias by distance is its mask.
+    assert masks == (2 if case.parts.text and case.parts.text.distances is None else 0)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_constants_keep_their_shape(shape: tuple[int, ...]) -> None:
+    """A scalar stays one: `Range` takes its bounds and `CumSum` its axis as scalars."""
+    store: dict[str, TensorProto] = {}
+    out = Writer("constants", Arithmetic.HALF, store=store)
+    value = np.array(np.arange(np.prod(shape, dtype=int)).reshape(shape), order="F")
+    assert out.constant("value", value) == "value"
+    stored = numpy_helper.to_array(store["value"])
+    assert stored.shape == shape
+    assert (stored == value).all()
 
 
 def _takes_from_host(node: NodeProto, places: list[int]) -> bool:
