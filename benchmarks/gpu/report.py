@@ -1,25 +1,34 @@
-"""Tables of a run: `python -m amlr.benchmarks.gpu.report results.jsonl > report.md`."""
+"""Tables of a run: `python -m amlr.benchmarks.gpu.report results.jsonl > report.md`.
 
+`--svg FILE` draws milliseconds by batch size instead.
+"""
+
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from amlr.benchmarks.gpu.rows import Row, read_rows
 
-# What identifies a row, in this order; the card stands above the tables.
-_HIDDEN = ("step", "kind", "card", "failed")
+# The step and the card stand above the tables.
+_HIDDEN = ("step", "kind", "card", "device", "failed")
 # Left out of the short form: the same everywhere, or long.
 _LONG = ("runs", "tokens", "first_s", "output", "lines", "slowest", "dry_run")
 _CELL_CHARS = 60
 # The device tool returns the last 12,000 characters of what was printed.
 SUMMARY_CHARS = 11_000
+# What the picture shows: more lines would hide one another.
+_DRAWN = {"eager": "tab:gray", "plain": "tab:blue", "captured": "tab:orange",
+          "engine": "tab:red"}  # fmt: skip
+# Milliseconds of one batch: what runs, then system, then batch size.
+Speed = dict[str, dict[str, dict[int, Row]]]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """All rows of the file as one page; of several runs each step's rows follow one another."""
-    return "\n".join(["# amlr on a GPU", "", *_cards(rows), *_steps(rows), *_tables(rows)]) + "\n"
+    return "\n".join(["# amlr on a GPU", "", *_cards(rows), *_steps(rows), *speed_tables(rows),
+                      *_tables(rows)]) + "\n"  # fmt: skip
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -29,13 +38,11 @@ def summary(rows: Sequence[Row]) -> str:
     lines = [*_cards(last)]
     for step, group in _by_step(last):
         lines.append(f"[{step}] {_ending(last, step)}")
-        previous: tuple[str, ...] = ()
-        for row in group:
-            keys = tuple(name for name in row if name not in (*_HIDDEN, *_LONG))
-            if keys != previous:
-                lines.append("  " + " ".join(keys))
-            previous = keys
-            lines.append("  " + " ".join(_cell(row[name])[:_CELL_CHARS] for name in keys))
+        for names, table in _by_columns(group, (*_HIDDEN, *_LONG)):
+            lines.append("  " + " ".join(names))
+            for row in table:
+                cells = (_cell(row[name])[:_CELL_CHARS] if name in row else "-" for name in names)
+                lines.append("  " + " ".join(cells))
     lines += [f"[{step}] {_ending(last, step)}" for step in _without_rows(last)]
     text = "\n".join(lines)
     return text if len(text) <= SUMMARY_CHARS else text[:SUMMARY_CHARS] + "\n(cut; see the file)"
@@ -80,21 +87,105 @@ def _steps(rows: Sequence[Row]) -> Iterator[str]:
 
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
     for step, group in _by_step(rows):
-        yield ""
-        yield f"## {step}"
+        yield from ("", f"## {step}")
+        for names, table in _by_columns(group, _HIDDEN):
+            yield from (
+                "",
+                *_table(names, [[row.get(name, "") for name in names] for row in table]),
+            )
 
-        def columns(row: Row) -> tuple[str, ...]:
-            return tuple(name for name in row if name not in _HIDDEN)
 
-        for names, part in groupby(group, key=columns):
-            yield ""
-            yield f"| {' | '.join(names)} |"
-            yield "|" + "---|" * len(names)
-            for row in part:
-                yield f"| {' | '.join(_cell(row[name]) for name in names)} |"
+def _by_columns(
+    rows: Sequence[Row], hidden: Sequence[str]
+) -> Iterator[tuple[list[str], list[Row]]]:
+    """Rows that begin with the same column are one table; it has the columns of all of them."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows:
+        tables.setdefault(next((name for name in row if name not in hidden), ""), []).append(row)
+    for table in tables.values():
+        names = dict.fromkeys(name for row in table for name in row if name not in hidden)
+        yield list(names), table
+
+
+def _table(names: Sequence[str], cells: Sequence[Sequence[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(names)} |"
+    yield "|" + "---|" * len(names)
+    for row in cells:
+        yield f"| {' | '.join(map(_cell, row))} |"
+
+
+def speed(rows: Sequence[Row]) -> Speed:
+    """The timed rows of PyTorch, onnxruntime and the engine; of several runs the last."""
+    timed: Speed = {}
+    for row in rows:
+        if "host_ms" in row and "mode" in row:
+            precision = (row.get("variant") or row["precision"]).removesuffix("-cuda")
+            system = f"{precision} {row['mode']}"
+            timed.setdefault(row["what"], {}).setdefault(system, {})[row["batch"]] = row
+    return {what: dict(sorted(systems.items())) for what, systems in timed.items()}
+
+
+def speed_tables(rows: Sequence[Row]) -> Iterator[str]:
+    """A table for texts, pictures and both: device and host milliseconds by batch size."""
+    for what, systems in speed(rows).items():
+        batches = sorted({batch for by_batch in systems.values() for batch in by_batch})
+        yield from ("", f"## {what}: device / host ms", "")
+        cells = [
+            [system, *(_milliseconds(by_batch.get(batch)) for batch in batches)]
+            for system, by_batch in systems.items()
+        ]
+        yield from _table(["system", *(f"B = {batch}" for batch in batches)], cells)
+
+
+def _milliseconds(row: Row | None) -> str:
+    if row is None:
+        return ""
+    # The engine's time on the device is unknown in a dry run.
+    times = (row["device_ms"], row["host_ms"])
+    return " / ".join(f"{time:.2f}" if time != "" else "-" for time in times)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Host milliseconds of one batch by batch size, a panel for texts and one for pictures.
+
+    Raises:
+        ValueError: Nothing was timed.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    timed = speed(rows)
+    if not timed:
+        raise ValueError("no row has a mode and host_ms: nothing was timed")
+    # The same file for the same rows: ids from a seed, no date, texts as texts.
+    with mpl.rc_context({"svg.hashsalt": "amlr", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, what in ((left, "text+fusion"), (right, "image")):
+            systems = timed.get(what, {})
+            for system, by_batch in systems.items():
+                precision, _, mode = system.rpartition(" ")
+                if mode not in _DRAWN:
+                    continue
+                batches = sorted(by_batch)
+                times = [by_batch[batch]["host_ms"] for batch in batches]
+                style = {"fp16": "-", "fp32": "--"}.get(precision, ":")
+                axes.plot(batches, times, style, label=system, color=_DRAWN[mode], marker="o",
+                          linewidth=2.6 if mode == "engine" else 1.4)  # fmt: skip
+            axes.set(title=what, xlabel="batch size", xscale="log", yscale="log")
+            axes.set_xticks(sorted({batch for by_batch in systems.values() for batch in by_batch}))
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(alpha=0.3)
+        left.set_ylabel("ms a batch, host clock")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
@@ -104,12 +195,20 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     """Entry point."""
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m amlr.benchmarks.gpu.report results.jsonl > report.md")
-    path = Path(sys.argv[1])
-    if not path.is_file():
-        raise SystemExit(f"no results at {path}; run python -m amlr.benchmarks.gpu first")
-    sys.stdout.write(markdown(read_rows(path)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--svg", type=Path, help="draw there instead of printing tables")
+    args = parser.parse_args()
+    if not args.results.is_file():
+        raise SystemExit(f"no results at {args.results}; run python -m amlr.benchmarks.gpu first")
+    rows = read_rows(args.results)
+    if not args.svg:
+        sys.stdout.write(markdown(rows))
+        return
+    try:
+        draw(rows, args.svg)
+    except ValueError as error:
+        raise SystemExit(f"{args.results}: {error}") from error
 
 
 if __name__ == "__main__":
