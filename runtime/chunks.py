@@ -1,12 +1,12 @@
 """Words and subwords of text by chunks, the runs of characters between white space.
 
-No word rule and no tokenizer looks past white space, so a chunk always gives the same words and
-subwords, and most chunks of a post were seen before. What a chunk gave is kept; the chunks of a
+No word rule looks past white space, and every word is tokenized on its own, so a chunk always gives
+the same words and subwords, and most chunks of a post were seen before. What a chunk gave is kept; the chunks of a
 call that are new go through the word rule and the tokenizer together.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,11 +17,10 @@ from amlr.runtime.pieces import SOLID
 from amlr.runtime.words import replace_surrogates
 
 Spans = npt.NDArray[np.int32]
+Tokens = tuple[list[int], list[tuple[int, int]]]
 URL_PREFIXES = ("http://", "https://", "www.")
 # Some 700 bytes a chunk.
 MOST_CHUNKS, LONGEST_CHUNK = 20_000, 64
-# Tokenized alone and together at load: where that differs, a word's subwords depend on its place.
-_PROBE = ("Kevin", "in", "#Paris", "2017", "naïve", "ok")
 
 
 class Chunk(NamedTuple):
@@ -85,7 +84,6 @@ class ChunkReader:
         """
         self._tokenizer, self._split = tokenizer, split
         self._url_text, self._unk_id, self._limit = url_text, unk_id, word_limit
-        self._keeps = _words_are_independent(tokenizer)
         self._known: dict[str, Chunk] = {}
         self._lock = threading.Lock()
 
@@ -95,8 +93,6 @@ class ChunkReader:
         Args:
             texts: Text and the spans of its words, or None for the word rule.
         """
-        if not self._keeps:
-            return [self._whole(text, spans) for text, spans in texts]
         placed = [
             [(m.start(), m.group()) for m in SOLID.finditer(replace_surrogates(text))]
             if spans is None
@@ -146,15 +142,15 @@ class ChunkReader:
             chunks.append(_chunk(text, of_chunk, [next(tokens) for _ in of_chunk]))
         return chunks
 
-    def _whole(self, text: str, spans: Spans | None) -> list[tuple[int, Chunk]]:
-        """A text as one chunk, its words tokenized together."""
+    def _whole(self, text: str, spans: Spans) -> list[tuple[int, Chunk]]:
+        """A text whose words were given, as one chunk."""
         text = replace_surrogates(text)
-        words = [(a, b) for a, b in (self._split(text) if spans is None else spans).tolist()]
+        words = [(a, b) for a, b in spans.tolist()]
         if not words:
             return []
         return [(0, _chunk(text, words, list(self._tokenize([text[a:b] for a, b in words]))))]
 
-    def _tokenize(self, words: Sequence[str]) -> "Any":
+    def _tokenize(self, words: Sequence[str]) -> Iterator[Tokens]:
         """Ids and offsets within the word, for each word; at least one subword each."""
         urls = [
             self._url_text is not None and word[:8].lower().startswith(URL_PREFIXES)
@@ -177,7 +173,7 @@ def _tokens(
     encoding: Any,
     unk_id: int,
     limit: int,
-) -> "Any":
+) -> Iterator[Tokens]:
     ids, offsets, begin = encoding.ids, encoding.offsets, 0
     for word, is_url, count in zip(words, urls, counts, strict=True):
         end = begin + min(count, limit)
@@ -192,7 +188,7 @@ def _tokens(
 def _chunk(
     text: str,
     words: Sequence[tuple[int, int]],
-    tokens: Sequence[tuple[list[int], list[tuple[int, int]]]],
+    tokens: Sequence[Tokens],
 ) -> Chunk:
     return Chunk(
         spans=tuple(chain.from_iterable(words)),
@@ -206,11 +202,3 @@ def _chunk(
             for place in pair
         ),
     )
-
-
-def _words_are_independent(tokenizer: Any) -> bool:
-    """Whether a word's subwords do not depend on the words around it."""
-    encode = tokenizer.encode_batch
-    (together,) = encode([list(_PROBE)], is_pretokenized=True, add_special_tokens=False)
-    alone = encode([[word] for word in _PROBE], is_pretokenized=True, add_special_tokens=False)
-    return list(together.ids) == [i for encoding in alone for i in encoding.ids]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from amlr.errors import InputError
 from amlr.runtime import chunks
@@ -67,12 +66,11 @@ ODD_TEXTS = st.lists(
 def test_chunks_that_were_seen_before_give_what_whole_texts_give(
     make: Callable[..., TextEncoder], texts: list[str]
 ) -> None:
-    by_chunks, whole = make(max_tokens=24, overlap_tokens=6), make(max_tokens=24, overlap_tokens=6)
-    assert by_chunks._reader._keeps
-    whole._reader._keeps = False
+    encoder = make(max_tokens=24, overlap_tokens=6)
+    # Words that are given go through the tokenizer together.
+    expected = encoder.encode([(text, encoder.split(text)) for text in texts])
     posts = [(text, None) for text in texts]
-    first, expected = by_chunks.encode(posts), whole.encode(posts)
-    for encoded in (first, by_chunks.encode(posts)):
+    for encoded in (encoder.encode(posts), encoder.encode(posts)):
         for one, other in zip(encoded, expected, strict=True):
             assert one.word_spans_n2.tolist() == other.word_spans_n2.tolist()
             assert len(one.windows) == len(other.windows)
@@ -92,16 +90,6 @@ def test_what_is_kept_of_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(encoded.word_spans_n2) == 4
         assert len(encoder._reader._known) <= 10
     assert all(len(text) <= chunks.LONGEST_CHUNK for text in encoder._reader._known)
-
-
-def test_words_whose_subwords_depend_on_their_place_are_tokenized_together() -> None:
-    pieces = [("<unk>", 0.0), *((char, -1.0) for char in "▁abcdefghijklmnopqrstuvwxyzKP#2017ï")]
-    tokenizer = Tokenizer(models.Unigram(pieces, 0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    encoder = TextEncoder(tokenizer, TextSpec(), cls_id=1, sep_id=1, pad_id=0, unk_id=0)
-    assert not encoder._reader._keeps
-    (encoded,) = encoder.encode([("a b", None)])
-    assert len(encoded.word_spans_n2) == 2
 
 
 def test_a_word_without_subwords_becomes_unknown() -> None:
