@@ -1,8 +1,8 @@
 """Words and subwords of text by chunks, the runs of characters between white space.
 
 No word rule looks past white space, and every word is tokenized on its own, so a chunk always gives
-the same words and subwords, and most chunks of a post were seen before. What a chunk gave is kept; the chunks of a
-call that are new go through the word rule and the tokenizer together.
+the same words and subwords, and most chunks of a post were seen before. What a chunk gave is kept;
+the chunks of a call that are new go through the word rule and the tokenizer together.
 """
 
 import threading
