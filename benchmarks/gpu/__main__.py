@@ -33,6 +33,7 @@ FolderPath = click.Path(path_type=Path, file_okay=False)
 @click.option("--budget", type=float, default=420.0, show_default=True, help="Seconds in all.")
 @click.option("--smoke", is_flag=True, help="One repetition of everything.")
 @click.option("--steps", default="", help="Comma-separated names; all by default.")
+@click.option("--variants", default="", help="Comma-separated variants; all by default.")
 @click.option("--dry-run", is_flag=True, help="Walk every step on the CPU, at tiny sizes.")
 @click.option(
     "--work",
@@ -41,7 +42,14 @@ FolderPath = click.Path(path_type=Path, file_okay=False)
     help="Takes unpacked wheels and bundles [default: amlr-gpu in the system's temporary folder].",
 )
 def gpu_command(
-    kit: Path, out: Path, budget: float, smoke: bool, steps: str, dry_run: bool, work: Path
+    kit: Path,
+    out: Path,
+    budget: float,
+    smoke: bool,
+    steps: str,
+    variants: str,
+    dry_run: bool,
+    work: Path,
 ) -> None:
     """Measure on this machine's NVIDIA GPU; append rows to results.jsonl, print a table.
 
@@ -58,7 +66,7 @@ def gpu_command(
         raise InputError(f"no kit at {kit}; fill one with: python -m amlr.benchmarks.gpu.kit")
     run = Run(
         kit=kit.resolve(), out=out.resolve(), work=work.resolve(), budget=budget, smoke=smoke,
-        dry=dry_run, steps=chosen,
+        dry=dry_run, steps=chosen, variants=tuple(filter(None, variants.split(","))),
     )  # fmt: skip
     good = orchestrate(run, say=lambda line: click.echo(line, err=True))
     click.echo(summary(read_rows(run.out / RESULTS)))

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
 
 TOKENS = 40
@@ -28,6 +30,7 @@ class Context:
         out: Takes results.
         smoke: One repetition of everything.
         dry: On the CPU, with stand-ins for what needs a GPU.
+        variants: Names of the variants to measure; empty for all of a bundle.
     """
 
     kit: Path
@@ -35,6 +38,7 @@ class Context:
     out: Path
     smoke: bool = False
     dry: bool = False
+    variants: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:
@@ -59,6 +63,14 @@ class Context:
         import torch
 
         return str(torch.cuda.get_device_name(0))
+
+    def variants_of(self, bundle: Bundle) -> dict[str, Variant]:
+        """The variants of a bundle that are measured."""
+        return {
+            name: variant
+            for name, variant in bundle.manifest.variants.items()
+            if not self.variants or name in self.variants
+        }
 
     def sizes(self, *sizes: int) -> tuple[int, ...]:
         """Batch sizes to measure; a dry run takes small ones."""

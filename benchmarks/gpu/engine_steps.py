@@ -31,7 +31,7 @@ def decoders(context: Context) -> Iterator[Row]:
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
     posts = context.posts(PAPER)
-    for precision in _precisions(bundle):
+    for precision in _precisions(context, bundle):
         try:
             with Engine.load(
                 bundle.path, provider=context.provider, precision=precision, check="off"
@@ -72,7 +72,7 @@ def end_to_end(context: Context) -> Iterator[Row]:
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
     posts = context.posts(PAPER)
-    for precision in _precisions(bundle):
+    for precision in _precisions(context, bundle):
         try:
             with Engine.load(
                 bundle.path, provider=context.provider, precision=precision, check="off"
@@ -87,21 +87,21 @@ def small(context: Context) -> Iterator[Row]:
     """The trained bundle's entities against the carried ones: float32, float16, certified."""
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(SMALL))
-    for name, variant in bundle.manifest.variants.items():
+    for name, variant in context.variants_of(bundle).items():
         is_fp32 = variant.precision == "fp32"
         provider = DirectProvider(context, bundle, variant, tf32=False)
         direct = partial(Engine, bundle, provider, variant=variant)
         yield compared(context, SMALL, f"sessions {name}", direct, exact=is_fp32)
-    loads = [(precision, "engine") for precision in _precisions(bundle)]
+    loads = [(precision, "engine") for precision in _precisions(context, bundle)]
     for precision, what in [*loads, ("escalate", "certified")]:
         load: Callable[[], Engine] = partial(
             Engine.load, bundle.path, provider=context.provider, precision=precision, check="off"
         )
         exact = precision in ("fp32", "escalate")
         yield compared(context, SMALL, f"{what} {precision}", load, exact=exact)
-    if "fp16" in _precisions(bundle):
+    if "fp16" in _precisions(context, bundle):
         yield certificates(context, bundle)
-    for precision in _precisions(bundle):
+    for precision in _precisions(context, bundle):
         with Engine.load(
             bundle.path, provider=context.provider, precision=precision, check="off"
         ) as engine:
@@ -148,9 +148,9 @@ def _errors(exact: PostScores, low: PostScores) -> tuple[float, float]:
     return units, float(np.abs(exact.emissions_ty - low.emissions_ty).max(initial=0.0))
 
 
-def _precisions(bundle: Bundle) -> list[str]:
+def _precisions(context: Context, bundle: Bundle) -> list[str]:
     """Low ones first: time may run out."""
-    precisions = [variant.precision for variant in bundle.manifest.variants.values()]
+    precisions = [variant.precision for variant in context.variants_of(bundle).values()]
     return list(dict.fromkeys(reversed(precisions)))
 
 

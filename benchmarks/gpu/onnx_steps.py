@@ -37,7 +37,7 @@ def parity(context: Context) -> Iterator[Row]:
     """Every variant against the carried scores and entities of the float32 CPU run."""
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
-    for name, variant in bundle.manifest.variants.items():
+    for name, variant in context.variants_of(bundle).items():
         is_fp32 = variant.precision == "fp32"
         for tf32 in (False, True) if is_fp32 and not context.brief else (False,):
             provider = DirectProvider(context, bundle, variant, tf32=tf32)
@@ -104,7 +104,7 @@ def speed(context: Context) -> Iterator[Row]:
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
     # The fastest first: time may run out.
-    for name, variant in reversed(list(bundle.manifest.variants.items())):
+    for name, variant in reversed(list(context.variants_of(bundle).items())):
         for mode in ("captured", "bound", "plain"):
             try:
                 yield from _mode_rows(context, bundle, name, variant, mode)

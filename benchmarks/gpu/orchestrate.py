@@ -30,6 +30,7 @@ class Run:
         smoke: One repetition of everything.
         dry: On the CPU, with stand-ins for what needs a GPU.
         steps: Names of the steps to run; empty for all.
+        variants: Names of the variants to measure; empty for all of a bundle.
     """
 
     kit: Path
@@ -39,6 +40,7 @@ class Run:
     smoke: bool = False
     dry: bool = False
     steps: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 Launch = Callable[[Run, Step, float], tuple[str, str]]
@@ -110,7 +112,7 @@ def _in_a_process(run: Run, step: Step, limit: float) -> tuple[str, str]:
     """Status and reason of one step."""
     command = [sys.executable, "-m", "amlr.benchmarks.gpu.step", step.name]
     command += ["--target", step.target, "--kit", str(run.kit), "--work", str(run.work)]
-    command += ["--out", str(run.out)]
+    command += ["--out", str(run.out), "--variants", ",".join(run.variants)]
     command += ["--smoke"] * run.smoke + ["--dry-run"] * run.dry
     path = [str(site_folder(run.work)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {

@@ -71,11 +71,17 @@ def main() -> None:
     parser.add_argument("--target", required=True, help="module:function")
     for folder in ("--kit", "--work", "--out"):
         parser.add_argument(folder, type=Path, required=True)
+    parser.add_argument("--variants", default="")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     context = Context(
-        kit=args.kit, work=args.work, out=args.out, smoke=args.smoke, dry=args.dry_run
+        kit=args.kit,
+        work=args.work,
+        out=args.out,
+        smoke=args.smoke,
+        dry=args.dry_run,
+        variants=tuple(filter(None, args.variants.split(","))),
     )
     run_step(args.name, args.target, context)
 
