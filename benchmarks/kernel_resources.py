@@ -22,7 +22,7 @@ DEFAULT_TAGS = (9, 13, 32)
 # warps a block with 128 registers still leave room for four blocks a multiprocessor.
 BUDGET_BY_TAGS = {
     "linear_viterbi": ((9, 88), (16, 104), (32, 144)),
-    "linear_confidence": ((9, 80), (16, 96), (32, 144)),
+    "linear_confidence": ((9, 80), (16, 104), (32, 184)),
     "segmental_viterbi": ((32, 80),),
     "segmental_certify": ((32, 80),),
     "box_scores": ((32, 32),),

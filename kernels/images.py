@@ -20,13 +20,8 @@ from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
 SOURCES = {
     "linear_viterbi": ("linear_viterbi",),
     "linear_confidence": ("linear_confidence",),
-    "segmental_viterbi": (
-        "segmental_viterbi",
-        "segmental_certify",
-        "box_scores",
-        "joint_scores",
-        "joint_box_scores",
-    ),
+    "unit_scores": ("joint_scores", "joint_box_scores", "box_scores"),
+    "segmental_viterbi": ("segmental_viterbi", "segmental_certify"),
     "segmental_confidence": ("segmental_confidence",),
 }
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

@@ -21,10 +21,10 @@ from amlr.kernels.images import KernelRecord, KernelSpec, compile_image, find_im
 
 Compile = Callable[[KernelSpec, str], bytes]
 
-_WARP = 32
-_WARPS_PER_BLOCK = 4
+WARPS_PER_BLOCK = 4
+BLOCK_THREADS = 32 * WARPS_PER_BLOCK
 # What a block may have without an opt-in, on every architecture.
-_SHARED_LIMIT = 48 << 10
+SHARED_LIMIT = 48 << 10
 
 
 class KernelLibrary:
@@ -87,23 +87,31 @@ class KernelLibrary:
             ) from error
 
 
-def launch_warps(
-    library: KernelLibrary, function: Any, stream: Stream, warps: int, warp_bytes: int, *args: Any
+def launch_blocks(
+    library: KernelLibrary,
+    function: Any,
+    stream: Stream,
+    blocks: int,
+    shared_bytes: int,
+    *args: Any,
 ) -> None:
-    """Launch one warp per sequence, as many to a block as its shared memory holds."""
-    if not warps:
+    """Launch blocks of four warps, one or more for each post or sequence.
+
+    Raises:
+        ShapeError: A block needs more shared memory than there is.
+    """
+    if not blocks:
         return
-    if warp_bytes > _SHARED_LIMIT:
+    if shared_bytes > SHARED_LIMIT:
         raise ShapeError(
-            f"the CUDA decoder would need {warp_bytes} bytes of shared memory per sequence, and "
-            f"{_SHARED_LIMIT} are there; shorten the sequences (512 steps always fit)"
+            f"the CUDA decoder would need {shared_bytes} bytes of shared memory per sequence, and "
+            f"{SHARED_LIMIT} are there; shorten the sequences (512 steps always fit)"
         )
-    per_block = min(_WARPS_PER_BLOCK, warps, _SHARED_LIMIT // max(warp_bytes, 1))
     library.device.launch(
         function,
-        grid=-(-warps // per_block),
-        block=_WARP * per_block,
-        shared_bytes=per_block * warp_bytes,
+        grid=blocks,
+        block=BLOCK_THREADS,
+        shared_bytes=shared_bytes,
         stream=stream,
         arguments=args,
     )

@@ -10,7 +10,12 @@ import numpy as np
 
 from amlr.kernels.device import Stream
 from amlr.kernels.images import KernelSpec
-from amlr.kernels.launch import KernelLibrary, launch_warps, pointers
+from amlr.kernels.launch import (
+    WARPS_PER_BLOCK,
+    KernelLibrary,
+    launch_blocks,
+    pointers,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class Chains:
         return [
             *pointers(self.emissions, self.rows, self.lengths),
             *pointers(self.start, self.transitions, self.end),
-            *(np.int32(value) for value in (self.batch, self.max_steps, stride)),
+            *(np.int32(value) for value in (self.max_steps, stride)),
         ]
 
 
@@ -72,15 +77,12 @@ class LinearKernels:
             scores: Out: (B,) float32, NaN for those sequences.
             pad_tag: Filler.
         """
-        # As in the source: per survivor word one column per tag and the chosen one.
-        steps_per_word = 8 if self._tags <= 16 else 6
-        words = -(-chains.max_steps // steps_per_word) * (self._tags + 1)
-        launch_warps(
+        launch_blocks(
             self._library,
             self._decode,
             stream,
             chains.batch,
-            4 * words,
+            _decoder_bytes(chains.max_steps, self._tags),
             *chains.arguments(),
             np.int32(pad_tag),
             *pointers(tags, scores),
@@ -113,13 +115,23 @@ class LinearKernels:
             log_total: Out: (B,) float32, log of the partition sum.
             temperature: Scores are divided by it.
         """
-        launch_warps(
+        # As in the source: two windows of scaled emissions and tags, the total, a word a warp.
+        window = 64 if self._tags <= 16 else 32
+        launch_blocks(
             self._library,
             self._confidence,
             stream,
             chains.batch,
-            0,
+            2 * window * (8 * self._tags + 4) + 8 + 4 * WARPS_PER_BLOCK,
             *chains.arguments(),
             np.float32(1 / temperature),
             *pointers(tags, forward, link, backward, confidence, log_total),
         )
+
+
+def _decoder_bytes(max_steps: int, tags: int) -> int:
+    """Shared memory of one block of `linear_viterbi`, as the source lays it out."""
+    steps_per_word = 8 if tags <= 16 else 6
+    window = 16 * steps_per_word
+    survivors = -(-max_steps // steps_per_word) * (tags + 1)
+    return 4 * (survivors + (window + 1) * tags + WARPS_PER_BLOCK + 1) + window * tags

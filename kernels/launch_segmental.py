@@ -10,7 +10,17 @@ import numpy as np
 
 from amlr.kernels.device import Stream
 from amlr.kernels.images import KernelSpec
-from amlr.kernels.launch import KernelLibrary, launch_warps, pointers
+from amlr.kernels.launch import (
+    BLOCK_THREADS,
+    SHARED_LIMIT,
+    WARPS_PER_BLOCK,
+    KernelLibrary,
+    launch_blocks,
+    pointers,
+)
+
+_LONGEST = 32  # words of a unit that a warp holds at a time
+_MOST_PARTS = 16  # blocks that build the scores of one post
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +100,10 @@ class SegmentalKernels:
         spec = KernelSpec(source="segmental_viterbi", tags=tags, half=half)
         self._decode = library.function(spec, "segmental_viterbi")
         self._certify = library.function(spec, "segmental_certify")
-        self._box = library.function(spec, "box_scores")
-        self._joint = library.function(spec, "joint_scores")
-        self._joint_box = library.function(spec, "joint_box_scores")
+        scores = KernelSpec(source="unit_scores", tags=tags, half=half)
+        self._box = library.function(scores, "box_scores")
+        self._joint = library.function(scores, "joint_scores")
+        self._joint_box = library.function(scores, "joint_box_scores")
         sure = KernelSpec(source="segmental_confidence", tags=tags, half=half)
         self._confidence = library.function(sure, "segmental_confidence")
 
@@ -100,12 +111,12 @@ class SegmentalKernels:
         self, stream: Stream, table: UnitTable, inputs: JointInputs, *, scores: int
     ) -> None:
         """Enqueue `joint_scores`; `scores` receives g, (U, C) float32."""
-        self._launch_posts(
+        self._launch_scores(
             self._joint,
             stream,
             table,
-            *self._joint_arguments(table, inputs),
-            np.int32(table.classes),
+            4,
+            self._joint_arguments(table, inputs),
             np.float32(inputs.bias),
             np.float32(inputs.weight),
             *pointers(scores),
@@ -113,15 +124,16 @@ class SegmentalKernels:
 
     def decode(self, stream: Stream, table: UnitTable, winner: Winner, *, scores: int) -> None:
         """Enqueue `segmental_viterbi` on `scores`, (U, C) float32."""
-        launch_warps(
+        width, nbytes = _workspace(table.max_words, 4)
+        launch_blocks(
             self._library,
             self._decode,
             stream,
             table.posts,
-            _workspace_bytes(table.max_words, 4),
+            nbytes,
             *pointers(table.post_offsets, table.start, table.end, scores, table.lengths),
             *pointers(table.word_offsets),
-            *(np.int32(value) for value in (table.posts, table.classes, table.max_words)),
+            *(np.int32(value) for value in (table.classes, table.max_words, width)),
             *pointers(winner.counts, winner.chosen, winner.choice, winner.owner, winner.scores),
         )
 
@@ -146,16 +158,18 @@ class SegmentalKernels:
                 of `winner.chosen`. Nothing is written where `winner.scores` is NaN.
             temperature: Scores are divided by it.
         """
-        launch_warps(
+        # Two sums for each word and one, a tile of 32 units, a word a warp.
+        fixed = 16 * (table.max_words + 1) + 512 + 4 * WARPS_PER_BLOCK
+        width = _table_width(table.max_words, fixed, 8)
+        launch_blocks(
             self._library,
             self._confidence,
             stream,
             table.posts,
-            # Two sums of float64 for each word and one; a tile of 32 units.
-            16 * (table.max_words + 1) + 512,
+            fixed + 8 * table.max_words * width,
             *pointers(table.post_offsets, table.start, table.end, scores, table.lengths),
             *pointers(winner.counts, winner.chosen, winner.scores),
-            *(np.int32(value) for value in (table.posts, table.classes, table.max_words)),
+            *(np.int32(value) for value in (table.classes, table.max_words, width)),
             np.float64(1 / temperature),
             *pointers(confidence),
         )
@@ -222,13 +236,12 @@ class SegmentalKernels:
             unit_radius: Largest error of a unit logit.
             tag_radius: Largest error of an emission.
         """
-        self._launch_posts(
+        self._launch_scores(
             self._joint_box,
             stream,
             table,
-            *self._joint_arguments(table, inputs),
-            *pointers(winner.choice, winner.owner),
-            np.int32(table.classes),
+            8,
+            [*self._joint_arguments(table, inputs), *pointers(winner.choice, winner.owner)],
             # As the float32 scores see them.
             np.float64(np.float32(inputs.bias)),
             np.float64(np.float32(inputs.weight)),
@@ -241,15 +254,16 @@ class SegmentalKernels:
         self, stream: Stream, table: UnitTable, winner: Winner, *, worst: int, certified: int
     ) -> None:
         """Enqueue `segmental_certify`: decode the worst case; `certified` is (B,) int32, 1 or 0."""
-        launch_warps(
+        width, nbytes = _workspace(table.max_words, 8)
+        launch_blocks(
             self._library,
             self._certify,
             stream,
             table.posts,
-            _workspace_bytes(table.max_words, 8),
+            nbytes,
             *pointers(table.post_offsets, table.start, table.end, worst, table.lengths),
             *pointers(winner.counts, winner.choice, winner.scores),
-            *(np.int32(value) for value in (table.posts, table.classes, table.max_words)),
+            *(np.int32(value) for value in (table.classes, table.max_words, width)),
             *pointers(certified),
         )
 
@@ -260,20 +274,43 @@ class SegmentalKernels:
             *pointers(inputs.emission_rows, inputs.emissions, inputs.columns),
         ]
 
-    def _launch_posts(
-        self, function: Any, stream: Stream, table: UnitTable, *arguments: Any
+    def _launch_scores(
+        self,
+        function: Any,
+        stream: Stream,
+        table: UnitTable,
+        real_bytes: int,
+        arrays: list[Any],
+        *rest: Any,
     ) -> None:
-        if table.posts:
-            self._library.device.launch(
-                function,
-                grid=table.posts,
-                block=128,
-                shared_bytes=0,
-                stream=stream,
-                arguments=arguments,
-            )
+        if not table.posts:
+            return
+        # Enough blocks a post for one (unit, class) a thread in a post of average size.
+        cells = -(-table.units * table.classes // table.posts)
+        parts = min(max(-(-cells // BLOCK_THREADS), 1), _MOST_PARTS)
+        # For each word what it adds as first or later word of each class.
+        word_bytes = 2 * table.classes * real_bytes
+        room = min(table.max_words, SHARED_LIMIT // word_bytes)
+        launch_blocks(
+            self._library,
+            function,
+            stream,
+            table.posts * parts,
+            room * word_bytes,
+            *arrays,
+            *(np.int32(value) for value in (table.classes, parts, room)),
+            *rest,
+        )
 
 
-def _workspace_bytes(max_words: int, real_bytes: int) -> int:
-    """Shared memory of one warp of the segmental kernels, as their `workspace` lays it out."""
-    return -(-((max_words + 33) * real_bytes + (2 * (max_words + 1) + 66) * 4) // 8) * 8
+def _workspace(max_words: int, real_bytes: int) -> tuple[int, int]:
+    """Width of the table of units and bytes of a block, as the decoders' `workspace` has it."""
+    fixed = (max_words + 33) * real_bytes + (2 * max_words + 1 + 64 + 12) * 4
+    width = _table_width(max_words, fixed, real_bytes)
+    return width, fixed + max_words * width * real_bytes
+
+
+def _table_width(max_words: int, fixed: int, cell_bytes: int) -> int:
+    """Words of the longest unit in shared memory; posts with longer ones take a slow path."""
+    room = max(SHARED_LIMIT - fixed, 0)
+    return min(max_words, _LONGEST, room // max(max_words * cell_bytes, 1))

@@ -1,13 +1,14 @@
-// How sure a decoded path is: forward-backward in the log domain, one warp per sequence, lane j = tag j.
+// How sure a decoded path is: forward-backward, one block per sequence, lane j = tag j.
 //
 // Compile-time: TAGS (2..32), EMIT_HALF (0 or 1), VARIANT (suffix of the kernel's name). Like the other
 // sources it holds no host code, and DYNAMIC_SHARED and HALF_TO_FLOAT are its only hooks for the shim.
 //
 // Reads the path that linear_viterbi wrote on the same stream. The path is known beforehand, so of each
-// step only the chosen tag's forward sum is kept, in the output itself: no shared memory at all.
+// step only the chosen tag's sums are kept, in the output itself. One warp goes forwards and one backwards
+// at the same time, each in windows whose emissions all threads bring to shared memory.
 //
-// Every step subtracts its largest forward sum (`shift`), forwards and backwards alike, so that numbers
-// stay small however long the sequence is; float32 log-sums of a hundred steps would lose four digits.
+// A number is a float32 and an exponent of its own: sums stay exact in scale however long the sequence is
+// and however far apart scores are, and no step takes a logarithm or an exponential.
 #ifndef TAGS
 #define TAGS 9
 #endif
@@ -19,6 +20,9 @@
 #endif
 #define PASTE(a, b) a##b
 #define NAMED(name, variant) PASTE(name, variant)
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
 #ifndef HALF_TO_FLOAT
 __device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
     float value;
@@ -36,27 +40,61 @@ typedef float emit_t;
 #endif
 #define ALL_LANES 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
-#define LOG2_E 1.44269504f
+#define LOG2_E 1.4426950408889634
 #define LN_2 0.693147181f
+// Steps of a window; the host computes the same shared memory.
+#define WINDOW (TAGS <= 16 ? 64 : 32)
+#define MOST_WARPS 4
 
-// All that a step reads from memory is loaded this many steps ahead: a warp issues in order, so a load
-// that is used at once holds up the whole step, also where only a result depends on it.
-#define AHEAD 4
+// value = mantissa * 2^exponent, the mantissa in [1, 2) or 0.
+struct Scaled {
+    float mantissa;
+    int exponent;
+};
+// Of 0: below the sum of any numbers' exponents, and a few of them still fit an int.
+#define ZERO_EXPONENT (-(1 << 28))
+// Scores beyond 1.1e4 count as that much.
+#define MOST_EXPONENT (1 << 14)
 
-__device__ __forceinline__ float max_of(const float (&values)[TAGS]) {
-    float peak = values[0];
-#pragma unroll
-    for (int i = 1; i < TAGS; ++i) peak = fmaxf(peak, values[i]);
-    return peak;
+__device__ __forceinline__ Scaled normal(float mantissa, int exponent) {
+    const int bits = __float_as_int(mantissa);
+    Scaled value;
+    value.exponent = mantissa > 0.0f ? exponent + (bits >> 23) - 127 : ZERO_EXPONENT;
+    value.mantissa = mantissa > 0.0f ? __int_as_float((bits & 0x7fffff) | 0x3f800000) : 0.0f;
+    return value;
 }
 
-__device__ __forceinline__ float log_sum_exp(const float (&values)[TAGS]) {
-    const float peak = max_of(values);
-    if (peak == -INFINITY_F) return peak;  // every predecessor is forbidden
-    float sum = 0.0f;
+__device__ __forceinline__ Scaled exp_of(float score) {
+    if (score == -INFINITY_F) return normal(0.0f, 0);
+    const double most = MOST_EXPONENT;
+    const double log2 = fmin(fmax((double)score * LOG2_E, -most), most);
+    const int exponent = (int)floor(log2);
+    return normal(exp2f((float)(log2 - (double)exponent)), exponent);
+}
+
+__device__ __forceinline__ Scaled product(Scaled a, Scaled b) {
+    return normal(a.mantissa * b.mantissa, a.exponent + b.exponent);
+}
+
+// Sum over lanes of their value times this lane's factors.
+__device__ __forceinline__ Scaled sum_of_lanes(Scaled value, const Scaled (&factors)[TAGS]) {
+    float mantissas[TAGS];
+    int exponents[TAGS];
 #pragma unroll
-    for (int i = 0; i < TAGS; ++i) sum += exp2f((values[i] - peak) * LOG2_E);
-    return peak + log2f(sum) * LN_2;
+    for (int i = 0; i < TAGS; ++i) {
+        mantissas[i] = __shfl_sync(ALL_LANES, value.mantissa, i) * factors[i].mantissa;
+        exponents[i] = __shfl_sync(ALL_LANES, value.exponent, i) + factors[i].exponent;
+    }
+    int top = exponents[0];
+#pragma unroll
+    for (int i = 1; i < TAGS; ++i) top = exponents[i] > top ? exponents[i] : top;
+    float sums[3] = {0.0f, 0.0f, 0.0f};  // shorter chains
+#pragma unroll
+    for (int i = 0; i < TAGS; ++i) {
+        const int below = exponents[i] - top;  // what is below float32's range adds nothing
+        sums[i % 3] += mantissas[i] * __int_as_float(((below < -127 ? -127 : below) + 127) << 23);
+    }
+    return normal(sums[0] + (sums[1] + sums[2]), top);
 }
 
 extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
@@ -65,141 +103,144 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
     const int* __restrict__ lengths_b,
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,
     const float* __restrict__ end_y,
-    int batch, int max_steps, int row_stride, float scale,  // scale = 1 / temperature
+    int max_steps, int row_stride, float scale,  // scale = 1 / temperature
     const int* __restrict__ tags_bt,       // (batch, max_steps) the path to judge
     // Logs, all 0 past the end. P(tags of steps s..e) = exp(forward[s] + link[s+1] + ... + link[e] + backward[e])
     float* __restrict__ forward_bt, float* __restrict__ link_bt, float* __restrict__ backward_bt,
     float* __restrict__ confidence_bt,     // probability of the path's tag at t; 0 past the end
     float* __restrict__ log_total_b)       // log of the partition sum; 0 for an empty sequence
 {
-    const int lane = threadIdx.x & 31;
-    const int b = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
-    if (b >= batch) return;  // the whole warp leaves together
+    DYNAMIC_SHARED(double, shared);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int b = blockIdx.x;
+    // Shared memory: emissions of two windows, the path's tags in them, the total, what warps tell each other.
+    Scaled* const windows = (Scaled*)shared;
+    Scaled* const told_total = windows + 2 * WINDOW * TAGS;
+    int* const window_tags = (int*)(told_total + 1);
+    int* const told = window_tags + 2 * WINDOW;
+
     const int given = lengths_b[b];
     const int steps = given < 0 ? 0 : (given > max_steps ? max_steps : given);
     const long long base = (long long)b * max_steps;
-    for (int t = steps + lane; t < max_steps; t += 32) {
+    for (int t = steps + threadIdx.x; t < max_steps; t += blockDim.x) {
         forward_bt[base + t] = 0.0f;
         link_bt[base + t] = 0.0f;
         backward_bt[base + t] = 0.0f;
         confidence_bt[base + t] = 0.0f;
     }
-    if (steps == 0) {
-        if (lane == 0) log_total_b[b] = 0.0f;
+    if (steps == 0) {  // the whole block leaves together
+        if (threadIdx.x == 0) log_total_b[b] = 0.0f;
         return;
     }
     const bool live = lane < TAGS;
     const int j = live ? lane : 0;  // idle lanes compute tag 0 and publish nothing
-    const emit_t* const column = emissions + j;
-    const int first_row = b * row_stride;
-    auto emission = [&](int t) {
-        if (t < 0 || t >= steps) return 0.0f;
-        const long long row = rows_bt ? rows_bt[base + t] : first_row + t;
-        return scale * TO_FLOAT(column[row * TAGS]);
+    // Neighbouring warps of different blocks share a scheduler, so other warps work in other blocks.
+    const int first_warp = (b + (b >> 7)) % warps;
+    const bool ahead = warp == first_warp, behind = warp == (first_warp + 1) % warps;
+    auto emission = [&](int t, int tag) {
+        const long long row = rows_bt ? rows_bt[base + t] : b * row_stride + t;
+        return scale * TO_FLOAT(emissions[row * TAGS + tag]);
     };
-
-    auto tag_at = [&](int t) { return t < 0 || t >= steps ? -1 : tags_bt[base + t]; };
-
-    float move[TAGS], values[TAGS], ahead[AHEAD];
-    int tags_ahead[AHEAD];
+    Scaled factors[TAGS];  // transitions into j on the way forwards, out of j on the way back
 #pragma unroll
-    for (int i = 0; i < TAGS; ++i) move[i] = scale * transitions_yy[i * TAGS + j];  // into j
-    const float first = emission(0);
-    bool bad = !(first < INFINITY_F);
-    float forward = scale * start_y[j] + first;
-    float shift_sum = 0.0f;
-    int tag = tags_bt[base];
-    if (live && tag == j) {
-        forward_bt[base] = forward;
-        link_bt[base] = 0.0f;
-    }
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-        ahead[k] = emission(1 + k);
-        tags_ahead[k] = tag_at(1 + k);
-    }
-    for (int chunk = 1; chunk < steps; chunk += AHEAD) {
-        float now[AHEAD];
-        int tags_now[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; ++k) {
-            now[k] = ahead[k];
-            tags_now[k] = tags_ahead[k];
-            ahead[k] = emission(chunk + AHEAD + k);
-            tags_ahead[k] = tag_at(chunk + AHEAD + k);
+    for (int i = 0; i < TAGS; ++i)
+        factors[i] = exp_of(scale * transitions_yy[behind ? j * TAGS + i : i * TAGS + j]);
+    Scaled forward = exp_of(scale * start_y[j]), backward = exp_of(scale * end_y[j]);
+    bool bad = false;
+    for (int done = 0; done < steps; done += WINDOW) {
+        const int count = steps - done < WINDOW ? steps - done : WINDOW;
+        // Entry k of the first window is step done + k, of the second steps - 1 - done - k.
+        for (int cell = threadIdx.x; cell < 2 * count * TAGS; cell += blockDim.x) {
+            const int way = cell >= count * TAGS, place = cell - way * count * TAGS;
+            const int k = place / TAGS, t = way ? steps - 1 - done - k : done + k;
+            const float value = emission(t, place % TAGS);
+            bad |= !(value < INFINITY_F);
+            windows[way * WINDOW * TAGS + place] = exp_of(value);
+            if (place % TAGS == 0) window_tags[way * WINDOW + k] = tags_bt[base + t];
         }
-#pragma unroll
-        for (int k = 0; k < AHEAD; ++k) {
-            const int t = chunk + k;
-            if (t >= steps) break;  // uniform in the warp
-#pragma unroll
-            for (int i = 0; i < TAGS; ++i) values[i] = __shfl_sync(ALL_LANES, forward, i);
-            const float peak = max_of(values);
-            const float shift = peak == -INFINITY_F ? 0.0f : peak;  // no legal path so far
-#pragma unroll
-            for (int i = 0; i < TAGS; ++i) values[i] = (values[i] - shift) + move[i];
-            forward = log_sum_exp(values) + now[k];
-            bad |= !(now[k] < INFINITY_F);
-            shift_sum += shift;
-            float taken = move[0];  // from the path's tag before; a register cannot be indexed
-#pragma unroll
-            for (int i = 1; i < TAGS; ++i) taken = i == tag ? move[i] : taken;
-            tag = tags_now[k];
-            if (live && tag == j) {
-                forward_bt[base + t] = forward;
-                link_bt[base + t] = (taken + now[k]) - shift;
+        __syncthreads();  // the windows are complete
+        // Sums of the path's tag wait in the outputs: mantissa and exponent.
+        if (ahead) {
+            for (int k = 0; k < count; ++k) {
+                const Scaled now = windows[k * TAGS + j];
+                const int tag = window_tags[k];
+                if (done + k) forward = sum_of_lanes(forward, factors);
+                forward = product(forward, now);
+                if (live && tag == j) {
+                    forward_bt[base + done + k] = forward.mantissa;
+                    link_bt[base + done + k] = __int_as_float(forward.exponent);
+                }
             }
-            if (lane == 0) confidence_bt[base + t] = shift;  // for the way back
         }
+        if (behind) {
+            for (int k = 0; k < count; ++k) {
+                const int t = steps - 1 - done - k;
+                const Scaled now = windows[(WINDOW + k) * TAGS + j];
+                if (live && window_tags[WINDOW + k] == j) {
+                    backward_bt[base + t] = backward.mantissa;
+                    confidence_bt[base + t] = __int_as_float(backward.exponent);
+                }
+                if (t) backward = sum_of_lanes(product(backward, now), factors);
+            }
+        }
+        __syncthreads();  // the windows may be filled again, and the outputs hold the sums
     }
-    const float final = forward + scale * end_y[j];
+    if (ahead) {
 #pragma unroll
-    for (int i = 0; i < TAGS; ++i) values[i] = __shfl_sync(ALL_LANES, final, i);
-    const float total = log_sum_exp(values);
-    const bool broken = __ballot_sync(ALL_LANES, live && bad);
-    if (lane == 0) log_total_b[b] = broken ? __int_as_float(0x7fc00000) : total + shift_sum;
-    __syncwarp(ALL_LANES);  // the shifts were written by lane 0
+        for (int i = 0; i < TAGS; ++i) factors[i] = exp_of(scale * end_y[i]);
+        const Scaled total = sum_of_lanes(forward, factors);
+        if (lane == 0) *told_total = total;
+    }
+    const unsigned any_bad = __ballot_sync(ALL_LANES, bad);
+    if (lane == 0) told[warp] = any_bad != 0;
+    __syncthreads();  // the total and what is bad
+    int broken = 0;
+    for (int i = 0; i < warps; ++i) broken |= told[i];
+    const Scaled total = *told_total;
+    const float log2_total = log2f(total.mantissa);
+    if (threadIdx.x == 0)
+        log_total_b[b] = broken ? __int_as_float(0x7fc00000) : (float)(((double)log2_total + total.exponent) / LOG2_E);
 
-#pragma unroll
-    for (int i = 0; i < TAGS; ++i) move[i] = scale * transitions_yy[j * TAGS + i];  // out of j
-    float backward = scale * end_y[j];
-    float shifts_ahead[AHEAD], forwards_ahead[AHEAD];
-    auto load = [&](int k, int t) {
-        ahead[k] = emission(t);
-        tags_ahead[k] = tag_at(t);
-        // Step 0 has no shift. The forward sum was written by this very lane.
-        shifts_ahead[k] = t > 0 ? confidence_bt[base + t] : 0.0f;
-        forwards_ahead[k] = live && tags_ahead[k] == j ? forward_bt[base + t] : 0.0f;
+    // Step t's numbers are relative to its own forward sum: what is left is small however long the sequence
+    // is. From the end, since a step looks at the one before it.
+    auto sum_at = [&](int t) {
+        Scaled sum;
+        sum.mantissa = forward_bt[base + t];
+        sum.exponent = __float_as_int(link_bt[base + t]);
+        if (sum.mantissa > 0.0f) return sum;
+        sum.mantissa = 1.0f;  // a path of probability 0: any number will do
+        sum.exponent = 0;
+        return sum;
     };
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) load(k, steps - 1 - k);
-    for (int chunk = steps - 1; chunk >= 0; chunk -= AHEAD) {
-        float now[AHEAD], shifts[AHEAD], forwards[AHEAD];
-        int tags_now[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; ++k) {
-            now[k] = ahead[k];
-            tags_now[k] = tags_ahead[k];
-            shifts[k] = shifts_ahead[k];
-            forwards[k] = forwards_ahead[k];
-            load(k, chunk - AHEAD - k);
-        }
-        __syncwarp(ALL_LANES);  // every lane has read the shifts that some of them overwrite
-#pragma unroll
-        for (int k = 0; k < AHEAD; ++k) {
-            const int t = chunk - k;
-            if (t < 0) break;  // uniform in the warp
-            if (live && tags_now[k] == j) {
-                const float chosen = forwards[k] - total;
-                forward_bt[base + t] = chosen;
-                backward_bt[base + t] = backward;
-                confidence_bt[base + t] = broken ? 0.0f : exp2f((chosen + backward) * LOG2_E);
+    const Scaled last = sum_at(steps - 1);
+    const float log_last = (log2f(last.mantissa) - log2_total + (float)(last.exponent - total.exponent)) * LN_2;
+    for (int start = (steps - 1) / (int)blockDim.x * (int)blockDim.x; start >= 0; start -= blockDim.x) {
+        const int t = start + threadIdx.x;
+        float forward_log = 0.0f, link = 0.0f, backward_log = 0.0f, sure = 0.0f;
+        if (t < steps && !broken) {
+            const Scaled here = sum_at(t);
+            const float mantissa = forward_bt[base + t], beyond = backward_bt[base + t];
+            const int exponent = __float_as_int(confidence_bt[base + t]);
+            forward_log = mantissa > 0.0f ? log_last : -INFINITY_F;
+            backward_log = (log2f(here.mantissa) + log2f(beyond) - log2f(last.mantissa) +
+                            (float)(here.exponent + exponent - last.exponent)) * LN_2;
+            if (beyond == 0.0f) backward_log = -INFINITY_F;
+            const int from = t ? tags_bt[base + t - 1] : -1, to = tags_bt[base + t];
+            if (from >= 0 && from < TAGS && to >= 0 && to < TAGS) {
+                const Scaled before = sum_at(t - 1);
+                const float rise = (log2f(here.mantissa) - log2f(before.mantissa) +
+                                    (float)(here.exponent - before.exponent)) * LN_2;
+                link = (scale * transitions_yy[from * TAGS + to] + emission(t, to)) - rise;
             }
-            if (t == 0) break;
-            const float onward = (backward + now[k]) - shifts[k];
-#pragma unroll
-            for (int i = 0; i < TAGS; ++i) values[i] = __shfl_sync(ALL_LANES, onward, i) + move[i];
-            backward = log_sum_exp(values);
+            sure = mantissa * beyond / total.mantissa *
+                   exp2f((float)(here.exponent + exponent - total.exponent));
+        }
+        __syncthreads();  // all have read what some overwrite
+        if (t < steps) {
+            forward_bt[base + t] = forward_log;
+            link_bt[base + t] = link;
+            backward_bt[base + t] = backward_log;
+            confidence_bt[base + t] = sure;
         }
     }
 }

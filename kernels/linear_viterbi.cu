@@ -1,4 +1,4 @@
-// Linear-chain CRF Viterbi: one warp per sequence, lane j owns tag j.
+// Linear-chain CRF Viterbi: one block per sequence; one warp of it takes the steps, lane j owns tag j.
 //
 // Compile-time: TAGS (2..32), EMIT_HALF (0 or 1), VARIANT (suffix of the kernel's name, e.g. _y9_f32).
 // There is no host code here: NVRTC and nvcc compile this file as it stands, and g++ compiles it
@@ -49,8 +49,9 @@ typedef float emit_t;
 #define ALL_LANES 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
 #define CHUNKS(steps) (((steps) + STEPS - 1) / STEPS)
-// Shared memory of one warp, in 32-bit words: per chunk one survivor per tag and the chosen one.
-#define WORDS_PER_WARP(steps) (CHUNKS(steps) * (TAGS + 1))
+// Steps between two looks back; the host computes the same shared memory.
+#define WINDOW (16 * STEPS)
+#define MOST_WARPS 4
 
 // Balanced maximum: the only arithmetic on the critical path from step to step.
 __device__ __forceinline__ float tree_max(const float (&values)[TAGS]) {
@@ -70,117 +71,127 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     const int* __restrict__ lengths_b,     // (batch,), 0..max_steps
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,  // [from][to]
     const float* __restrict__ end_y,
-    int batch, int max_steps, int row_stride, int pad_tag,
+    int max_steps, int row_stride, int pad_tag,
     int* __restrict__ tags_bt,             // (batch, max_steps)
     float* __restrict__ scores_b)          // (batch,)
 {
     DYNAMIC_SHARED(unsigned, shared);
-    const int lane = threadIdx.x & 31;
-    const int warp = threadIdx.x >> 5;
-    const int b = blockIdx.x * (blockDim.x >> 5) + warp;
-    if (b >= batch) return;  // the whole warp leaves together
-    unsigned* const survivors = shared + warp * WORDS_PER_WARP(max_steps);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int b = blockIdx.x;
+    // Shared memory: survivors and the chosen ones [CHUNKS(max_steps)], rows of a window (emissions, then
+    // alphas; the row before the window comes first), its back pointers, and what warps tell each other.
+    unsigned* const survivors = shared;
     unsigned* const chosen = survivors + CHUNKS(max_steps) * TAGS;
+    float* const rows = (float*)(chosen + CHUNKS(max_steps));
+    unsigned* const told = (unsigned*)(rows + (WINDOW + 1) * TAGS);
+    unsigned char* const back = (unsigned char*)(told + MOST_WARPS + 1);
 
     const int given = lengths_b[b];
     const int steps = given < 0 ? 0 : (given > max_steps ? max_steps : given);
     int* const out = tags_bt + (long long)b * max_steps;
-    if (steps == 0) {
-        for (int t = lane; t < max_steps; t += 32) out[t] = pad_tag;
-        if (lane == 0) scores_b[b] = 0.0f;
+    if (steps == 0) {  // the whole block leaves together
+        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = pad_tag;
+        if (threadIdx.x == 0) scores_b[b] = 0.0f;
         return;
     }
+    // One warp takes the steps, all warps do the rest. Neighbouring warps of different blocks share a
+    // scheduler, so the warp that works alone is another one in blocks that are likely to be neighbours.
+    const bool alone = warp == (b + (b >> 7)) % warps;
     const bool live = lane < TAGS;
-    const int j = live ? lane : 0;  // idle lanes compute tag 0 and publish nothing
-    const int* const rows = rows_bt ? rows_bt + (long long)b * max_steps : nullptr;
-    const int first_row = b * row_stride;
-    const emit_t* const column = emissions + j;
-    const float minus_infinity = -INFINITY_F;
-
+    // Threads of one tag; those beyond TAGS * groups only help to load. In each warp lane j has tag j,
+    // and idle lanes compute some other tag and publish nothing.
+    const int j = lane % TAGS;
+    const int groups = warps * (32 / TAGS), group = warp * (32 / TAGS) + lane / TAGS;
+    const bool grouped = lane / TAGS < 32 / TAGS;
     float into[TAGS];  // transitions into tag j
 #pragma unroll
     for (int i = 0; i < TAGS; ++i) into[i] = transitions_yy[i * TAGS + j];
 
-    const float first = TO_FLOAT(column[(long long)(rows ? rows[0] : first_row) * TAGS]);
-    bool bad = !(first < INFINITY_F);  // true for NaN and +inf
-    float score = live ? start_y[j] + first : minus_infinity;
-    unsigned trail = 0;
-
-    // Emissions are loaded one chunk ahead and their row numbers two, so that no step waits for memory.
-    // One branch per chunk tells the two layouts apart: without an index, addresses are constants apart.
-    const emit_t* direct = column + (long long)first_row * TAGS;
-    float next[STEPS];
-    int next_row[STEPS];
-    if (rows) {
+    bool bad = false;  // met NaN or +inf
+    auto load = [&](int t, int tag) {
+        const long long row = rows_bt ? rows_bt[(long long)b * max_steps + t] : b * row_stride + t;
+        const float value = TO_FLOAT(emissions[row * TAGS + tag]);
+        bad |= !(value < INFINITY_F);
+        return value;
+    };
+    float score = alone ? start_y[j] + load(0, j) : 0.0f;
+    for (int base = 1; base < steps; base += WINDOW) {
+        const int count = steps - base < WINDOW ? steps - base : WINDOW;
+        for (int cell = threadIdx.x; cell < count * TAGS; cell += blockDim.x)
+            rows[TAGS + cell] = load(base + cell / TAGS, cell % TAGS);
+        if (alone && live) rows[lane] = score;
+        __syncthreads();  // the window's emissions are complete
+        if (alone) {
+            float* const column = rows + TAGS + j;
+            float next = live ? column[0] : 0.0f;
+#pragma unroll 4
+            for (int k = 0; k < count; ++k) {
+                const float emission = next;
+                next = live && k + 1 < count ? column[(k + 1) * TAGS] : 0.0f;
+                float candidate[TAGS];
 #pragma unroll
-        for (int k = 0; k < STEPS; ++k) {
-            next[k] = 1 + k < steps ? TO_FLOAT(column[(long long)rows[1 + k] * TAGS]) : 0.0f;
-            next_row[k] = 1 + STEPS + k < steps ? rows[1 + STEPS + k] : 0;
-        }
-    } else {
-#pragma unroll
-        for (int k = 0; k < STEPS; ++k)
-            next[k] = 1 + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f;
-    }
-
-    const int chunks = CHUNKS(steps - 1);
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int base = chunk * STEPS + 1;
-        float current[STEPS];
-#pragma unroll
-        for (int k = 0; k < STEPS; ++k) current[k] = next[k];
-        if (rows) {
-#pragma unroll
-            for (int k = 0; k < STEPS; ++k) {
-                const int later = base + 2 * STEPS + k;
-                next[k] = base + STEPS + k < steps ? TO_FLOAT(column[(long long)next_row[k] * TAGS]) : 0.0f;
-                next_row[k] = later < steps ? rows[later] : 0;
+                for (int i = 0; i < TAGS; ++i) candidate[i] = __shfl_sync(ALL_LANES, score, i) + into[i];
+                score = tree_max(candidate) + emission;
+                if (live) column[k * TAGS] = score;
             }
-        } else {
-            direct += STEPS * TAGS;
-#pragma unroll
-            for (int k = 0; k < STEPS; ++k)
-                next[k] = base + STEPS + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f;
         }
-#pragma unroll
-        for (int k = 0; k < STEPS; ++k) {
-            if (base + k >= steps) break;  // uniform in the warp
-            float candidate[TAGS];
-#pragma unroll
-            for (int i = 0; i < TAGS; ++i)
-                candidate[i] = __shfl_sync(ALL_LANES, score, i) + into[i];
-            const float top = tree_max(candidate);
-            // Found by equality, off the critical path; downwards, so that the lowest tag wins ties.
+        __syncthreads();  // the window's alphas are complete
+        // The same sums once more, all steps at once: which of them was the maximum? The lowest tag wins ties.
+        for (int k = group; grouped && k < count; k += groups) {
+            float top = rows[k * TAGS] + into[0];
             int best = 0;
 #pragma unroll
-            for (int i = TAGS - 1; i >= 0; --i) best = candidate[i] == top ? i : best;
-            score = live ? top + current[k] : minus_infinity;
-            bad |= !(current[k] < INFINITY_F);
-            trail = (__shfl_sync(ALL_LANES, trail, best) << TAG_BITS) | (unsigned)best;
+            for (int i = 1; i < TAGS; ++i) {
+                const float candidate = rows[k * TAGS + i] + into[i];
+                best = candidate > top ? i : best;
+                top = fmaxf(top, candidate);
+            }
+            back[k * TAGS + j] = (unsigned char)best;
         }
-        if (live) survivors[chunk * TAGS + lane] = trail;
+        __syncthreads();  // the window's back pointers are complete
+        const int first_chunk = (base - 1) / STEPS;
+        for (int cell = threadIdx.x; cell < CHUNKS(count) * TAGS; cell += blockDim.x) {
+            const int from = cell / TAGS * STEPS;
+            int k = (from + STEPS < count ? from + STEPS : count) - 1;
+            unsigned word = 0;
+            int tag = cell % TAGS;
+            for (int shift = 0; k >= from; --k, shift += TAG_BITS) {
+                tag = back[k * TAGS + tag];
+                word |= (unsigned)tag << shift;
+            }
+            survivors[first_chunk * TAGS + cell] = word;
+        }
     }
 
-    float top = live ? score + end_y[j] : minus_infinity;
-    int last_tag = lane;
+    if (alone) {
+        float top = live ? score + end_y[j] : -INFINITY_F;
+        int last_tag = lane;
 #pragma unroll
-    for (int distance = 16; distance; distance >>= 1) {
-        const float other = __shfl_xor_sync(ALL_LANES, top, distance);
-        const int other_tag = __shfl_xor_sync(ALL_LANES, last_tag, distance);
-        if (other > top || (other == top && other_tag < last_tag)) {
-            top = other;
-            last_tag = other_tag;
+        for (int distance = 16; distance; distance >>= 1) {
+            const float other = __shfl_xor_sync(ALL_LANES, top, distance);
+            const int other_tag = __shfl_xor_sync(ALL_LANES, last_tag, distance);
+            if (other > top || (other == top && other_tag < last_tag)) {
+                top = other;
+                last_tag = other_tag;
+            }
+        }
+        if (lane == 0) {
+            scores_b[b] = top;
+            told[MOST_WARPS] = (unsigned)last_tag;
         }
     }
-    if (__ballot_sync(ALL_LANES, live && bad)) {
-        for (int t = lane; t < max_steps; t += 32) out[t] = pad_tag;
-        if (lane == 0) scores_b[b] = __int_as_float(0x7fc00000);
+    const unsigned any_bad = __ballot_sync(ALL_LANES, bad);
+    if (lane == 0) told[warp] = any_bad;
+    __syncthreads();  // survivors, the last tag and what is bad were written by other threads
+    unsigned all_bad = 0;
+    for (int i = 0; i < warps; ++i) all_bad |= told[i];
+    if (all_bad) {  // the whole block leaves together
+        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = pad_tag;
+        if (alone && lane == 0) scores_b[b] = __int_as_float(0x7fc00000);
         return;
     }
-    if (lane == 0) scores_b[b] = top;
-
-    __syncwarp(ALL_LANES);  // survivors were written by other lanes
-    if (lane == 0) {        // backwards, STEPS tags per hop
+    const int last_tag = (int)told[MOST_WARPS], chunks = CHUNKS(steps - 1);
+    if (threadIdx.x == 0) {  // backwards, STEPS tags per hop
         int tag = last_tag;
         for (int chunk = chunks - 1; chunk >= 0; --chunk) {
             const unsigned word = survivors[chunk * TAGS + tag];
@@ -189,8 +200,8 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
             tag = (int)((word >> (TAG_BITS * (held - 1))) & TAG_MASK);
         }
     }
-    __syncwarp(ALL_LANES);  // chosen was written by lane 0
-    for (int t = lane; t < max_steps; t += 32) {  // coalesced expansion
+    __syncthreads();  // chosen was written by one thread
+    for (int t = threadIdx.x; t < max_steps; t += blockDim.x) {  // coalesced expansion
         int tag = pad_tag;
         if (t == steps - 1) {
             tag = last_tag;

@@ -29,6 +29,7 @@ Rows = list[dict[str, Any]]
 TIMED_SPECS = (
     KernelSpec(source="linear_viterbi", tags=len(TAGS)),
     KernelSpec(source="linear_confidence", tags=len(TAGS)),
+    KernelSpec(source="unit_scores", tags=UNIT_TAGS),
     KernelSpec(source="segmental_viterbi", tags=UNIT_TAGS),
     KernelSpec(source="segmental_confidence", tags=UNIT_TAGS),
 )

@@ -7,6 +7,7 @@ from amlr.kernels.images import KernelSpec
 CHAIN = KernelSpec(source="linear_viterbi", tags=9)
 WIDE_CHAIN = KernelSpec(source="linear_viterbi", tags=17)
 CONFIDENCE = KernelSpec(source="linear_confidence", tags=9)
+SCORES = KernelSpec(source="unit_scores", tags=13)
 UNITS = KernelSpec(source="segmental_viterbi", tags=13)
 SURE = KernelSpec(source="segmental_confidence", tags=13)
 
@@ -36,18 +37,23 @@ MUTANTS = (
     Mutant(
         "ties take the highest previous tag",
         CHAIN,
-        "for (int i = TAGS - 1; i >= 0; --i) best",
-        "for (int i = 0; i < TAGS; ++i) best",
+        "best = candidate > top ? i : best;",
+        "best = candidate >= top ? i : best;",
     ),
     Mutant("ties take the highest last tag", CHAIN, "other_tag < last_tag", "other_tag > last_tag"),
     Mutant("transitions transposed", CHAIN, "yy[i * TAGS + j]", "yy[j * TAGS + i]"),
-    Mutant("start scores forgotten", CHAIN, "start_y[j] + first", "first"),
+    Mutant("start scores forgotten", CHAIN, "start_y[j] + load(0, j)", "load(0, j)"),
     Mutant("end scores forgotten", CHAIN, "score + end_y[j]", "score"),
-    Mutant("emissions of later steps forgotten", CHAIN, "top + current[k]", "top"),
+    Mutant(
+        "emissions of later steps forgotten",
+        CHAIN,
+        "tree_max(candidate) + emission",
+        "tree_max(candidate)",
+    ),
     Mutant("lengths ignored", CHAIN, "given = lengths_b[b]", "given = max_steps"),
-    Mutant("row stride ignored", CHAIN, "b * row_stride;", "b * max_steps;"),
-    Mutant("row index ignored", CHAIN, "rows ? rows[0] : first_row", "first_row"),
-    Mutant("infinite emissions unnoticed", CHAIN, "bad |= !(current[k] < INFINITY_F);", ""),
+    Mutant("row stride ignored", CHAIN, "b * row_stride + t;", "b * max_steps + t;"),
+    Mutant("row index ignored", CHAIN, "rows_bt ? rows", "false ? rows"),
+    Mutant("infinite emissions unnoticed", CHAIN, "bad |= !(value < INFINITY_F);", ""),
     Mutant("maximum skips the last tag", CHAIN, "i + stride < TAGS", "i + stride < TAGS - 1"),
     # Linear chain: survivors and the way back
     Mutant(
@@ -64,12 +70,6 @@ MUTANTS = (
     Mutant("survivor words too full", WIDE_CHAIN, "#define STEPS 6", "#define STEPS 7"),
     # Linear chain: lanes and memory
     Mutant(
-        "idle lanes leave early",
-        CHAIN,
-        "const bool live = lane < TAGS;",
-        "if (lane >= TAGS) return; const bool live = true;",
-    ),
-    Mutant(
         "idle lanes skip the shuffles",
         CHAIN,
         "float candidate[TAGS];",
@@ -81,85 +81,130 @@ MUTANTS = (
         "__shfl_sync(ALL_LANES, score, i)",
         "__shfl_sync(ALL_LANES >> 1, score, i)",
     ),
-    Mutant("warps share one slice", CHAIN, "shared + warp * WORDS_PER_WARP(max_steps)", "shared"),
+    Mutant("back pointers of one warp only", CHAIN, "k < count; k += groups", "k < 1; k += groups"),
+    Mutant("the first step of a window forgotten", CHAIN, "rows[lane] = score;", "rows[lane] = 0;"),
     Mutant(
-        "survivor rows too wide",
+        "survivors of a later window in the first one's place",
         CHAIN,
-        "survivors[chunk * TAGS + lane] = trail",
-        "survivors[chunk * 32 + lane] = trail",
+        "survivors[first_chunk * TAGS + cell]",
+        "survivors[cell]",
     ),
     Mutant(
-        "no barrier before the way back",
+        "idle lanes read what others write",
         CHAIN,
-        "__syncwarp(ALL_LANES);  // survivors were",
-        "//",
+        "next = live && k + 1 < count ?",
+        "next = k + 1 < count ?",
         by="tsan",
     ),
-    Mutant("no barrier before the expansion", CHAIN, "__syncwarp(ALL_LANES);  // chosen was", "//"),
     Mutant(
-        "row index read past the end",
+        "alphas past the window",
         CHAIN,
-        "later < steps ? rows[later] : 0",
-        "rows[later]",
+        "next = live && k + 1 < count ?",
+        "next = live ?",
         by="asan",
     ),
     Mutant(
-        "emissions read past the last row",
-        CHAIN,
-        "base + STEPS + k < steps ? TO_FLOAT(direct[(1 + k) * TAGS]) : 0.0f",
-        "TO_FLOAT(direct[(1 + k) * TAGS])",
-        by="asan",
+        "emissions read past the last row", CHAIN, "steps - base < WINDOW ?", "false ?", by="asan"
     ),
-    Mutant("first row read unaligned", CHAIN, "emissions + j;", "emissions + lane;", by="asan"),
+    Mutant(
+        "steps before their emissions", CHAIN, "__syncthreads();  // the window's emissions", "//"
+    ),
+    Mutant(
+        "a look back before the alphas", CHAIN, "__syncthreads();  // the window's alphas", "//"
+    ),
+    Mutant(
+        "survivors before the back pointers",
+        CHAIN,
+        "__syncthreads();  // the window's back",
+        "//",
+    ),
+    Mutant("no barrier before the way back", CHAIN, "__syncthreads();  // survivors, the", "//"),
+    Mutant("no barrier before the expansion", CHAIN, "__syncthreads();  // chosen was", "//"),
     # Confidence
-    Mutant("forbidden predecessors give NaN", CONFIDENCE, "if (peak == -INFINITY_F) return", "//"),
     Mutant(
-        "transitions not turned round on the way back",
-        CONFIDENCE,
-        "transitions_yy[j * TAGS + i]",
-        "transitions_yy[i * TAGS + j]",
+        "zero becomes one", CONFIDENCE, "mantissa > 0.0f ? __int_as_float", "true ? __int_as_float"
     ),
-    Mutant("shift forgotten on the way back", CONFIDENCE, "+ now[k]) - shifts[k];", "+ now[k]);"),
-    Mutant("temperature not applied to the end", CONFIDENCE, "forward + scale *", "forward +"),
+    Mutant(
+        "transitions not turned round on the way back", CONFIDENCE, "behind ? j *", "false ? j *"
+    ),
+    Mutant("exponents of a sum's parts ignored", CONFIDENCE, "exponents[i] - top;", "0;"),
+    Mutant(
+        "temperature not applied to the end",
+        CONFIDENCE,
+        "exp_of(scale * end_y[j])",
+        "exp_of(end_y[j])",
+    ),
+    Mutant(
+        "temperature not applied to the total",
+        CONFIDENCE,
+        "exp_of(scale * end_y[i])",
+        "exp_of(end_y[i])",
+    ),
     Mutant("rest of the row not cleared", CONFIDENCE, "confidence_bt[base + t] = 0.0f;", ""),
+    Mutant("the way back reads forwards", CONFIDENCE, "way ? steps - 1 - done - k", "false ? 0"),
     Mutant(
-        "shift overwritten before all have read it",
+        "every window starts the sequence anew",
         CONFIDENCE,
-        "__syncwarp(ALL_LANES);  // every lane",
-        "//",
+        "if (done + k) forward",
+        "if (k) forward",
     ),
     Mutant(
-        "no barrier after the shifts",
+        "links without the forward sums",
         CONFIDENCE,
-        "__syncwarp(ALL_LANES);  // the shifts",
-        "//",
-        by="tsan",
+        "emission(t, to)) - rise;",
+        "emission(t, to));",
     ),
-    # Segmental
-    Mutant("a tie takes the entity", UNITS, "candidate > walk.top ||", "candidate >= walk.top ||"),
-    Mutant("ties take the shorter unit", UNITS, "start < walk.top_start", "start > walk.top_start"),
+    Mutant("windows read too early", CONFIDENCE, "__syncthreads();  // the windows are", "//"),
+    Mutant("windows filled too early", CONFIDENCE, "__syncthreads();  // the windows may", "//"),
+    Mutant("total read too early", CONFIDENCE, "__syncthreads();  // the total", "//"),
+    Mutant(
+        "sums overwritten before all have read them",
+        CONFIDENCE,
+        "__syncthreads();  // all have",
+        "//",
+    ),
+    # Segmental: the table and the ring
+    Mutant("a tie takes the entity", UNITS, "if (ending > top)", "if (ending >= top)"),
+    Mutant("ties take the shorter unit", UNITS, "candidate > pending)", "candidate >= pending)"),
     Mutant("ties take the highest class", UNITS, "if (score > top) {", "if (score >= top) {"),
-    Mutant("words without units lose the best", UNITS, "w.best[open] = top;", "w.best[open] = 0;"),
-    Mutant("entities in reverse order", UNITS, "words - chosen + 1 + i", "words - i"),
+    Mutant("a done word's candidates stay", UNITS, "pending = nothing;  // its word", "//"),
+    Mutant("only the ring's first word is kept", UNITS, "(word + 1) & 31", "(word + 1) & 7"),
+    Mutant(
+        "entities in reverse order",
+        UNITS,
+        "w.last[words - chosen + 1 + i])] = i",
+        "w.last[words - i])] = i",
+    ),
     Mutant("the list overwrites unread entries", UNITS, "[words - chosen++]", "[chosen++]"),
     Mutant("units past the last word accepted", UNITS, "&& end < words;", ";"),
-    Mutant("falling ends unnoticed", UNITS, "if (end < walk.open)", "if (false)"),
-    Mutant("NaN scores unnoticed", UNITS, "!__ballot_sync(ALL_LANES, bad) && ", ""),
+    Mutant("falling ends unnoticed", UNITS, "|| end < before;", ";"),
+    Mutant("NaN scores unnoticed", UNITS, "any_bad ? UNIT_BAD", "false ? UNIT_BAD"),
+    Mutant("long units are left out", UNITS, "any_long ? UNIT_LONG", "false ? UNIT_LONG"),
+    Mutant("a unit with the same end is taken", UNITS, "== start ? rank : -1", ">= 0 ? rank : -1"),
+    Mutant("table cleared too late", UNITS, "__syncthreads();  // the table is empty", "//"),
+    Mutant("table read too early", UNITS, "__syncthreads();  // the table is filled", "//"),
+    Mutant("results read too early", UNITS, "__syncthreads();  // best, the list", "//"),
+    Mutant("verdicts read too early", UNITS, "__syncthreads();  // the warps' verdicts", "//"),
+    Mutant(
+        "the workspace too small",
+        UNITS,
+        "w.table + max_words * width",
+        "w.table + 33 + max_words * width",
+        by="asan",
+    ),
+    # Segmental: the walk
+    Mutant("a tie takes the entity on a walk", UNITS, "candidate > top ||", "candidate >= top ||"),
+    Mutant(
+        "ties take the shorter unit on a walk",
+        UNITS,
+        "start < START_OF(last)",
+        "start > START_OF(last)",
+    ),
+    Mutant("words without units lose the best", UNITS, "w.best[open] = top;", "w.best[open] = 0;"),
     Mutant("tile read too early", UNITS, "__syncwarp(ALL_LANES);  // the tile is", "//"),
     Mutant("tile filled too early", UNITS, "__syncwarp(ALL_LANES);  // the tile may", "//"),
-    Mutant("choice cleared too late", UNITS, "__syncwarp(ALL_LANES);  // the -1", "//"),
-    Mutant(
-        "lane 0's results read too early",
-        UNITS,
-        "__syncwarp(ALL_LANES);  // found,",
-        "//",
-        by="tsan",
-    ),
-    Mutant(
-        "a warp's workspace too small", UNITS, "(max_words + 33) *", "(max_words + 1) *", by="asan"
-    ),
     # Box and joint scores
-    Mutant("the box moves the winner up", UNITS, "chosen ? -r : r", "r"),
+    Mutant("the box moves the winner up", SCORES, "chosen ? -r : r", "r"),
     Mutant(
         "the certificate compares numbers of entities only",
         UNITS,
@@ -168,30 +213,88 @@ MUTANTS = (
     ),
     Mutant(
         "first words use the inside tag",
-        UNITS,
-        "? column.begin : column.inside",
-        "? column.inside : column.inside",
+        SCORES,
+        "cell.start * 2 * classes - classes",
+        "cell.start * 2 * classes",
     ),
     Mutant(
-        "a fused multiply-add", UNITS, "__fadd_rn(score, emission)", "std::fma(weight, sum, score)"
+        "a fused multiply-add",
+        SCORES,
+        "__fadd_rn(score, emission)",
+        "std::fma(weight, sum_gains(gains, staged, post.words, classes, cell, gain), score)",
     ),
-    Mutant("runs without logits keep b", UNITS, "__fadd_rn(emission, -bias)", "emission"),
+    Mutant("runs without logits keep b", SCORES, "__fadd_rn(emission, -bias)", "emission"),
     Mutant(
         "O's error forgotten in the joint box",
-        UNITS,
-        "(column.outside == winner ? -tag_radius : tag_radius)",
+        SCORES,
+        "(outside == winner ? -tag_radius : tag_radius)",
         "tag_radius",
     ),
     Mutant(
         "the joint box lets 'none' help the winner",
-        UNITS,
+        SCORES,
         "choice >= 0 ? unit_radius : -",
         "choice < 0 ? unit_radius : -",
     ),
-    # Confidence of units
+    Mutant("gains read too early", SCORES, "__syncthreads();  // the gains", "//"),
+    Mutant("blocks of a post share their cells", SCORES, "(blockIdx.x % parts) *", "0 *"),
+    # Confidence of units: the table and the ring
     Mutant("temperature not applied to the unit itself", SURE, "own = scale *", "own ="),
-    Mutant("only the best class counts", SURE, "(double)log1pf(sum - 1.0f)", "0.0"),
-    Mutant("a forbidden unit gives NaN", SURE, "if (top == -INFINITY_F) return", "//"),
+    Mutant("only the best class counts", SURE, "mantissa = sum * exp2f", "mantissa = exp2f"),
+    Mutant(
+        "a forbidden unit weighs one",
+        SURE,
+        "weight.mantissa = 0.0f;",
+        "weight.mantissa = 1.0f; weight.exponent = 0; if (top == -INFINITY_F) return weight;",
+    ),
+    Mutant("no way past a word without an entity", SURE, "lane ? 0.0f : 1.0f", "0.0f"),
+    Mutant(
+        "a unit of one word ends the way past it",
+        SURE,
+        "place ? weight : add_scaled(weight, *cell)",
+        "weight",
+    ),
+    Mutant("a done word's sum stays", SURE, "pending = nothing;  // its word", "//"),
+    Mutant(
+        "the way back reads units by their end",
+        SURE,
+        "words - away - 1 - place :",
+        "words - away - 1 :",
+    ),
+    Mutant(
+        "sums lose their exponents",
+        SURE,
+        "value.exponent + (bits >> 23) - 127",
+        "(bits >> 23) - 127",
+    ),
+    Mutant(
+        "the larger part of a sum is scaled up",
+        SURE,
+        "a.exponent > b.exponent ? a",
+        "a.exponent < b.exponent ? a",
+    ),
+    Mutant("confidence of the wrong row", SURE, "confidence_u[offset + i]", "confidence_u[i]"),
+    Mutant(
+        "long units are left out of the sums",
+        SURE,
+        "met_long[warp] = any_long != 0",
+        "met_long[warp] = 0",
+    ),
+    Mutant(
+        "table of weights cleared too late", SURE, "__syncthreads();  // the table is empty", "//"
+    ),
+    Mutant(
+        "table of weights read too early", SURE, "__syncthreads();  // the table is filled", "//"
+    ),
+    Mutant("sums read before they are written", SURE, "__syncthreads();  // the sums were", "//"),
+    # Confidence of units: the walk
+    Mutant("only the best class counts on a walk", SURE, "(double)log1pf(sum - 1.0f)", "0.0"),
+    Mutant(
+        "a forbidden unit gives NaN on a walk",
+        SURE,
+        "if (top == -INFINITY_F) return -(",
+        "if (false) return -(",
+    ),
     Mutant(
         "no sum without an entity", SURE, "double sum = 0.0;", "double sum = -(double)INFINITY_F;"
     ),
@@ -237,13 +340,6 @@ MUTANTS = (
         "tile[i] + backward[done]",
         "tile[i] + backward[done - 1]",
     ),
-    Mutant("confidence of the wrong row", SURE, "confidence_u[offset + i]", "confidence_u[i]"),
-    Mutant(
-        "sums read before lane 0 wrote them",
-        SURE,
-        "__syncwarp(ALL_LANES);  // the tile of the way back may",
-        "//",
-    ),
     Mutant(
         "lane 0 adds before the sums are set",
         SURE,
@@ -261,11 +357,5 @@ MUTANTS = (
         SURE,
         "__syncwarp(ALL_LANES);  // the tile may be filled again",
         "//",
-    ),
-    Mutant(
-        "warps share their sums",
-        SURE,
-        "shared + warp * (2 * (max_words + 1) + 64)",
-        "shared",
     ),
 )

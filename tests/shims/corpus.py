@@ -23,6 +23,7 @@ SPECS = (
     KernelSpec(source="linear_viterbi", tags=9),
     KernelSpec(source="linear_viterbi", tags=17),
     KernelSpec(source="linear_confidence", tags=9),
+    KernelSpec(source="unit_scores", tags=13),
     KernelSpec(source="segmental_viterbi", tags=13),
     KernelSpec(source="segmental_confidence", tags=13),
 )
@@ -71,10 +72,14 @@ def _record_all(device: ShimDevice, decoders: HostDecoders) -> None:
         pass  # the kernel's answer is on record
     else:
         raise AssertionError("an infinite emission was not noticed")
+    _linear(decoders, chain_case(7, 1, 140, 9), 9)  # more steps than a window
     decode_gathered(library, chain_case(4, 4, 26, 9), 4)
     decode_strided(library, chain_case(5, 4, 19, 9))
     for seed in range(8):
         _segmental(decoders, seed, 14)
+    _segmental(decoders, 8, 40)  # more words than lanes
+    for seed in (9, 10):  # units too long for the table
+        _segmental(decoders, seed, 40, longest=40, density=0.15)
     broken = np.array([[1], [np.nan], [1], [1], [2]], np.float32)
     decode_units(library, [0, 2, 4, 5], [(0, 0), (1, 1), (0, 2), (1, 1), (0, 3)], broken, [2, 3, 2])
     for seed in range(3):
@@ -92,9 +97,19 @@ def _linear(decoders: HostDecoders, case: ChainCase, tags: int) -> None:
         decoders.path_confidence(emissions, lengths, path, *parts, temperature=temperature)
 
 
-def _segmental(decoders: HostDecoders, seed: int, words: int) -> None:
-    flags = {"integers": seed % 2 == 0, "shuffled": seed % 3 == 0}
-    units, lengths = unit_case(seed, 5, words, 1 + seed % 3, **flags)
+def _segmental(
+    decoders: HostDecoders, seed: int, words: int, *, longest: int = 5, density: float = 0.7
+) -> None:
+    units, lengths = unit_case(
+        seed,
+        5,
+        words,
+        1 + seed % 3,
+        longest=longest,
+        density=density,
+        integers=seed % 2 == 0,
+        shuffled=seed % 3 == 0,
+    )
     entities, _ = decoders.certify(units, lengths, 0.2)
     expected, _ = segmental_decode(units, lengths)
     assert [rows.tolist() for rows in entities] == [rows.tolist() for rows in expected]

@@ -48,7 +48,7 @@ def joint_case(seed: int, *, half: bool = False, weight: float = 0.7) -> JointCa
     """A batch of posts; some runs of words have no unit and are scored by emissions alone."""
     rng = np.random.default_rng(seed)
     dtype: type[np.floating[Any]] = np.float16 if half else np.float32
-    lengths = np.array([7, 1, 12, 4])
+    lengths = np.array([13, 1, 21, 10])
     spans, offsets = [], [0]
     for length in lengths:
         spans += [

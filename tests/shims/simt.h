@@ -103,6 +103,9 @@ struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     Thread thread;
+    // Whether what it waits for has come; a fiber that still waits is not switched to.
+    bool (*ready)(void*) = nullptr;
+    void* what = nullptr;
 };
 inline ucontext_t& scheduler() {
     static ucontext_t context;
@@ -117,7 +120,12 @@ struct Lock {
 };
 template <class Ready>
 void wait_until(Block*, Lock&, Ready ready) {
-    while (!ready()) swapcontext(&running()->context, &scheduler());
+    if (ready()) return;
+    Fiber* me = running();
+    me->what = &ready;
+    me->ready = [](void* what) { return (*static_cast<Ready*>(what))(); };
+    swapcontext(&me->context, &scheduler());
+    me->ready = nullptr;
 }
 inline void advanced(Block* block) { ++block->progress; }
 #endif
@@ -273,6 +281,7 @@ void run_threads(Block& block, std::vector<Thread>& threads, Body& body, unsigne
         const uint64_t before = block.progress;
         for (Fiber* fiber : order) {
             if (block.gone[fiber->thread.linear]) continue;
+            if (fiber->ready && !fiber->ready(fiber->what)) continue;
             running() = fiber;
             current() = &fiber->thread;
             swapcontext(&scheduler(), &fiber->context);
@@ -364,6 +373,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return bits;
 }
 inline float __int_as_float(int bits) { return simt::from_bits<float>((unsigned)bits); }
+inline int __float_as_int(float value) { return (int)simt::to_bits(value); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
