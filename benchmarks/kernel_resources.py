@@ -28,7 +28,7 @@ BUDGET_BY_TAGS = {
     "box_scores": ((32, 32),),
     "joint_scores": ((32, 64),),
     "joint_box_scores": ((32, 80),),
-    "segmental_confidence": ((32, 64),),
+    "segmental_confidence": ((32, 80),),
 }
 _SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")
 

@@ -79,7 +79,9 @@ __device__ __forceinline__ int best_class(const Real* scores, int classes, Real&
 
 // One warp, one step a word. Lane k mod 32 keeps the best candidate for the first k words; as soon as
 // best[j] is final, all lanes add the units that start at word j. Starts rise, so that of equal
-// candidates the longer one came first. On the path from step to step: sum, maximum, shuffle, maximum.
+// candidates the longer one came first. What a lane kept for a word that is done is no better than that
+// word's best, so it needs no clearing for the next, 32 words on. On the path from step to step: sum,
+// maximum, shuffle, maximum.
 template <class Real>
 __device__ __forceinline__ void decode_ring(const Workspace<Real>& w, int width, int words) {
     const int lane = threadIdx.x & 31;
@@ -98,7 +100,6 @@ __device__ __forceinline__ void decode_ring(const Workspace<Real>& w, int width,
     for (int word = 0; word < words; ++word) {
         const Real next = score_of(word + 1);
         const Real candidate = top + score;
-        if (((lane - word) & 31) == 0) pending = nothing;  // its word is done; the next is 32 further on
         if (candidate > pending) pending_start = word;
         pending = larger(pending, candidate);
         const int owner = (word + 1) & 31;

@@ -57,6 +57,11 @@ def test_long_posts_and_large_scores_keep_their_digits(decoders: HostDecoders) -
     assert len(assert_close(decoders, large, lengths)) > 50
 
 
+def test_sparse_posts_of_more_words_than_lanes(decoders: HostDecoders) -> None:
+    units, lengths = unit_case(5, 4, 100, 2, density=0.03)
+    assert len(assert_close(decoders, units, lengths)) > 1
+
+
 def test_tiles_of_many_units(decoders: HostDecoders) -> None:
     units, lengths = unit_case(0, 3, 60, 3, longest=60, density=1.0, integers=True)
     assert_close(decoders, units, lengths, 2.0)

@@ -97,13 +97,6 @@ MUTANTS = (
         by="tsan",
     ),
     Mutant(
-        "alphas past the window",
-        CHAIN,
-        "next = live && k + 1 < count ?",
-        "next = live ?",
-        by="asan",
-    ),
-    Mutant(
         "emissions read past the last row", CHAIN, "steps - base < WINDOW ?", "false ?", by="asan"
     ),
     Mutant(
@@ -121,9 +114,6 @@ MUTANTS = (
     Mutant("no barrier before the way back", CHAIN, "__syncthreads();  // survivors, the", "//"),
     Mutant("no barrier before the expansion", CHAIN, "__syncthreads();  // chosen was", "//"),
     # Confidence
-    Mutant(
-        "zero becomes one", CONFIDENCE, "mantissa > 0.0f ? __int_as_float", "true ? __int_as_float"
-    ),
     Mutant(
         "transitions not turned round on the way back", CONFIDENCE, "behind ? j *", "false ? j *"
     ),
@@ -167,7 +157,6 @@ MUTANTS = (
     Mutant("a tie takes the entity", UNITS, "if (ending > top)", "if (ending >= top)"),
     Mutant("ties take the shorter unit", UNITS, "candidate > pending)", "candidate >= pending)"),
     Mutant("ties take the highest class", UNITS, "if (score > top) {", "if (score >= top) {"),
-    Mutant("a done word's candidates stay", UNITS, "pending = nothing;  // its word", "//"),
     Mutant("only the ring's first word is kept", UNITS, "(word + 1) & 31", "(word + 1) & 7"),
     Mutant(
         "entities in reverse order",
@@ -184,7 +173,13 @@ MUTANTS = (
     Mutant("table cleared too late", UNITS, "__syncthreads();  // the table is empty", "//"),
     Mutant("table read too early", UNITS, "__syncthreads();  // the table is filled", "//"),
     Mutant("results read too early", UNITS, "__syncthreads();  // best, the list", "//"),
-    Mutant("verdicts read too early", UNITS, "__syncthreads();  // the warps' verdicts", "//"),
+    Mutant(
+        "verdicts read too early",
+        UNITS,
+        "__syncthreads();  // the warps' verdicts",
+        "//",
+        by="tsan",
+    ),
     Mutant(
         "the workspace too small",
         UNITS,
@@ -254,7 +249,7 @@ MUTANTS = (
         "place ? weight : add_scaled(weight, *cell)",
         "weight",
     ),
-    Mutant("a done word's sum stays", SURE, "pending = nothing;  // its word", "//"),
+    Mutant("a done word's sum stays", SURE, "pending = nothing;  // its word", ";  //"),
     Mutant(
         "the way back reads units by their end",
         SURE,
