@@ -27,9 +27,6 @@ class TaggingClient:
         self,
         texts: Sequence[str | bytes],
         images: Sequence[bytes | None] | None = None,
-        *,
-        model: str = "amlr",
-        flat: bool = False,
         **options: Any,
     ) -> Any:
         """One request; the client library's own answer.
@@ -37,15 +34,13 @@ class TaggingClient:
         Args:
             texts: Of the posts.
             images: Picture files; a None is sent as an empty one. None leaves the input out.
-            model: Name.
-            flat: Shape (B,) instead of (B, 1).
             options: Further arguments of the client's `infer`.
         """
         raw = [text.encode() if isinstance(text, str) else text for text in texts]
-        inputs = [self.tensor("text", raw, flat=flat)]
+        inputs = [self.tensor("text", raw)]
         if images is not None:
-            inputs.append(self.tensor("image", [image or b"" for image in images], flat=flat))
-        return self.client.infer(model, inputs, **options)
+            inputs.append(self.tensor("image", [image or b"" for image in images]))
+        return self.client.infer("amlr", inputs, **options)
 
     def tag(
         self, texts: Sequence[str | bytes], images: Sequence[bytes | None] | None = None
@@ -58,9 +53,9 @@ class TaggingClient:
         close: Callable[[], None] = self.client.close
         close()
 
-    def tensor(self, name: str, values: Sequence[bytes], *, flat: bool = False) -> Any:
-        """An input of the model."""
-        shape = [len(values)] if flat else [len(values), 1]
+    def tensor(self, name: str, values: Sequence[bytes]) -> Any:
+        """An input of the model, shape (B, 1)."""
+        shape = [len(values), 1]
         array = np.empty(len(values), np.object_)
         array[:] = values
         tensor = self._library.InferInput(name, shape, "BYTES")

@@ -1,6 +1,6 @@
-"""Triton Inference Server: a model repository made from a bundle, and the models it runs.
+"""Triton Inference Server: a model repository made from a bundle, and the model it runs.
 
-`amlr.serving.triton.repository` writes it; `model` and `ensemble_models` run inside the server's
+`amlr.serving.triton.repository` writes it; `amlr.serving.triton.model` runs inside the server's
 python backend, whose module `triton_python_backend_utils` exists nowhere else. Nothing here needs
 FastAPI or a Triton client.
 """

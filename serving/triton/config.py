@@ -17,15 +17,10 @@ _STRING = EnumValue("TYPE_STRING")
 _MICROSECONDS = 1_000_000
 
 
-def tensor(name: str, data_type: str, dims: list[int], *, optional: bool = False) -> Config:
+def _tensor(name: str, data_type: str, dims: list[int], *, optional: bool = False) -> Config:
     """One input or output."""
     value: Config = {"name": name, "data_type": EnumValue(data_type), "dims": dims}
     return value | {"optional": True} if optional else value
-
-
-def string_parameters(values: Mapping[str, str]) -> list[Config]:
-    """The `parameters` field."""
-    return entries({name: {"string_value": value} for name, value in values.items()})
 
 
 def batch_sizes(manifest: Manifest) -> list[int]:
@@ -57,10 +52,10 @@ def model_config(
         "backend": "python",
         "max_batch_size": CHUNK_POSTS,
         "input": [
-            tensor("text", "TYPE_STRING", [1]),
-            tensor("image", "TYPE_STRING", [1], optional=True),
+            _tensor("text", "TYPE_STRING", [1]),
+            _tensor("image", "TYPE_STRING", [1], optional=True),
         ],
-        "output": [tensor("result", "TYPE_STRING", [1])],
+        "output": [_tensor("result", "TYPE_STRING", [1])],
         "instance_group": [
             {"count": instances, "kind": EnumValue("KIND_GPU" if manifest.engines else "KIND_CPU")}
         ],
@@ -77,7 +72,9 @@ def model_config(
         "model_warmup": [
             _warmup(name, sizes[-1], has_image=has_image) for name, has_image in warmup.items()
         ],
-        "parameters": string_parameters(parameters.to_strings()),
+        "parameters": entries(
+            {name: {"string_value": value} for name, value in parameters.to_strings().items()}
+        ),
     }
 
 

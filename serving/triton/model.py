@@ -12,16 +12,13 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post, Result
+from amlr.serving.encoding import json_bytes
 from amlr.serving.triton.parameters import EngineParameters
-from amlr.serving.triton.requests import (
-    read_posts,
-    refusal,
-    response_parameters,
-    result_tensor,
-)
 
 
 class TritonPythonModel:
@@ -48,18 +45,17 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order."""
+        codes = self._pb.TritonError
         responses: list[Any] = [None] * len(requests)
         batch: list[tuple[int, list[Post]]] = []
         for index, request in enumerate(requests):
             if request.is_cancelled():
-                codes = self._pb.TritonError
-                responses[index] = refusal(self._pb, "the client left", codes.CANCELLED)
+                responses[index] = self._refusal("the client left", codes.CANCELLED)
                 continue
             try:
-                batch.append((index, read_posts(self._pb, request)))
+                batch.append((index, self._read_posts(request)))
             except InputError as error:
-                codes = self._pb.TritonError
-                responses[index] = refusal(self._pb, str(error), codes.INVALID_ARG)
+                responses[index] = self._refusal(str(error), codes.INVALID_ARG)
         outcomes = self._tag([posts for _, posts in batch])
         for (index, posts), outcome in zip(batch, outcomes, strict=True):
             responses[index] = self._response(posts, outcome)
@@ -81,16 +77,54 @@ class TritonPythonModel:
                 return [error]
         return [outcome for posts in groups for outcome in self._tag([posts])]
 
+    def _read_posts(self, request: Any) -> list[Post]:
+        """Posts of one request, in row-major order; an empty picture is none.
+
+        Raises:
+            InputError: The tensors do not fit each other, or a text is not UTF-8.
+        """
+        text = self._pb.get_input_tensor_by_name(request, "text")
+        if text is None:
+            raise InputError("the input 'text' is missing")
+        texts = text.as_numpy().reshape(-1).tolist()
+        image = self._pb.get_input_tensor_by_name(request, "image")
+        images = [b""] * len(texts) if image is None else image.as_numpy().reshape(-1).tolist()
+        if len(images) != len(texts):
+            raise InputError(f"'image' has {len(images)} elements and 'text' {len(texts)}")
+        try:
+            return [
+                Post(text.decode(), bytes(image) or None)
+                for text, image in zip(texts, images, strict=True)
+            ]
+        except UnicodeDecodeError:
+            raise InputError("an element of 'text' is not UTF-8") from None
+
     def _response(self, posts: Sequence[Post], outcome: list[Result] | Exception) -> Any:
+        """The output `result`: one JSON text per post, as `/v2` of `amlr-serve` gives it."""
         if isinstance(outcome, Exception):
             message = str(outcome) if isinstance(outcome, AmlrError) else "see the server's log"
-            return refusal(self._pb, f"the engine failed: {message}", self._pb.TritonError.INTERNAL)
-        tensor = result_tensor(self._pb, outcome, (len(posts), 1))
-        if self._has_parameters:
-            return self._pb.InferenceResponse(
-                output_tensors=[tensor], parameters=response_parameters(outcome)
-            )
-        return self._pb.InferenceResponse(output_tensors=[tensor])
+            return self._refusal(f"the engine failed: {message}", self._pb.TritonError.INTERNAL)
+        values = np.empty(len(outcome), np.object_)
+        values[:] = [json_bytes(result.to_dict()) for result in outcome]
+        tensor = self._pb.Tensor("result", values.reshape(len(posts), 1))
+        options = {"parameters": response_parameters(outcome)} if self._has_parameters else {}
+        return self._pb.InferenceResponse(output_tensors=[tensor], **options)
+
+    def _refusal(self, message: str, code: Any) -> Any:
+        """The answer to a request that cannot be served; others of its batch are not touched."""
+        return self._pb.InferenceResponse(error=self._pb.TritonError(message, code))
+
+
+def response_parameters(results: Sequence[Result]) -> dict[str, str | int | bool]:
+    """Counts for clients and proxies that do not parse the results."""
+    return {
+        "tier": f"{results[0].provider}/{results[0].precision}" if results else "",
+        "posts": len(results),
+        "images_used": sum(result.image_used for result in results),
+        "entities": sum(len(result.entities) for result in results),
+        "warnings": sum(bool(result.warnings) for result in results),
+        "errors": sum(result.error is not None for result in results),
+    }
 
 
 def takes_parameters(pb: Any) -> bool:

@@ -10,21 +10,54 @@ from amlr.errors import ExportError
 from amlr.runtime.bundle import Bundle, GoldenPost
 from amlr.runtime.manifest import MANIFEST
 from amlr.serving.encoding import encode_bytes
-from amlr.serving.triton.config import MODEL, Config, model_config
-from amlr.serving.triton.ensemble import ensemble_models
+from amlr.serving.triton.config import MODEL, model_config
 from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
 from amlr.serving.triton.pbtxt import to_text
-from amlr.serving.triton.readme import readme
 from amlr.whole import check_place, is_empty, staged_folder
 
-MODELS, ENSEMBLE = "models", "ensemble"
+MODELS = "models"
 # Says that a folder is one of ours and may be replaced.
 MARKER = "amlr-triton.json"
 VERSION = "1"
 _ENTRY = '''"""For Triton; the code is in the package amlr, installed beside this server."""
 
-from {module} import TritonPythonModel as TritonPythonModel
+from amlr.serving.triton.model import TritonPythonModel as TritonPythonModel
 '''
+_README = """\
+# {name} for Triton Inference Server
+
+Written by amlr {version} from the bundle `{name}`, manifest sha256 `{digest}`.
+The folder `models` is a model repository. Serve it:
+
+    tritonserver --model-repository={{this folder}}/models
+
+## models/amlr
+
+One model of the python backend around the lean engine. The interpreter that Triton's python backend
+starts must have the package `amlr` {version} (`pip install amlr`; no PyTorch is needed).
+
+| tensor | type | shape | |
+|---|---|---|---|
+| `text` | BYTES | [B, 1] | UTF-8 |
+| `image` | BYTES | [B, 1] | the picture file; optional; empty means none |
+| `result` | BYTES | [B, 1] | JSON, as `/v1/tag` and `/v2` of `amlr-serve` give it |
+
+Responses carry the parameters `tier`, `posts`, `images_used`, `entities`, `warnings` and `errors`.
+The request parameter `timeout` (microseconds) refuses a request that has waited longer.
+Triton does not put a request with `image` and one without it into the same batch: where both kinds
+come mixed, send an empty `image` instead of leaving it out.
+
+What to change, in `models/amlr/config.pbtxt`:
+
+* `instance_group`: each instance is a process of its own with its own picture cache. On a CPU, use
+  as many instances as cores and set `threads` to 1, or one instance with `threads` `auto`.
+* `parameters`: `provider`, `precision`, `threads`, `image_cache_mb`, `answer_cache`, `image`, as in
+  `amlr.Engine.load`. `manifest_sha256` pins the bundle, which lies in `models/amlr/1/amlr.plan`.
+* `dynamic_batching`: preferred sizes are those of the bundle's engines, or those at which a CPU
+  reaches full speed.
+
+The engine proves itself on the bundle's golden posts before Triton calls the model ready.
+"""
 
 
 def write_repository(
@@ -35,7 +68,7 @@ def write_repository(
     threads: int | None = None,
     instances: int = 1,
 ) -> Path:
-    """Write `out/models`, which runs the engine, `out/ensemble`, and `out/README.md`.
+    """Write `out/models`, which runs the engine, and `out/README.md`.
 
     Args:
         source: A bundle; copied, so that the repository can be moved on its own.
@@ -66,17 +99,10 @@ def write_repository(
 
 def _write(bundle: Bundle, folder: Path, parameters: EngineParameters, instances: int) -> None:
     _write_model(bundle, folder / MODELS / MODEL, parameters, instances)
-    models = ensemble_models(bundle)
-    for model in models:
-        place = folder / ENSEMBLE / str(model.config["name"])
-        _write_config(place, model.config)
-        version = place / VERSION
-        version.mkdir()
-        if model.module is not None:
-            _write_entry(version, model.module)
-        for name, file in model.files.items():
-            _copy(bundle.path / file, version / name)
-    (folder / "README.md").write_text(readme(bundle, models), encoding="utf-8")
+    readme = _README.format(
+        name=bundle.manifest.name, version=__version__, digest=bundle.manifest_sha256
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
     marker = {
         "amlr": __version__,
         "bundle": bundle.manifest.name,
@@ -85,21 +111,26 @@ def _write(bundle: Bundle, folder: Path, parameters: EngineParameters, instances
     (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_model(bundle: Bundle, place: Path, parameters: EngineParameters, instances: int) -> None:
+def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, instances: int) -> None:
     samples = _samples(bundle.golden)
     warmup = {name: post.image is not None for name, post in samples.items()}
-    _write_config(place, model_config(bundle.manifest, parameters, warmup, instances))
-    version = place / VERSION
-    version.mkdir()
-    _write_entry(version, "amlr.serving.triton.model")
+    config = model_config(bundle.manifest, parameters, warmup, instances)
+    version = model / VERSION
+    version.mkdir(parents=True)
+    (model / "config.pbtxt").write_text(to_text(config), encoding="ascii")
+    (version / "model.py").write_text(_ENTRY, encoding="utf-8")
     for name in (MANIFEST, *bundle.manifest.files):
-        _copy(bundle.path / name, version / BUNDLE / name)
+        target = version / BUNDLE / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Copied, not linked: ONNX libraries refuse weights with a second hard link, and the
+        # original may be replaced while a server maps these.
+        shutil.copyfile(bundle.path / name, target)
     # Triton looks for warm-up data in a folder of this name.
-    (place / "warmup").mkdir()
+    (model / "warmup").mkdir()
     for name, post in samples.items():
-        (place / "warmup" / f"{name}.text").write_bytes(encode_bytes([post.text.encode()]))
+        (model / "warmup" / f"{name}.text").write_bytes(encode_bytes([post.text.encode()]))
         if post.image is not None:
-            (place / "warmup" / f"{name}.image").write_bytes(encode_bytes([post.image]))
+            (model / "warmup" / f"{name}.image").write_bytes(encode_bytes([post.image]))
 
 
 def _samples(golden: Iterable[GoldenPost]) -> dict[str, GoldenPost]:
@@ -109,19 +140,3 @@ def _samples(golden: Iterable[GoldenPost]) -> dict[str, GoldenPost]:
         if post.text.strip():
             samples.setdefault("text_only" if post.image is None else "with_picture", post)
     return samples
-
-
-def _write_config(place: Path, config: Config) -> None:
-    place.mkdir(parents=True)
-    (place / "config.pbtxt").write_text(to_text(config), encoding="ascii")
-
-
-def _write_entry(version: Path, module: str) -> None:
-    (version / "model.py").write_text(_ENTRY.format(module=module), encoding="utf-8")
-
-
-def _copy(source: Path, target: Path) -> None:
-    # Copied, not linked: ONNX libraries refuse weights with a second hard link, and the original
-    # may be replaced while a server maps these.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)

@@ -5,7 +5,7 @@ by the tests in `tests/triton_server`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,11 +129,11 @@ def arguments(model: Path, **changes: str) -> dict[str, str]:
     } | changes
 
 
-def bytes_tensor(name: str, values: Sequence[bytes], shape: tuple[int, ...]) -> Tensor:
-    """A BYTES tensor."""
+def bytes_tensor(name: str, values: Sequence[bytes]) -> Tensor:
+    """A BYTES tensor of shape (B, 1)."""
     array = np.empty(len(values), np.object_)
     array[:] = values
-    return Tensor(name, array.reshape(shape))
+    return Tensor(name, array.reshape(len(values), 1))
 
 
 def request(
@@ -141,33 +141,10 @@ def request(
     images: Sequence[bytes] | None = None,
     *,
     cancelled: bool = False,
-    flat: bool = False,
 ) -> InferenceRequest:
     """A request as a client of the model makes it."""
-
-    def shape(count: int) -> tuple[int, ...]:
-        return (count,) if flat else (count, 1)
-
     raw = [text.encode() if isinstance(text, str) else text for text in texts]
-    inputs = [bytes_tensor("text", raw, shape(len(raw)))]
+    inputs = [bytes_tensor("text", raw)]
     if images is not None:
-        inputs.append(bytes_tensor("image", images, shape(len(images))))
+        inputs.append(bytes_tensor("image", images))
     return InferenceRequest(inputs=inputs, cancelled=cancelled)
-
-
-Run = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def run_ensemble(config: Any, models: Mapping[str, Run], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Follow an ensemble's maps as its scheduler does: a step runs when its inputs are there."""
-    pool = dict(inputs)
-    waiting = list(config.ensemble_scheduling.step)
-    while waiting:
-        ready = [s for s in waiting if all(name in pool for name in s.input_map.values())]
-        assert ready, [step.model_name for step in waiting]
-        for step in ready:
-            waiting.remove(step)
-            feed = {own: pool[shared] for own, shared in step.input_map.items()}
-            found = models[step.model_name](feed)
-            pool |= {shared: found[own] for own, shared in step.output_map.items()}
-    return {output.name: pool[output.name] for output in config.output}

@@ -6,13 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 
 from amlr.runtime import Engine
 from amlr.runtime.results import Post, Result
-from amlr.serving.triton import decode, prepare
 from amlr.serving.triton.model import TritonPythonModel, choose_device
 from amlr.serving.triton.repository import write_repository
 from doubles.triton_backend import (
@@ -20,9 +17,7 @@ from doubles.triton_backend import (
     TritonModelException,
     arguments,
     backend_double,
-    parse_config,
     request,
-    run_ensemble,
 )
 from drawings import saved, smooth
 from live_server import LiveServer
@@ -191,82 +186,3 @@ def test_an_instance_sees_its_own_gpu() -> None:
     untouched: dict[str, str] = {}
     choose_device(gpu | {"model_instance_kind": "CPU"}, untouched)
     assert untouched == {}
-
-
-# The ensemble ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ensemble(repository: Path) -> Iterator[Any]:
-    """A function from a request's tensors to results; graphs run in onnxruntime."""
-    patch = pytest.MonkeyPatch()
-    module: Any = backend_double()
-    patch.setitem(sys.modules, module.__name__, module)
-    place = repository / "ensemble"
-    halves: dict[str, Any] = {
-        "amlr_prepare": prepare.TritonPythonModel(),
-        "amlr_decode": decode.TritonPythonModel(),
-    }
-    for name, half in halves.items():
-        half.initialize(arguments(place / name))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = {
-        f"amlr_{graph}": onnxruntime.InferenceSession(
-            str(place / f"amlr_{graph}" / "1" / "model.onnx"), options
-        )
-        for graph in ("text", "image", "fusion")
-    }
-
-    def run_half(name: str, feed: dict[str, Any]) -> dict[str, Any]:
-        inputs = [module.Tensor(key, value) for key, value in feed.items()]
-        (response,) = halves[name].execute([type(request(["a"]))(inputs=inputs)])
-        if response.has_error():
-            raise response.error()
-        return {t.name(): t.as_numpy() for t in response.output_tensors()}
-
-    def run_graph(name: str, feed: dict[str, Any]) -> dict[str, Any]:
-        names = [output.name for output in sessions[name].get_outputs()]
-        return dict(zip(names, sessions[name].run(names, feed), strict=True))
-
-    runs: dict[str, Any] = {
-        name: lambda feed, name=name: run_half(name, feed) for name in halves
-    } | {name: lambda feed, name=name: run_graph(name, feed) for name in sessions}
-    config = parse_config(place / "amlr_ensemble" / "config.pbtxt")
-
-    def run(texts: Sequence[str | bytes], images: Sequence[bytes]) -> list[dict[str, Any]]:
-        inputs = request(texts, images, flat=True)._inputs
-        feed = {name: tensor.as_numpy() for name, tensor in inputs.items()}
-        return [json.loads(r) for r in run_ensemble(config, runs, feed)["result"]]
-
-    yield run
-    for half in halves.values():
-        half.finalize()
-    patch.undo()
-
-
-def test_ensemble_gives_the_engines_answers(ensemble: Any, engine: Engine) -> None:
-    texts = ["Jordan in Paris", LONG, "", "New York apple", "Paris", "x" * 100_001]
-    images = [PICTURE, OTHER, PICTURE, b"broken", PICTURE, b""]
-    for chosen in (slice(None), slice(2, 3), slice(0, 1), slice(1, 4)):
-        found = ensemble(texts[chosen], images[chosen])
-        posts = [
-            Post(text, image or None)
-            for text, image in zip(texts[chosen], images[chosen], strict=True)
-        ]
-        for answer, expected in zip(found, engine.tag_batch(posts), strict=True):
-            wanted = expected.to_dict()
-            assert answer.pop("provider") == "triton-ensemble"
-            del wanted["provider"]
-            scores = [[e.pop("score") for e in value["entities"]] for value in (answer, wanted)]
-            assert answer == wanted
-            np.testing.assert_allclose(*scores, atol=1e-5)
-
-
-def test_ensemble_refuses_what_it_cannot_hold(ensemble: Any) -> None:
-    with pytest.raises(TritonError, match="at most 128 posts"):
-        ensemble(["a"] * 129, [b""] * 129)
-    with pytest.raises(TritonError, match="windows of text, at most 128"):
-        ensemble([LONG * 40] * 12, [b""] * 12)
-    with pytest.raises(TritonError, match="UTF-8"):
-        ensemble([b"\xff"], [b""])

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -43,16 +42,10 @@ def configs(repository: Path) -> dict[str, Any]:
 
 def test_every_configuration_is_one_of_tritons(written: Path, written_with_engines: Path) -> None:
     for root in (written, written_with_engines):
-        for part in ("models", "ensemble"):
-            found = configs(root / part)
-            assert found
-            for name, config in found.items():
-                assert config.name == name
-                assert (root / part / name / "1").is_dir()
-                assert bool(config.backend) != (config.platform == "ensemble")
-                assert (root / part / name / "1" / "model.py").exists() == (
-                    config.backend == "python"
-                )
+        assert sorted(p.name for p in root.iterdir()) == ["README.md", "amlr-triton.json", "models"]
+        ((name, config),) = configs(root / "models").items()
+        assert (config.name, config.backend) == (name, "python")
+        assert (root / "models" / name / "1" / "model.py").is_file()
 
 
 def test_model_takes_its_numbers_from_the_bundle(
@@ -77,67 +70,6 @@ def test_model_takes_its_numbers_from_the_bundle(
             assert int.from_bytes(content[:4], "little") == len(content) - 4 > 0
 
 
-def test_ensemble_connects(written: Path, written_with_engines: Path) -> None:
-    for root in (written, written_with_engines):
-        models = configs(root / "ensemble")
-        whole = models["amlr_ensemble"]
-        known = {i.name: (i.data_type, list(i.dims)) for i in whole.input}
-        for step in whole.ensemble_scheduling.step:
-            model = models[step.model_name]
-            inputs = {i.name: (i.data_type, list(i.dims)) for i in model.input}
-            outputs = {o.name: (o.data_type, list(o.dims)) for o in model.output}
-            assert set(step.input_map) == set(inputs)
-            assert set(step.output_map) == set(outputs)
-            for own, shared in step.input_map.items():
-                assert known[shared] == inputs[own], (step.model_name, own)
-            known |= {shared: outputs[own] for own, shared in step.output_map.items()}
-        used = {step.model_name for step in whole.ensemble_scheduling.step}
-        assert used == set(models) - {"amlr_ensemble"}
-        for output in whole.output:
-            assert known[output.name] == (output.data_type, list(output.dims))
-
-
-def test_graph_models_agree_with_the_graphs(written: Path) -> None:
-    types = {"TYPE_INT64": onnx.TensorProto.INT64, "TYPE_FP32": onnx.TensorProto.FLOAT}
-    for graph in ("text", "image", "fusion"):
-        config = configs(written / "ensemble")[f"amlr_{graph}"]
-        assert (config.backend, config.max_batch_size) == ("onnxruntime", 0)
-        path = written / "ensemble" / config.name / "1" / "model.onnx"
-        model = onnx.load(str(path))  # with its weights, which must lie beside it
-        _same_tensors(config.input, model.graph.input, types)
-        _same_tensors(config.output, model.graph.output, types)
-
-
-def _same_tensors(mine: Any, theirs: Any, types: dict[str, int]) -> None:
-    name_of = type(mine[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    assert [value.name for value in mine] == [value.name for value in theirs]
-    for own, graph in zip(mine, theirs, strict=True):
-        assert types[name_of[own.data_type].name] == graph.type.tensor_type.elem_type
-        sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in _dims(graph)]
-        assert len(sizes) == len(own.dims)
-        for size, fixed in zip(sizes, own.dims, strict=True):
-            # A size that the exporter could not infer may be told; one that is free may not.
-            assert size == fixed or (size == -1 and graph.name == "regions_bpd"), graph.name
-
-
-def _dims(value: Any) -> Any:
-    return value.type.tensor_type.shape.dim
-
-
-def test_engines_go_to_the_tensorrt_backend(written_with_engines: Path) -> None:
-    models = configs(written_with_engines / "ensemble")
-    for graph in ("text", "image", "fusion"):
-        assert models[f"amlr_{graph}"].backend == "tensorrt"
-        assert (written_with_engines / "ensemble" / f"amlr_{graph}" / "1" / "model.plan").is_file()
-    limits = models["amlr_prepare"].parameters
-    assert {n: limits[n].string_value for n in ("windows", "pictures", "steps")} == {
-        "windows": "16",
-        "pictures": "4",
-        "steps": "6",
-    }
-    assert "Not executed" in (written_with_engines / "README.md").read_text()
-
-
 def test_repository_stands_on_its_own(tiny_plan: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_plan, tmp_path / "a.plan")
     write_repository(tmp_path / "a.plan", tmp_path / "triton")
@@ -149,9 +81,10 @@ def test_repository_stands_on_its_own(tiny_plan: Path, tmp_path: Path) -> None:
 
 def test_replaces_its_own_and_nothing_else(tiny_plan: Path, tmp_path: Path) -> None:
     out = write_repository(tiny_plan, tmp_path / "triton")
-    (out / "left over").write_text("")
+    # A repository of an older version, which had an ensemble beside the model.
+    (out / "ensemble" / "amlr_prepare").mkdir(parents=True)
     write_repository(tiny_plan, out)
-    assert not (out / "left over").exists()
+    assert not (out / "ensemble").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_bytes(b"x")
     with pytest.raises(ExportError, match="choose another folder"):

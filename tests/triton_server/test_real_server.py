@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amlr.benchmarks.serving.triton_client import TaggingClient, answers
+from amlr.benchmarks.serving.triton_client import TaggingClient
 from amlr.benchmarks.serving.triton_server import Installation, TritonServer
 from amlr.errors import BackendUnavailableError
 from amlr.runtime import Engine
@@ -16,31 +16,6 @@ from amlr.runtime.results import Post
 from drawings import saved, smooth
 
 PICTURE = saved(smooth())
-GRAPHS = ("text", "image", "fusion")
-# Runs a graph as Triton's onnxruntime backend does, which this server does not have.
-STAND_IN = """
-import json, pathlib
-import onnxruntime
-import triton_python_backend_utils as pb
-
-class TritonPythonModel:
-    def initialize(self, args):
-        config = json.loads(args["model_config"])
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        file = pathlib.Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(file), options)
-        self.outputs = [output.name for output in self.session.get_outputs()]
-
-    def execute(self, requests):
-        return [self.respond(request) for request in requests]
-
-    def respond(self, request):
-        feed = {n: pb.get_input_tensor_by_name(request, n).as_numpy() for n in self.inputs}
-        found = self.session.run(self.outputs, feed)
-        return pb.InferenceResponse([pb.Tensor(*pair) for pair in zip(self.outputs, found)])
-"""
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -150,33 +125,3 @@ def test_changed_bundle_does_not_load(
         TritonServer(installation, tmp_path / "models"),
     ):
         pass
-
-
-def test_ensemble_on_tritons_scheduler(
-    installation: Installation, repository: Path, engine: Engine, tmp_path: Path
-) -> None:
-    """Everything of the ensemble but the graphs' own backends, which stand-ins replace."""
-    shutil.copytree(repository / "ensemble", tmp_path / "ensemble")
-    for graph in GRAPHS:
-        place = tmp_path / "ensemble" / f"amlr_{graph}"
-        config = place / "config.pbtxt"
-        config.write_text(config.read_text().replace('"onnxruntime"', '"python"'))
-        (place / "1" / "model.py").write_text(STAND_IN)
-    texts = ["Jordan in Paris", "", "New York apple " * 30]
-    with TritonServer(installation, tmp_path / "ensemble") as server:
-        for protocol in ("http", "grpc"):
-            client = TaggingClient(protocol, getattr(server, protocol))
-            for images in ([PICTURE, b"broken", PICTURE], None):
-                given = images or [None] * 3
-                posts = [Post(t, i) for t, i in zip(texts, given, strict=True)]
-                response = client.infer(texts, images, model="amlr_ensemble", flat=True)
-                for found, wanted in zip(answers(response), expected(engine, posts), strict=True):
-                    assert spans(found) == spans(wanted)
-                    assert found["image_used"] == wanted["image_used"]
-                    assert found["warnings"] == wanted["warnings"]
-            client.close()
-        assert server.stop() == 0
-
-
-def spans(answer: dict[str, Any]) -> list[tuple[int, int, str]]:
-    return [(e["start"], e["end"], e["label"]) for e in answer["entities"]]
