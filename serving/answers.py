@@ -1,4 +1,4 @@
-"""From jobs to answers within a request: waits, notices a client that left, times the parts."""
+"""From posts to answers within a request: queues, waits, notices a client that left."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from amlr.runtime.results import Post
-from amlr.serving.bodies import PreparedPost, TagRequest, error_dict, result_dict
+from amlr.runtime.results import Post, Problem
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
+from amlr.serving.parsing import PreparedPost
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -26,55 +26,78 @@ def service_of(request: Request) -> TaggingService:
 
 
 def exchange_of(request: Request) -> Exchange:
-    """What the guard keeps of this request."""
+    """The guard's record of this request."""
     exchange: Exchange = request.state.exchange
     return exchange
 
 
 async def tag_posts(
-    request: Request, tag_request: TagRequest
+    request: Request, posts: Sequence[PreparedPost], deadline_s: float | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Tag a request's posts.
 
     Returns:
-        One answer a post as plain values, and headers that tell the time of its parts.
+        One answer per post as plain values, and headers with the times of its parts.
 
     Raises:
         ApiError: Nothing could be tagged, or the client left.
     """
     service, exchange = service_of(request), exchange_of(request)
-    good = [p for p in tag_request.posts if p.post is not None]
-    exchange.facts["posts"] = len(tag_request.posts)
+    good = [prepared.post for prepared in posts if prepared.post is not None]
+    exchange.facts["posts"] = len(posts)
     if service.settings.log_texts:
-        exchange.facts["texts"] = [p.post.text for p in good if p.post is not None]
+        exchange.facts["texts"] = [post.text for post in good]
     outcomes: list[Answer | BaseException] = []
     if good:
-        posts = [p.post for p in good if p.post is not None]
-        outcomes = await wait_for(request, submit(service, posts, tag_request.deadline_s, exchange))
+        outcomes = await _wait_for(request, _submit(service, good, deadline_s, exchange))
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         if len(failures) == len(outcomes):
             raise from_failure(failures[0])
-    answers = await in_turn(
-        _answer_dicts, service, tag_request, outcomes, size=entities_of(outcomes)
-    )
-    return answers, timing_headers(outcomes)
+    entities = sum(len(o.result.entities) for o in outcomes if isinstance(o, Answer))
+    answers = await in_turn(_answer_dicts, service, posts, outcomes, size=entities)
+    return answers, _timing_headers(outcomes)
 
 
 def _answer_dicts(
-    service: TaggingService, tag_request: TagRequest, outcomes: Sequence[Answer | BaseException]
+    service: TaggingService,
+    posts: Sequence[PreparedPost],
+    outcomes: Sequence[Answer | BaseException],
 ) -> list[dict[str, Any]]:
     remaining = iter(outcomes)
     return [
-        error_dict(prepared, prepared.error or {"code": "failed", "message": "not tagged"})
+        error_dict(prepared)
         if prepared.post is None
         else answer_dict(service, prepared, next(remaining))
-        for prepared in tag_request.posts
+        for prepared in posts
     ]
 
 
-def entities_of(outcomes: Sequence[Answer | BaseException]) -> int:
-    """Entities of some answers."""
-    return sum(len(o.result.entities) for o in outcomes if isinstance(o, Answer))
+def answer_dict(
+    service: TaggingService, prepared: PreparedPost, outcome: Answer | BaseException
+) -> dict[str, Any]:
+    """The answer for a post that was tagged, or failed, as plain values; counts it."""
+    assert prepared.post is not None
+    if isinstance(outcome, BaseException):
+        error = from_failure(outcome)
+        service.metrics.posts.labels(error.code).inc()
+        return error_dict(prepared, {"code": error.code, "message": str(error)})
+    service.metrics.result(outcome.result, had_image=prepared.post.image is not None)
+    values = outcome.result.to_dict()
+    values["warnings"] = [*prepared.warnings, *values["warnings"]]
+    return values if prepared.id is None else {"id": prepared.id, **values}
+
+
+def error_dict(prepared: PreparedPost, problem: Problem | None = None) -> dict[str, Any]:
+    """The answer for a post that was not tagged; the problem is its own unless another is named."""
+    values: dict[str, Any] = {
+        "entities": [],
+        "image_used": False,
+        "provider": "",
+        "precision": "",
+        "warnings": list(prepared.warnings),
+        "error": problem or prepared.error,
+    }
+    return values if prepared.id is None else {"id": prepared.id, **values}
 
 
 async def in_turn(function: Callable[..., T], *arguments: Any, size: int) -> T:
@@ -84,10 +107,10 @@ async def in_turn(function: Callable[..., T], *arguments: Any, size: int) -> T:
     return await asyncio.to_thread(function, *arguments)
 
 
-def submit(
+def _submit(
     service: TaggingService, posts: Sequence[Post], deadline_s: float | None, exchange: Exchange
 ) -> list[Job]:
-    """Queue posts; the deadline counts from the request's head, for so does the client's patience.
+    """Queue posts; the deadline starts when the request headers arrived.
 
     Raises:
         ApiError: Refused.
@@ -110,27 +133,12 @@ def check_open(service: TaggingService) -> None:
         raise from_failure(error) from None
 
 
-def answer_dict(
-    service: TaggingService, prepared: PreparedPost, outcome: Answer | BaseException
-) -> dict[str, Any]:
-    """One answer as plain values; counts it."""
-    assert prepared.post is not None
-    if isinstance(outcome, BaseException):
-        error = from_failure(outcome)
-        service.metrics.posts.labels(error.code).inc()
-        return error_dict(prepared, {"code": error.code, "message": str(error)})
-    service.metrics.result(outcome.result, had_image=prepared.post.image is not None)
-    return result_dict(prepared, outcome.result)
-
-
-async def wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | BaseException]:
+async def _wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | BaseException]:
     """Wait for jobs, or cancel them when the client leaves.
 
     Raises:
         ApiError: The client left (status 499, which nobody sees).
     """
-    if not jobs:
-        return []
     # One wake-up for the whole request: a future of asyncio for every post, and a gathering one,
     # would cost more than all the rest of waiting.
     loop = asyncio.get_running_loop()
@@ -179,7 +187,7 @@ async def _until_left(request: Request) -> None:
         pass
 
 
-def timing_headers(outcomes: Sequence[Answer | BaseException]) -> dict[str, str]:
+def _timing_headers(outcomes: Sequence[Answer | BaseException]) -> dict[str, str]:
     """`Server-Timing` (W3C), which browsers show: longest wait and compute time of the posts."""
     answers = [o for o in outcomes if isinstance(o, Answer)]
     if not answers:

@@ -15,8 +15,8 @@ from amlr import __version__
 from amlr.serving import explaining, page, routes_v1, routes_v2
 from amlr.serving.explaining import ExplainQueue
 from amlr.serving.guard import Guard
+from amlr.serving.jobs import TaggingEngine
 from amlr.serving.paths import is_v2
-from amlr.serving.ports import TaggingEngine
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
 from amlr.serving.schemas import component_schemas, errors
 from amlr.serving.service import TaggingService

@@ -12,9 +12,9 @@ from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 from amlr.runtime.explain import Explainer, Explanation
 from amlr.serving.answers import check_open, exchange_of, service_of
-from amlr.serving.bodies import read_tag_request
 from amlr.serving.encoding import json_bytes
-from amlr.serving.ports import TaggingEngine
+from amlr.serving.jobs import TaggingEngine
+from amlr.serving.parsing import read_tag_request
 from amlr.serving.problems import ApiError
 from amlr.serving.routes_v1 import TAG_BODY
 from amlr.serving.schemas import ExplanationBody, errors

@@ -1,12 +1,22 @@
-"""A post on its way through the server, and what comes back."""
+"""A post on its way through the server, the engine it goes to, and the answer."""
 
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from amlr.errors import OverloadedError
 from amlr.runtime.results import Post, Result
+
+
+class TaggingEngine(Protocol):
+    """Tags posts from several threads at once; `amlr.runtime.Engine` is one."""
+
+    def tag_batch(self, posts: Sequence[Post]) -> list[Result]:
+        """One result per post, in order; never raises for a bad post."""
+        ...
 
 
 class RefusedError(OverloadedError):
@@ -72,5 +82,5 @@ def post_bytes(post: Post) -> int:
     """Memory that a waiting post holds, roughly."""
     picture = len(post.image) if isinstance(post.image, (bytes, bytearray, memoryview)) else 0
     words = 0 if post.words is None else 16 * len(post.words)
-    # 1 kB covers the objects around.
+    # Allow 1 kB for object overhead.
     return 1024 + sys.getsizeof(post.text) + picture + words

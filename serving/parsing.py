@@ -1,7 +1,8 @@
-"""Bytes of a request body to values: JSON objects and forms."""
+"""Request bodies to posts: JSON with base64 pictures, or forms with picture files."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -9,50 +10,94 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 
+from amlr.errors import InputError
+from amlr.runtime.results import Post, Problem
+from amlr.serving.encoding import decode_base64
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import DeadlineBody, PostsBody
+from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody
 from amlr.serving.settings import MAX_DEADLINE_MS, RequestLimits
+from amlr.serving.urls import UrlFetcher
 
 _MANY_FIELDS = 100
 _INLINE_FIELDS = 64_000
 _PIECE_BYTES = 64_000
 _FIELDS = ("posts", "deadline_ms", "words")
+_URLENCODED = "application/x-www-form-urlencoded"
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedBody:
-    """A body whose form is right.
+class PreparedPost:
+    """A post of a request, or why it cannot be one.
 
     Attributes:
-        values: Posts in order, not checked yet: a bad one fails alone.
-        is_single: Whether the body is one post.
-        deadline_ms: Deadline, or None.
-        files: Pictures by name of their part; None where pictures are base64.
+        post: The post to tag; None where `error` says why not.
+        id: The client's id.
+        image_url: Address of the picture.
+        warnings: To be added to the result.
+        error: Why this post cannot be tagged.
     """
 
-    values: Sequence[Any]
+    post: Post | None
+    id: str | int | None = None
+    image_url: str | None = None
+    warnings: tuple[Problem, ...] = ()
+    error: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagRequest:
+    """A request's posts.
+
+    Attributes:
+        posts: In order; a bad post fails alone.
+        is_single: Whether the answer is one object instead of a list.
+        deadline_ms: Milliseconds in which the answer is of use, or None.
+    """
+
+    posts: tuple[PreparedPost, ...]
     is_single: bool
-    deadline_ms: int | None
-    files: Mapping[str, bytes] | None = None
+    deadline_ms: int | None = None
+
+    @property
+    def deadline_s(self) -> float | None:
+        """The deadline in seconds."""
+        return None if self.deadline_ms is None else self.deadline_ms / 1000
+
+
+async def read_tag_request(
+    request: Request, limits: RequestLimits, fetcher: UrlFetcher
+) -> TagRequest:
+    """Parse the body of `/v1/tag`, by its content type.
+
+    Raises:
+        ApiError: The body as a whole cannot be used; single bad posts are no error here.
+    """
+    kind = content_type(request)
+    if kind == "application/json":
+        body = await request.body()
+        tag_request = await parse(_json_request, body, limits, inline=is_light(body))
+    elif kind in ("multipart/form-data", _URLENCODED):
+        texts, fields, files = await _read_form(request, limits)
+        is_short = sum(map(len, fields.values())) < _INLINE_FIELDS
+        tag_request = await parse(_form_request, texts, fields, files, limits, inline=is_short)
+    else:
+        raise ApiError(
+            415,
+            "unsupported_content_type",
+            "send application/json, or multipart/form-data with picture files",
+        )
+    posts = await _fetch(tag_request.posts, fetcher)
+    header = request.headers.get("x-deadline-ms")
+    if tag_request.deadline_ms is None and header is not None:
+        return replace(tag_request, posts=posts, deadline_ms=_milliseconds(header))
+    return replace(tag_request, posts=posts)
 
 
 def content_type(request: Request) -> str:
     """Media type of the body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def deadline_of(request: Request, deadline_ms: int | None = None) -> float | None:
-    """Seconds the client gives: from the body, or from the header `X-Deadline-Ms`.
-
-    Raises:
-        ApiError: The header is no number in range.
-    """
-    header = request.headers.get("x-deadline-ms")
-    if deadline_ms is None and header is not None:
-        deadline_ms = _milliseconds(header)
-    return None if deadline_ms is None else deadline_ms / 1000
 
 
 def _milliseconds(text: str) -> int:
@@ -64,76 +109,166 @@ def _milliseconds(text: str) -> int:
     return int(text)
 
 
-def parse_json(body: bytes) -> ParsedBody:
-    """Parse `{"text": ...}` or `{"posts": [...]}`.
+# Posts ----------------------------------------------------------------------------------------
 
-    Raises:
-        ApiError: Not JSON, or of another form.
+
+def prepare_post(
+    value: Any, limits: RequestLimits, files: Mapping[str, bytes] | None = None
+) -> PreparedPost:
+    """Check one post of a request.
+
+    Args:
+        value: The post as parsed JSON.
+        limits: Sizes that it may have.
+        files: Pictures by name of their part; None where pictures are base64.
     """
+    words = value.get("words") if isinstance(value, dict) else None
+    if isinstance(words, list) and len(words) > limits.max_text_chars:
+        return _bad_post(
+            value, "words_invalid", f"{len(words)} words are more than a text may have"
+        )
+    try:
+        body = _validated(PostBody, value)
+        image = _picture(body, files)
+        _check(body, image, limits)
+    except (ApiError, InputError) as error:
+        return _bad_post(value, error.code, str(error))
+    spans = None if body.words is None else [(w[0], w[1]) for w in body.words]
+    return PreparedPost(post=Post(body.text, image, spans), id=body.id, image_url=body.image_url)
+
+
+def _prepare(
+    values: Sequence[Any], limits: RequestLimits, files: Mapping[str, bytes] | None = None
+) -> tuple[PreparedPost, ...]:
+    if len(values) > limits.max_posts:
+        raise ApiError(
+            413,
+            "too_many_posts",
+            f"{len(values)} posts, at most {limits.max_posts} fit one request; "
+            "send several requests, or a stream",
+        )
+    return tuple(prepare_post(value, limits, files) for value in values)
+
+
+def _picture(body: PostBody, files: Mapping[str, bytes] | None) -> bytes | None:
+    if body.image is None:
+        return None
+    if files is None:
+        return decode_base64(body.image)
+    if body.image not in files:
+        raise InputError("'image' names a file part that was not sent", "image_invalid")
+    return files[body.image]
+
+
+def _check(body: PostBody, image: bytes | None, limits: RequestLimits) -> None:
+    if len(body.text) > limits.max_text_chars:
+        raise InputError(
+            f"text has {len(body.text)} characters, at most {limits.max_text_chars} are accepted; "
+            "split it into several posts",
+            "text_too_long",
+        )
+    if image is not None and len(image) > limits.max_image_bytes:
+        raise InputError(
+            f"the picture has {len(image)} bytes, at most {limits.max_image_bytes} are accepted",
+            "image_too_large",
+        )
+    if image is not None and body.image_url is not None:
+        raise InputError("send either 'image' or 'image_url', not both", "image_invalid")
+    if any(word[1] > len(body.text) for word in body.words or ()):
+        raise InputError("a word ends past the end of the text", "words_invalid")
+
+
+def _bad_post(value: Any, code: str, message: str) -> PreparedPost:
+    identifier = value.get("id") if isinstance(value, dict) else None
+    # Any other id, e.g. NaN, may be no JSON.
+    is_id = isinstance(identifier, str | int) and not isinstance(identifier, bool)
+    return PreparedPost(
+        post=None,
+        id=identifier if is_id else None,
+        error={"code": code, "message": message},
+    )
+
+
+async def _fetch(posts: Sequence[PreparedPost], fetcher: UrlFetcher) -> tuple[PreparedPost, ...]:
+    """Get the pictures given by address; a failed one is a warning, a forbidden one an error."""
+
+    async def one(post: PreparedPost) -> PreparedPost:
+        if post.image_url is None or post.post is None:
+            return post
+        try:
+            image = await fetcher.fetch(post.image_url)
+        except InputError as error:
+            problem: Problem = {"code": error.code, "message": str(error)}
+            if error.code == "url_forbidden":
+                return replace(post, post=None, error=problem)
+            return replace(post, warnings=(*post.warnings, problem))
+        return replace(post, post=replace(post.post, image=image))
+
+    if all(post.image_url is None for post in posts):
+        return tuple(posts)
+    return tuple(await asyncio.gather(*map(one, posts)))
+
+
+# JSON -----------------------------------------------------------------------------------------
+
+
+def _json_request(body: bytes, limits: RequestLimits) -> TagRequest:
+    """Parse `{"text": ...}` or `{"posts": [...]}`."""
     value = load_json(body)
     if not isinstance(value, dict):
         raise ApiError(422, "body_invalid", 'expected an object {"text": ...} or {"posts": [...]}')
     if "posts" in value:
-        many = validated(PostsBody, value)
-        return ParsedBody(values=many.posts, is_single=False, deadline_ms=many.deadline_ms)
-    deadline = validated(DeadlineBody, {k: value.pop(k) for k in ("deadline_ms",) if k in value})
-    return ParsedBody(values=[value], is_single=True, deadline_ms=deadline.deadline_ms)
+        many = _validated(PostsBody, value)
+        posts = _prepare(many.posts, limits)
+        return TagRequest(posts=posts, is_single=False, deadline_ms=many.deadline_ms)
+    deadline = _validated(DeadlineBody, {k: value.pop(k) for k in ("deadline_ms",) if k in value})
+    posts = _prepare([value], limits)
+    return TagRequest(posts=posts, is_single=True, deadline_ms=deadline.deadline_ms)
 
 
-def validated(model: type[M], value: Any) -> M:
-    """Check a parsed value.
-
-    Raises:
-        ApiError: A field is missing, unknown or of another type.
-    """
+def _validated(model: type[M], value: Any) -> M:
     # Otherwise every single one of them would be listed.
     if isinstance(value, dict) and len(value) > _MANY_FIELDS:
         raise ApiError(422, "body_invalid", f"{len(value)} fields are more than there can be")
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _invalid(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["loc"][:1] == ("id",):
-        return ApiError(422, "body_invalid", "id: Input should be a string or a whole number")
+        raise ApiError(422, "body_invalid", "id: Input should be a string or a whole number")
     where = ".".join(str(part) for part in first["loc"]) or "body"
-    return ApiError(422, "body_invalid", f"{where}: {first['msg']}")
+    raise ApiError(422, "body_invalid", f"{where}: {first['msg']}")
 
 
-async def read_form(request: Request, limits: RequestLimits) -> ParsedBody:
-    """Parse a form: `text` and a file `image`, or `posts` (JSON) that names file parts.
+# Forms ----------------------------------------------------------------------------------------
 
-    Raises:
-        ApiError: Not a form, or of another form.
-    """
-    most = limits.max_posts + 8
+_Form = tuple[list[str], dict[str, str], dict[str, bytes]]
+
+
+async def _read_form(request: Request, limits: RequestLimits) -> _Form:
+    """Texts, other fields and files of a form."""
+    max_fields = limits.max_posts + 8
     try:
-        if content_type(request) == "application/x-www-form-urlencoded":
+        if content_type(request) == _URLENCODED:
             body = await request.body()
-            parts = await parse(_urlencoded, body, most, inline=is_light(body))
-            texts, fields, files = await _collect(parts)
-        else:
-            form = request.form(
-                max_files=limits.max_posts, max_fields=most, max_part_size=limits.max_body_bytes
-            )
-            async with form as data:
-                texts, fields, files = await _collect(data.multi_items())
+            parts = await parse(_urlencoded, body, max_fields, inline=is_light(body))
+            return await _collect(parts)
+        form = request.form(
+            max_files=limits.max_posts, max_fields=max_fields, max_part_size=limits.max_body_bytes
+        )
+        async with form as data:
+            return await _collect(data.multi_items())
     except (ApiError, ClientDisconnect):
         raise
     # The parsers have several error classes of their own and let decoding errors through.
     except Exception:
         raise ApiError(400, "form_invalid", "the body is no valid form") from None
-    is_short = sum(map(len, fields.values())) < _INLINE_FIELDS
-    return await parse(_form_body, texts, fields, files, inline=is_short)
 
 
-def _urlencoded(body: bytes, most: int) -> list[tuple[str, str]]:
-    parts = body.split(b"&", most)
-    if len(parts) > most:
-        raise _bad_form(f"a form may have at most {most} fields")
+def _urlencoded(body: bytes, max_fields: int) -> list[tuple[str, str]]:
+    parts = body.split(b"&", max_fields)
+    if len(parts) > max_fields:
+        raise _bad_form(f"a form may have at most {max_fields} fields")
     pairs = (part.partition(b"=") for part in parts if part)
     return [(_unquote(name), _unquote(value)) for name, _, value in pairs]
 
@@ -151,29 +286,7 @@ def _unquote(value: bytes) -> str:
     return b"".join(pieces).decode()
 
 
-def _form_body(texts: list[str], fields: dict[str, str], files: dict[str, bytes]) -> ParsedBody:
-    deadline = _milliseconds(fields["deadline_ms"]) if "deadline_ms" in fields else None
-    if "posts" in fields:
-        if texts or "words" in fields:
-            raise _bad_form("send either 'posts' or 'text', not both")
-        posts = _json_field("posts", fields["posts"])
-        if not isinstance(posts, list) or not posts:
-            raise _bad_form("the field 'posts' must be a JSON list of at least one post")
-        return ParsedBody(values=posts, is_single=False, deadline_ms=deadline, files=files)
-    if len(texts) != 1 or set(files) - {"image"}:
-        raise _bad_form(
-            "expected one field 'text' and perhaps a file 'image'; several posts go into the "
-            "field 'posts' as JSON, with 'image' naming a file part"
-        )
-    value: dict[str, Any] = {"text": texts[0], "image": "image" if "image" in files else None}
-    if "words" in fields:
-        value["words"] = _json_field("words", fields["words"])
-    return ParsedBody(values=[value], is_single=True, deadline_ms=deadline, files=files)
-
-
-async def _collect(
-    parts: Iterable[tuple[str, str | UploadFile]],
-) -> tuple[list[str], dict[str, str], dict[str, bytes]]:
+async def _collect(parts: Iterable[tuple[str, str | UploadFile]]) -> _Form:
     texts: list[str] = []
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
@@ -189,6 +302,31 @@ async def _collect(
         else:
             raise _bad_form(f"unknown field {name[:40]!r}")
     return texts, fields, files
+
+
+def _form_request(
+    texts: list[str], fields: dict[str, str], files: dict[str, bytes], limits: RequestLimits
+) -> TagRequest:
+    """Parse `text` and a file `image`, or `posts` (JSON) that names file parts."""
+    deadline = _milliseconds(fields["deadline_ms"]) if "deadline_ms" in fields else None
+    if "posts" in fields:
+        if texts or "words" in fields:
+            raise _bad_form("send either 'posts' or 'text', not both")
+        values = _json_field("posts", fields["posts"])
+        if not isinstance(values, list) or not values:
+            raise _bad_form("the field 'posts' must be a JSON list of at least one post")
+        posts = _prepare(values, limits, files)
+        return TagRequest(posts=posts, is_single=False, deadline_ms=deadline)
+    if len(texts) != 1 or set(files) - {"image"}:
+        raise _bad_form(
+            "expected one field 'text' and perhaps a file 'image'; several posts go into the "
+            "field 'posts' as JSON, with 'image' naming a file part"
+        )
+    value: dict[str, Any] = {"text": texts[0], "image": "image" if "image" in files else None}
+    if "words" in fields:
+        value["words"] = _json_field("words", fields["words"])
+    posts = _prepare([value], limits, files)
+    return TagRequest(posts=posts, is_single=True, deadline_ms=deadline)
 
 
 def _json_field(name: str, text: str) -> Any:

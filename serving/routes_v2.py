@@ -8,19 +8,11 @@ from starlette.responses import Response
 
 from amlr import __version__
 from amlr.runtime.results import Post
-from amlr.serving.answers import (
-    answer_dict,
-    entities_of,
-    exchange_of,
-    in_turn,
-    service_of,
-    submit,
-    wait_for,
-)
-from amlr.serving.bodies import PreparedPost
+from amlr.serving.answers import in_turn, service_of, tag_posts
 from amlr.serving.encoding import json_bytes
 from amlr.serving.json_reading import is_light, parse
-from amlr.serving.problems import ApiError, from_failure
+from amlr.serving.parsing import PreparedPost
+from amlr.serving.problems import ApiError
 from amlr.serving.schemas import V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
 from amlr.serving.service import TaggingService
 from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
@@ -133,7 +125,7 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> Respons
     body = await request.body()
     length = _header_length(request)
     parsed = await parse(parse_infer, body, length, inline=is_light(body))
-    results = await _tag(request, service, parsed)
+    results = await _tag(request, parsed)
     content, head = encode_output(parsed, service.model_name, _VERSION, results)
     if head is None:
         return Response(content, media_type="application/json")
@@ -144,8 +136,8 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> Respons
     )
 
 
-async def _tag(request: Request, service: TaggingService, parsed: InferRequest) -> list[bytes]:
-    limits = service.settings.limits
+async def _tag(request: Request, parsed: InferRequest) -> list[bytes]:
+    limits = service_of(request).settings.limits
     if len(parsed.texts) > limits.max_posts:
         raise ApiError(413, "too_many_posts", f"at most {limits.max_posts} posts fit one request")
     for text in parsed.texts:
@@ -156,22 +148,13 @@ async def _tag(request: Request, service: TaggingService, parsed: InferRequest) 
         if image is not None and len(image) > limits.max_image_bytes:
             most = limits.max_image_bytes
             raise ApiError(413, "image_too_large", f"a picture may have at most {most} bytes")
-    exchange = exchange_of(request)
-    exchange.facts["posts"] = len(parsed.texts)
-    posts = [Post(t, image) for t, image in zip(parsed.texts, parsed.images, strict=True)]
-    jobs = submit(service, posts, parsed.deadline_s, exchange)
-    outcomes = await wait_for(request, jobs)
-    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    if len(failures) == len(outcomes):
-        raise from_failure(failures[0])
-
-    def encode() -> list[bytes]:
-        return [
-            json_bytes(answer_dict(service, PreparedPost(post=post), outcome))
-            for post, outcome in zip(posts, outcomes, strict=True)
-        ]
-
-    return await in_turn(encode, size=entities_of(outcomes))
+    posts = [
+        PreparedPost(post=Post(text, image))
+        for text, image in zip(parsed.texts, parsed.images, strict=True)
+    ]
+    answers, _ = await tag_posts(request, posts, parsed.deadline_s)
+    size = sum(len(answer["entities"]) for answer in answers)
+    return await in_turn(lambda: list(map(json_bytes, answers)), size=size)
 
 
 def _model(request: Request, name: str, version: str) -> TaggingService:

@@ -16,9 +16,8 @@ from amlr.errors import AmlrError
 from amlr.runtime.results import Post
 from amlr.serving.admission import Admission
 from amlr.serving.costs import CostModel
-from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.jobs import Job, RefusedError, TaggingEngine
 from amlr.serving.metrics import Metrics, cache_metrics, gauge
-from amlr.serving.ports import TaggingEngine
 from amlr.serving.queue import JobQueue
 from amlr.serving.settings import ServerSettings
 from amlr.serving.warmup import measure

@@ -9,12 +9,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from amlr.serving.answers import answer_dict
-from amlr.serving.bodies import PreparedPost, error_dict, prepare_post
+from amlr.serving.answers import answer_dict, error_dict
 from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import Job, RefusedError
 from amlr.serving.json_reading import is_light, load_json, parse
+from amlr.serving.parsing import PreparedPost, prepare_post
 from amlr.serving.problems import NOT_OPEN, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -144,8 +144,7 @@ def _is_done(pending: _Pending) -> bool:
 async def _answer(pending: _Pending, service: TaggingService) -> bytes:
     prepared, job = pending
     if job is None:
-        assert prepared.error is not None
-        return _line(error_dict(prepared, prepared.error))
+        return _line(error_dict(prepared))
     (outcome,) = await asyncio.gather(asyncio.wrap_future(job.future), return_exceptions=True)
     return _line(answer_dict(service, prepared, outcome))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
 from amlr.serving.costs import CHARS_PER_TOKEN, CostRow, CostTable
-from amlr.serving.ports import TaggingEngine
+from amlr.serving.jobs import TaggingEngine
 
 BUCKETS = (8, 32, 64, 128)
 _REPEATS = 3

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 from amlr.runtime.results import Result
 from amlr.serving.costs import CostModel
-from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
-from amlr.serving.ports import TaggingEngine
+from amlr.serving.jobs import Answer, Job, RefusedError, TaggingEngine, WorkerFailedError
 from amlr.serving.queue import JobQueue
 
 LOG = logging.getLogger("amlr.serving.workers")
