@@ -16,6 +16,7 @@ import click
 
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
+from amlr.extras import require_extra
 from amlr.runtime import Engine
 from amlr.runtime.cli_options import speed_options
 from amlr.runtime.cpu import usable_cores
@@ -26,6 +27,8 @@ from amlr.serving.settings import (
     RequestLimits,
     ServerSettings,
     UrlSettings,
+    environment_keys,
+    stripped_keys,
 )
 
 LOG = logging.getLogger("amlr.serving.cli")
@@ -105,7 +108,9 @@ def serve_command(**options: Any) -> None:
     Keys may also come from the environment variable AMLR_API_KEYS (separated by commas). The log
     goes to stderr as JSON lines. SIGTERM finishes accepted requests and exits with 0.
     """
-    _require_packages()
+    require_extra(
+        "amlr-serve", "serve", "fastapi", "prometheus_client", "python_multipart", "uvicorn"
+    )
     place = _place(options)
     settings = _settings(options)
     from amlr.serving.logs import configure
@@ -253,33 +258,21 @@ def _settings(options: dict[str, Any]) -> ServerSettings:
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:
-    found = os.environ.get("AMLR_API_KEYS", "").split(",")
-    if path is not None:
-        try:
-            # Editors on Windows begin files with a byte order mark.
-            found += path.read_text("utf-8-sig").splitlines()
-        except OSError as error:
-            raise InputError(f"cannot read the key file {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(
-                f"the key file {path} is not UTF-8 ({error}); save it as UTF-8, one key a line"
-            ) from error
-    keys = tuple(key.strip() for key in found if key.strip())
-    if path is not None and not keys:
+    if path is None:
+        return environment_keys()
+    try:
+        # Editors on Windows begin files with a byte order mark.
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read the key file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(
+            f"the key file {path} is not UTF-8 ({error}); save it as UTF-8, one key a line"
+        ) from error
+    keys = environment_keys() + stripped_keys(lines)
+    if not keys:
         raise InputError(f"the key file {path} holds no key; write one key a line")
     return keys
-
-
-def _require_packages() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f'amlr-serve needs {error.name!r}; install it with: pip install "amlr[serve]"'
-        ) from error
 
 
 def main() -> None:

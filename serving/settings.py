@@ -1,7 +1,9 @@
 """What an operator may choose; every number has a default that suits one small machine."""
 
 import math
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from amlr.errors import InputError
@@ -44,7 +46,7 @@ class BatchSettings:
 
     Attributes:
         workers: Threads that call the engine at the same time.
-        max_wait_s: Longest time the oldest post waits for company.
+        max_wait_s: Longest time the oldest post waits for others.
         max_posts: Most posts in a batch.
         max_tokens: Most (estimated) tokens in a batch.
         stuck_s: A batch that takes longer is given up and its worker replaced.
@@ -134,3 +136,13 @@ def _require_positive(settings: object, may_be_zero: tuple[str, ...] = ()) -> No
         value = getattr(settings, name)
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in may_be_zero):
             raise InputError(f"{name} must be above 0 and finite, got {value}")
+
+
+def environment_keys() -> tuple[str, ...]:
+    """API keys from `AMLR_API_KEYS`, separated by commas."""
+    return stripped_keys(os.environ.get("AMLR_API_KEYS", "").split(","))
+
+
+def stripped_keys(lines: Iterable[str]) -> tuple[str, ...]:
+    """Keys without the white space around them; blank ones left out."""
+    return tuple(line.strip() for line in lines if line.strip())

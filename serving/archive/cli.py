@@ -22,6 +22,9 @@ EXAMPLES = (
 """
 )
 _ONLY_STDIN = ("text", "image", "threads")
+_ENGINE_OPTIONS = (
+    "provider", "precision", "image_cache_mb", "answer_cache", "check", "manifest_sha256",
+)  # fmt: skip
 
 
 def _option(*names: str, **settings: Any) -> click.Option:
@@ -62,56 +65,36 @@ def _tag(**values: Any) -> None:
     processes of one thread each. Every row appears exactly once, bad ones with their error; a run
     that was killed goes on with --resume.
     """
-    own = {str(option.name): values.pop(str(option.name)) for option in _OPTIONS}
-    root = values["image_root"]
-    if not own["inputs"]:
-        if own["output"] or own["resume"] or own["ray"]:
-            raise InputError("--output, --resume and --ray go with --input")
-        assert runtime_command.callback is not None
-        runtime_command.callback(**values | {"image_root": None if root is None else Path(root)})
+    archive = {str(option.name): values.pop(str(option.name)) for option in _OPTIONS}
+    if archive["inputs"]:
+        _tag_archive(archive, values)
         return
-    _tag_archive(own, values)
+    if archive["output"] or archive["resume"] or archive["ray"]:
+        raise InputError("--output, --resume and --ray go with --input")
+    root = values["image_root"]
+    assert runtime_command.callback is not None
+    runtime_command.callback(**values | {"image_root": None if root is None else Path(root)})
 
 
-def _tag_archive(own: dict[str, Any], values: dict[str, Any]) -> None:
+def _tag_archive(archive: dict[str, Any], values: dict[str, Any]) -> None:
     from amlr.serving.archive.job import Job, run_job
 
-    if own["output"] is None:
+    if archive["output"] is None:
         raise InputError("--input needs --output, the folder of the parts")
     for name in _ONLY_STDIN:
         if values[name] is not None:
             hint = "; workers have one thread each: give --workers" if name == "threads" else ""
             raise InputError(f"--{name} and --input exclude each other{hint}")
-    engine = {
+    engine = {name: values[name] for name in _ENGINE_OPTIONS} | {
         "path": str(values["bundle"]),
         "image": values["image_mode"],
         "cache_dir": None if values["cache_dir"] is None else str(values["cache_dir"]),
     }
-    same = (
-        "provider", "precision", "image_cache_mb", "answer_cache", "check", "manifest_sha256",
-    )  # fmt: skip
-    engine |= {name: values[name] for name in same}
-    columns = Columns(
-        id=own["id_column"],
-        text=own["text_column"],
-        image=own["image_column"],
-        image_bytes=own["image_bytes_column"],
-        words=own["words_column"],
-    )
-    job = Job(
-        inputs=own["inputs"],
-        output=own["output"],
-        engine=engine,
-        workers=own["workers"] or usable_cores(),
-        columns=columns,
-        input_format=own["input_format"],
-        output_format=own["output_format"],
-        image_root=values["image_root"],
-        chunk_rows=own["chunk_rows"],
-        group_by_picture=own["group_by_picture"],
-        resume=own["resume"],
-        ray=own["ray"],
-    )
+    names = Columns.__dataclass_fields__
+    columns = Columns(**{name: archive.pop(f"{name}_column") for name in names})
+    archive["workers"] = archive["workers"] or usable_cores()
+    # The other options are named as the fields of the job.
+    job = Job(**archive, engine=engine, columns=columns, image_root=values["image_root"])
     click.echo(json.dumps(run_job(job)))
 
 

@@ -1,20 +1,21 @@
 """A whole run: plan, or resume; hand out what is left; add up the reports."""
 
 import importlib.metadata
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amlr.errors import InputError
+from amlr.extras import require_extra
 from amlr.runtime.bundle import read_manifest
 from amlr.serving.archive.grouping import scan_pictures
 from amlr.serving.archive.local import run_local
-from amlr.serving.archive.places import Folder, require_packages
+from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.plan import Chunk, Plan, plan_chunks
-from amlr.serving.archive.progress import show_progress
 from amlr.serving.archive.ray_data import run_ray
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, scan
@@ -24,6 +25,9 @@ from amlr.whole import stop_signals_raise
 # In chunks: a picture of more rows than that is given to several workers.
 _LONGEST_RUN = 10
 _PLAN, _SUMMARY = "_run/plan.json", "_run/summary.json"
+# Folders of work in progress, removed when it is over.
+_SCRATCH = ("_run/aside", "_run/tries")
+_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,7 @@ class Job:
     ray: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """What must not change on the way; who computes may."""
+        """Options that must match on --resume; the executor may differ."""
         engine = {name: str(value) for name, value in self.engine.items()}
         kept = ("provider", "precision", "image", "max_changed")
         return {
@@ -77,7 +81,7 @@ def run_job(job: Job) -> dict[str, Any]:
         InputError: The input, the options or the output folder cannot be used.
         AmlrError: The engine cannot be loaded, or workers give up.
     """
-    require_packages()
+    require_extra("amlr-tag --input", "archive", "fsspec", "pyarrow")
     begun = time.monotonic()
     folder = Folder(job.output)
     _, bundle = read_manifest(Path(job.engine["path"]), job.engine.get("manifest_sha256"))
@@ -91,7 +95,7 @@ def run_job(job: Job) -> dict[str, Any]:
     if left:
         try:
             with stop_signals_raise():
-                fresh.extend(show_progress(_start(job, plan, left), plan.rows, plan.rows - total))
+                fresh.extend(_with_progress(_start(job, plan, left), plan.rows, plan.rows - total))
         finally:
             # Workers are gone, whatever ended them; what they had begun is of no use.
             folder.remove("_run/aside")
@@ -105,8 +109,8 @@ def run_job(job: Job) -> dict[str, Any]:
         "ray": job.ray is not None,
     }
     folder.write_json(_SUMMARY, summary)
-    for name in ("aside", "tries"):
-        folder.remove(f"_run/{name}")
+    for name in _SCRATCH:
+        folder.remove(name)
     return summary
 
 
@@ -123,8 +127,8 @@ def _plan(job: Job, folder: Folder, bundle: str) -> Plan:
         plan = Plan.from_dict(found)
         plan.check_same(job.options(), bundle, sources)
         # Leftovers of workers that were killed.
-        for name in ("aside", "tries"):
-            folder.remove(f"_run/{name}")
+        for name in _SCRATCH:
+            folder.remove(name)
         return plan
     if job.group_by_picture:
         longest = job.chunk_rows * _LONGEST_RUN
@@ -184,3 +188,44 @@ def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
         "tiers": dict(tiers),
         "peak_rss_mb_of_a_worker": max(report["peak_rss_mb"] for report in reports),
     }
+
+
+def progress_line(done: int, total: int, fresh: int, seconds: float) -> str:
+    """Rows, rate of this run and time left.
+
+    Args:
+        done: Rows that are finished, those of an earlier run included.
+        total: Rows of the whole input.
+        fresh: Rows that this run has tagged.
+        seconds: How long it took for them.
+    """
+    rate = fresh / max(seconds, 1e-9)
+    text = f"tagged {done}/{total} ({100 * done // max(total, 1)} %), {rate:.1f}/s"
+    if done < total and fresh:
+        text += f", {(total - done) / rate:.0f} s left"
+    return text
+
+
+def _with_progress(
+    reports: Iterable[dict[str, Any]], total: int, resumed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the reports of parts; on a terminal each redraws the line, in logs one in ten seconds.
+
+    Args:
+        reports: One per finished part; each has its `rows`.
+        total: Rows of the whole input.
+        resumed: Rows that were finished before.
+    """
+    begun = last = time.monotonic()
+    is_tty = sys.stderr.isatty()
+    fresh = 0
+    for report in reports:
+        yield report
+        fresh += report["rows"]
+        now = time.monotonic()
+        is_over = resumed + fresh == total
+        if is_tty or now - last >= _EVERY_S or is_over:
+            line = progress_line(resumed + fresh, total, fresh, now - begun)
+            ends = "" if is_tty and not is_over else "\n"
+            print(("\r\x1b[K" if is_tty else "") + line, file=sys.stderr, end=ends, flush=True)
+            last = now

@@ -12,18 +12,7 @@ from amlr.errors import InputError
 _BLOCK = 1 << 20
 
 
-def require_packages() -> None:
-    """Raise one clear line where the extra is not installed."""
-    try:
-        import fsspec  # noqa: F401
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f'archives need {error.name!r}; install it with: pip install "amlr[archive]"'
-        ) from error
-
-
-def open_place(address: str) -> tuple[Any, str]:
+def open_location(address: str) -> tuple[Any, str]:
     """File system and path of an address; plain paths are local."""
     import fsspec
 
@@ -42,7 +31,7 @@ def is_local(fs: Any) -> bool:
 
 def fingerprint(address: str) -> str:
     """Hash of a local file's content; elsewhere the store's own tag (etag or time and size)."""
-    fs, path = open_place(address)
+    fs, path = open_location(address)
     try:
         if not is_local(fs):
             return str(fs.ukey(path))
@@ -60,7 +49,7 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         """Open without creating anything."""
-        self.fs, self.root = open_place(address)
+        self.fs, self.root = open_location(address)
 
     def path(self, name: str) -> str:
         """Full path of a name."""

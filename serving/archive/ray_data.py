@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import AmlrError
+from amlr.extras import require_extra
 from amlr.serving.archive.plan import Chunk
 from amlr.serving.archive.tier import choose_tier, settle_tier
 from amlr.serving.archive.worker import ChunkWorker, WorkerSettings
@@ -42,13 +43,10 @@ def run_ray(
         InputError: Ray is not installed.
         AmlrError: An actor gives up on a chunk.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError(
-            f'--ray needs {error.name!r}; install it with: pip install "amlr[ray]"'
-        ) from error
+    require_extra("--ray", "ray", "ray", "ray.data")
+    import ray
+    import ray.data
+
     count = min(workers, len(chunks))
     if address == "local":
         ray.init(

@@ -9,7 +9,7 @@ from typing import Any
 
 from amlr.errors import InputError
 from amlr.runtime.results import Post, Problem, problem
-from amlr.serving.archive.places import is_local, open_place
+from amlr.serving.archive.locations import is_local, open_location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def make_post(row: Row, image_root: str | None, max_bytes: int) -> tuple[Post, P
     if "://" not in image:
         return Post(row.text, image, row.words), None
     try:
-        fs, path = open_place(image)
+        fs, path = open_location(image)
         if is_local(fs):
             return Post(row.text, path, row.words), None
         with fs.open(path, "rb") as file:

@@ -12,7 +12,7 @@ from typing import Any
 
 from amlr.errors import InputError
 from amlr.runtime.text_files import START_BYTES, AsUtf8, TextForm, not_utf8, text_form
-from amlr.serving.archive.places import fingerprint, open_place
+from amlr.serving.archive.locations import fingerprint, open_location
 from amlr.serving.archive.rows import Columns, Row, bad_row, make_row
 
 FORMATS = {
@@ -87,7 +87,7 @@ def find_sources(
     addresses: list[str] = []
     out = None if output is None else _full_address(output) + "/"
     for text in inputs:
-        fs, path = open_place(text)
+        fs, path = open_location(text)
         # A file may be called posts[1].csv.
         if any(mark in path for mark in "*?[") and not fs.exists(path):
             found = sorted(map(str, fs.glob(path)))
@@ -104,8 +104,8 @@ def find_sources(
     return [_source(address, kind, columns) for address in addresses]
 
 
-def _full_address(place: str) -> str:
-    fs, path = open_place(place)
+def _full_address(address: str) -> str:
+    fs, path = open_location(address)
     return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
@@ -321,7 +321,7 @@ def open_parquet(address: str) -> Any:
     """An open Parquet file."""
     import pyarrow.parquet as pq
 
-    fs, path = open_place(address)
+    fs, path = open_location(address)
     try:
         return pq.ParquetFile(fs.open(path, "rb"))
     except (OSError, ValueError) as error:

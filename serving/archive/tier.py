@@ -12,7 +12,7 @@ from amlr.errors import AmlrError
 from amlr.runtime import Engine
 from amlr.runtime.bundle import read_manifest
 from amlr.runtime.tiers import list_tiers
-from amlr.serving.archive.places import Folder
+from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.worker import WorkerSettings
 
 AUTO = "auto"

@@ -12,14 +12,15 @@ from typing import Any
 from amlr.errors import AmlrError
 from amlr.runtime import Engine
 from amlr.runtime.results import Problem, Result, problem
+from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.parts import SUFFIXES, JsonPart, ParquetPart, record
-from amlr.serving.archive.places import Folder
 from amlr.serving.archive.plan import Chunk
 from amlr.serving.archive.rows import Columns, Row, make_post
 from amlr.serving.archive.sources import Source, read_piece
-from amlr.serving.archive.tries import Tries
 
 _BATCH_ROWS = 128
+_PLAIN_ATTEMPTS, _MAX_ATTEMPTS = 2, 40
+_MAX_DEATHS = 2
 _POISON: Problem = {
     "code": "worker_died",
     "message": "the process died twice at this row; it was not tagged",
@@ -46,6 +47,55 @@ class WorkerSettings:
     id_is_integer: bool
 
 
+class Attempts:
+    """Attempts at one chunk, kept in the output folder so that they outlive any process.
+
+    Two plain attempts, then the chunk runs row by row with a note of each row before it is begun; a
+    row at which the process died twice is kept with an error and never touched again.
+    """
+
+    def __init__(self, folder: Folder, chunk: int) -> None:
+        """Count one more attempt.
+
+        Raises:
+            AmlrError: Workers die again and again; the machine is to blame, not the rows.
+        """
+        self._folder, self._name = folder, f"_run/tries/{chunk:05d}.json"
+        saved: dict[str, Any] = folder.read_json(self._name) or {}
+        self.starts: int = saved.get("starts", 0) + 1
+        self.deaths: dict[str, int] = saved.get("deaths", {})
+        at = saved.get("at")
+        if at is not None:
+            self.deaths[str(at)] = self.deaths.get(str(at), 0) + 1
+        if self.starts > _MAX_ATTEMPTS:
+            raise AmlrError(
+                f"workers died {_MAX_ATTEMPTS} times on part {chunk}; is memory short? "
+                "try fewer --workers, then --resume"
+            )
+        self._save(None)
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether to go row by row."""
+        return self.starts > _PLAIN_ATTEMPTS
+
+    def is_poison(self, number: int) -> bool:
+        """Whether the process died too often at this row."""
+        return self.deaths.get(str(number), 0) >= _MAX_DEATHS
+
+    def begin(self, number: int) -> None:
+        """Note the row before it is touched."""
+        self._save(number)
+
+    def finish(self) -> None:
+        """Forget: the part is written."""
+        self._folder.remove(self._name)
+
+    def _save(self, at: int | None) -> None:
+        values = {"starts": self.starts, "deaths": self.deaths, "at": at}
+        self._folder.write_json(self._name, values)
+
+
 class ChunkWorker:
     """One engine, one thread."""
 
@@ -66,7 +116,7 @@ class ChunkWorker:
             The report: rows, entities, failures, tiers, cache counters, seconds.
         """
         begun = time.monotonic()
-        tries = Tries(self._folder, chunk.number)
+        attempts = Attempts(self._folder, chunk.number)
         name = part_name(chunk.number, self._settings.format)
         aside = self._folder.aside(SUFFIXES[self._settings.format])
         before = self._counters()
@@ -74,8 +124,8 @@ class ChunkWorker:
         tiers: Counter[str] = Counter()
         with self._folder.fs.open(self._folder.path(aside), "wb") as file:
             part = self._part(file)
-            for batch in _batches(self._rows(chunk), 1 if tries.is_careful else _BATCH_ROWS):
-                records = [record(row, result) for row, result in self._tag(batch, tries)]
+            for batch in _batches(self._rows(chunk), 1 if attempts.is_careful else _BATCH_ROWS):
+                records = [record(row, result) for row, result in self._tag(batch, attempts)]
                 for values in records:
                     counts["rows"] += 1
                     counts["entities"] += len(values["entities"])
@@ -101,11 +151,11 @@ class ChunkWorker:
             **{key: after[key] - before[key] for key in after},
             "tiers": dict(tiers),
             "seconds": round(time.monotonic() - begun, 3),
-            "attempts": tries.starts,
+            "attempts": attempts.starts,
             "peak_rss_mb": _peak_rss_mb(),
         }
         self._folder.write_json(report_name(chunk.number), report)
-        tries.finish()
+        attempts.finish()
         return report
 
     def _part(self, file: Any) -> ParquetPart | JsonPart:
@@ -124,13 +174,13 @@ class ChunkWorker:
             for piece in chunk.pieces
         )
 
-    def _tag(self, rows: tuple[Row, ...], tries: Tries) -> Iterator[tuple[Row, Result]]:
-        if tries.is_careful:
+    def _tag(self, rows: tuple[Row, ...], attempts: Attempts) -> Iterator[tuple[Row, Result]]:
+        if attempts.is_careful:
             (row,) = rows
-            if tries.is_poison(row.number):
+            if attempts.is_poison(row.number):
                 yield row, self._failed(_POISON)
                 return
-            tries.begin(row.number)
+            attempts.begin(row.number)
         good = [row for row in rows if row.error is None]
         answers = iter(self._answers(good))
         for row in rows:

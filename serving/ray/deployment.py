@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from amlr.errors import BackendUnavailableError, InputError
+from amlr.extras import require_extra
 from amlr.serving.ray.arguments import FleetArguments
 
 _PREFIX = "AMLR_"
@@ -28,7 +29,17 @@ def build(arguments: FleetArguments) -> Any:
     Example:
         >>> serve.run(build(FleetArguments(engine="amlr.plan")))  # doctest: +SKIP
     """
-    serve = _ray_serve()
+    require_extra(
+        "amlr.serving.ray",
+        "ray",
+        "fastapi",
+        "prometheus_client",
+        "python_multipart",
+        "ray.serve",
+        error_class=BackendUnavailableError,
+    )
+    from ray import serve
+
     from amlr.serving.ray.replica import Door, Tagger
 
     deployment = serve.deployment(
@@ -82,16 +93,3 @@ def app_from_environment() -> Any:
             "serve run amlr.serving.ray:build engine=ADDRESS"
         )
     return build(FleetArguments.parse(values))
-
-
-def _ray_serve() -> Any:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        from ray import serve
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f'amlr.serving.ray needs {error.name!r}; install it with: pip install "amlr[ray]"'
-        ) from error
-    return serve

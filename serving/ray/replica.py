@@ -20,6 +20,7 @@ from amlr.serving.ray.bundles import fetch_bundle, locked
 from amlr.serving.ray.cores import CoreClaim
 from amlr.serving.ray.switch import BundleSwitch
 from amlr.serving.service import State
+from amlr.serving.settings import environment_keys
 
 LOG = logging.getLogger("amlr.serving.ray.replica")
 # A process holds one replica; its door finds it here.
@@ -57,7 +58,8 @@ class Tagger:
         self.cores = self._claim.cores if self._claim else ()
         if self._claim and not self.cores:
             LOG.warning("no free cores to pin this replica to")
-        self.switch = BundleSwitch(self._arguments.server_settings(_api_keys()))
+        # Keys come from the environment, because Ray's dashboard shows arguments.
+        self.switch = BundleSwitch(self._arguments.server_settings(environment_keys()))
         self.refused: str | None = None
         self._choice: BundleChoice | None = None
         self._wanted: dict[str, Any] | None = None
@@ -156,9 +158,3 @@ def _choice(config: dict[str, Any]) -> BundleChoice:
         return BundleChoice.model_validate(config)
     except ValidationError as error:
         raise InputError(f"user_config: {one_line(error)}") from error
-
-
-def _api_keys() -> tuple[str, ...]:
-    """From the environment: arguments are shown by Ray's dashboard."""
-    found = os.environ.get("AMLR_API_KEYS", "").split(",")
-    return tuple(key.strip() for key in found if key.strip())

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from amlr.cli_support import AmlrCommand, CliError
+from amlr.extras import missing_extra
 
 _COMMANDS = {
     "train": ("amlr.training.cli", "train_command"),
@@ -39,10 +40,7 @@ class LazyGroup(AmlrCommand, click.Group):
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> click.Command:
-    message = (
-        f"`amlr {name}` needs the package {error.name!r}, which is not installed; "
-        f'install it with: pip install "amlr[{_EXTRA.get(name, name)}]"'
-    )
+    message = missing_extra(f"`amlr {name}`", error, _EXTRA.get(name, name))
 
     @click.command(
         name, context_settings={"ignore_unknown_options": True}, short_help="(not installed)"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from amlr.errors import AmlrError, ParityError
+from amlr.extras import missing_extra
 
 T = TypeVar("T")
 
@@ -55,10 +56,7 @@ def _missing_package(error: ModuleNotFoundError) -> CliError | None:
     name = (error.name or "").partition(".")[0]
     if name not in _EXTRAS:
         return None
-    return CliError(
-        f"this command needs the package {name!r}, which is not installed; "
-        f'install it with: pip install "amlr[{_EXTRAS[name]}]"'
-    )
+    return CliError(missing_extra("this command", error, _EXTRAS[name]))
 
 
 class AmlrCommand(click.Command):

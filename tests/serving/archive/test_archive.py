@@ -18,9 +18,8 @@ from click.testing import CliRunner, Result
 from amlr.benchmarks.serving.processes import family
 from amlr.runtime import Engine
 from amlr.serving.archive.cli import tag_command
-from amlr.serving.archive.places import Folder
-from amlr.serving.archive.tries import Tries
-from amlr.serving.archive.worker import ChunkWorker
+from amlr.serving.archive.locations import Folder
+from amlr.serving.archive.worker import Attempts, ChunkWorker
 from drawings import saved, smooth
 
 TEXTS = [f"Jordan {i} in Paris at New York" for i in range(12)]
@@ -181,19 +180,19 @@ def wait_for(test: Callable[[], bool], process: "subprocess.Popen[bytes]") -> No
 
 def test_a_row_that_kills_its_process_is_kept_with_an_error(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    starts = [Tries(folder, 3) for _ in range(2)]
-    assert not any(tries.is_careful for tries in starts)
+    starts = [Attempts(folder, 3) for _ in range(2)]
+    assert not any(attempts.is_careful for attempts in starts)
     for _ in range(2):  # two deaths at row 41
-        tries = Tries(folder, 3)
-        assert tries.is_careful
-        assert not tries.is_poison(41)
-        tries.begin(40)
-        tries.begin(41)
-    tries = Tries(folder, 3)
-    assert tries.is_poison(41)
-    assert not tries.is_poison(40)
-    tries.finish()
-    assert not Tries(folder, 3).is_careful
+        attempts = Attempts(folder, 3)
+        assert attempts.is_careful
+        assert not attempts.is_poison(41)
+        attempts.begin(40)
+        attempts.begin(41)
+    attempts = Attempts(folder, 3)
+    assert attempts.is_poison(41)
+    assert not attempts.is_poison(40)
+    attempts.finish()
+    assert not Attempts(folder, 3).is_careful
 
 
 def test_one_broken_row_does_not_spoil_its_batch(

@@ -38,9 +38,10 @@ def test_the_row_that_kills_every_process_is_the_only_one_not_tagged(
     command = [sys.executable, "-c", "from amlr.serving.archive.cli import tag_main; tag_main()"]
     command += ["--engine", str(tiny_plan), "--provider", "onnxruntime-cpu", "--check", "off"]
     command += ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")]
+    inherited = os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
         [*command, "--chunk-rows", "10", "--workers", "1"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        env=os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{inherited}"},
         capture_output=True,
         text=True,
         timeout=240,

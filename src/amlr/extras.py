@@ -1,0 +1,34 @@
+"""Optional packages: one message names what needs them and how to install them."""
+
+import importlib
+
+from amlr.errors import AmlrError, InputError
+
+
+def missing_extra(user: str, error: ImportError, extra: str) -> str:
+    """The message for a package that is not installed.
+
+    Args:
+        user: What needs it, e.g. a command or an option.
+        error: The failed import.
+        extra: Name of the extra that brings it.
+    """
+    return (
+        f"{user} needs the package {error.name or str(error)!r}, which is not installed; "
+        f'install it with: pip install "amlr[{extra}]"'
+    )
+
+
+def require_extra(
+    user: str, extra: str, *packages: str, error_class: type[AmlrError] = InputError
+) -> None:
+    """Import packages that a base install lacks.
+
+    Raises:
+        AmlrError: One is missing; of the given class.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise error_class(missing_extra(user, error, extra)) from error
