@@ -75,9 +75,8 @@ class Admission:
         # Deviations of many batches even out, but those of a slow machine do not: be cautious.
         backlog = self._costs.cautious * (self._queue.cost_s + self._in_flight_s())
         images = sum(job.post.image is not None for job in jobs)
-        own = self._costs.batch_s([job.tokens for job in jobs], images)
         # Under load the last post of a request ends one full batch after the work ahead of it.
-        expected = backlog + own
+        expected = backlog + self._costs.batch_s([job.tokens for job in jobs], images)
         if expected * self._settings.margin > limit:
             raise RefusedError(
                 "deadline",

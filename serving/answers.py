@@ -155,12 +155,12 @@ async def _wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | Base
         if not lacking:
             end()
 
-    def tell(_: object) -> None:  # in a worker's thread
+    def on_done(_: object) -> None:  # in a worker's thread
         with contextlib.suppress(RuntimeError):  # the loop is gone, and so is who asked
             loop.call_soon_threadsafe(one_done)
 
     for job in jobs:
-        job.future.add_done_callback(tell)
+        job.future.add_done_callback(on_done)
     left = asyncio.create_task(_until_left(request))
     left.add_done_callback(lambda _: end())
     try:

@@ -16,8 +16,7 @@ from amlr.serving import explaining, page, routes_v1, routes_v2
 from amlr.serving.explaining import ExplainQueue
 from amlr.serving.guard import Guard
 from amlr.serving.jobs import TaggingEngine
-from amlr.serving.paths import is_v2
-from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
+from amlr.serving.problems import ApiError
 from amlr.serving.schemas import component_schemas, errors
 from amlr.serving.service import TaggingService
 from amlr.serving.settings import ServerSettings
@@ -100,7 +99,6 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
     if settings.cors_origins:
         # Around the guard: browsers ask beforehand without a key, and must be able to read its 401.
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
-    app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     _describe(app, has_keys=bool(settings.api_keys))
     return app
@@ -134,22 +132,12 @@ def _add_metrics(app: FastAPI) -> None:
         return Response(content, media_type=_METRICS_TYPE)
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    if error.status == CLIENT_LEFT:
-        raise error  # the guard knows that nobody listens
-    exchange = request.state.exchange
-    exchange.facts["error"] = error.code
-    return error_response(error, exchange.request_id, is_v2=is_v2(exchange.path))
-
-
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """The framework's own refusals (no such path, method not allowed) in our form."""
+    """Turn the framework's own refusals into ours, which the guard answers."""
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "http_error")
-    ours = ApiError(error.status_code, code, str(error.detail), dict(error.headers or {}))
-    return await _on_api_error(request, ours)
+    raise ApiError(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
 def _describe(app: FastAPI, *, has_keys: bool) -> None:

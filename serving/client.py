@@ -145,7 +145,7 @@ class Client(_Base):
         As with the engine, a picture that cannot be read only gives a warning.
         """
         packed = _pack(posts, deadline_ms)
-        return _unpack(packed, self._post("/v1/tag", packed.body)) if packed.problems else []
+        return _unpack(packed, self._post(packed.body)) if packed.problems else []
 
     def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> Iterator[Result]:
         """Tag any number of posts, `size` in a request; yields in order."""
@@ -174,12 +174,12 @@ class Client(_Base):
     ) -> None:
         self.close()
 
-    def _post(self, path: str, body: bytes) -> httpx.Response:
+    def _post(self, body: bytes) -> httpx.Response:
         attempt = 0
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.post(path, content=body, headers=_JSON)
+                outcome = self._http.post("/v1/tag", content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)
@@ -210,7 +210,7 @@ class AsyncClient(_Base):
         packed = await asyncio.to_thread(_pack, posts, deadline_ms)
         if not packed.problems:
             return []
-        return _unpack(packed, await self._post("/v1/tag", packed.body))
+        return _unpack(packed, await self._post(packed.body))
 
     async def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> AsyncIterator[Result]:
         """As `Client.tag_many`."""
@@ -240,12 +240,12 @@ class AsyncClient(_Base):
     ) -> None:
         await self.close()
 
-    async def _post(self, path: str, body: bytes) -> httpx.Response:
+    async def _post(self, body: bytes) -> httpx.Response:
         attempt = 0
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.post(path, content=body, headers=_JSON)
+                outcome = await self._http.post("/v1/tag", content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)

@@ -37,13 +37,13 @@ _STREAM_RESERVE = 1_000_000
 
 @dataclass(slots=True)
 class Exchange:
-    """What one request has come to; routes add to it through `request.state.exchange`.
+    """The record of one request; routes add to it through `request.state.exchange`.
 
     Attributes:
         request_id: Its id.
         method: HTTP method.
         path: Path without the prefix that the application is served under.
-        started: Monotonic time of its head.
+        started: Monotonic time at which its headers arrived.
         status: Status sent, 0 before.
         reserved: Bytes that the queue counts for its body.
         facts: Added to the log line.
@@ -74,15 +74,15 @@ class Guard:
             return
         strip_repeated_prefix(scope)
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
-        given = headers.get(b"x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else _new_id()
+        client_id = headers.get(b"x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else _new_id()
         exchange = Exchange(request_id, scope["method"], route_path(scope))
         is_head = exchange.method == "HEAD"
         if is_head:  # answered as GET is, without the body; the server keeps its own scope
             scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["exchange"] = exchange
 
-        async def tell(message: Message) -> None:
+        async def send_answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [
@@ -104,16 +104,16 @@ class Guard:
             self._check_key(headers, exchange)
             self._reserve(headers, exchange)
             patient = inflated(self._patient(receive), headers.get(b"content-encoding", ""))
-            await self._app(scope, self._limited(patient, exchange), tell)
+            await self._app(scope, self._limited(patient, exchange), send_answer)
         except ApiError as error:
-            await self._refuse(error, scope, exchange, receive, tell)
+            await self._refuse(error, scope, exchange, receive, send_answer)
         except ClientDisconnect:  # before its body was complete
             left = ApiError(CLIENT_LEFT, "client_left", "the client left")
-            await self._refuse(left, scope, exchange, receive, tell)
+            await self._refuse(left, scope, exchange, receive, send_answer)
         except Exception:
             LOG.exception("unexpected error", extra={"request_id": exchange.request_id})
             internal = ApiError(500, "internal", "something unexpected failed; see the log")
-            await self._refuse(internal, scope, exchange, receive, tell)
+            await self._refuse(internal, scope, exchange, receive, send_answer)
         finally:
             self._service.queue.release(exchange.reserved)
             self._record(scope, exchange)
@@ -122,9 +122,9 @@ class Guard:
         if not self._keys or is_open(exchange.path):
             return
         scheme, _, value = headers.get(b"authorization", "").partition(" ")
-        given = value if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
+        key = value if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
         # All keys are compared, each in constant time: the time tells nothing about any of them.
-        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
+        matches = [hmac.compare_digest(key.encode("latin-1"), known) for known in self._keys]
         if not any(matches):
             raise ApiError(
                 401,

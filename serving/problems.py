@@ -34,7 +34,7 @@ def from_failure(error: BaseException) -> ApiError:
     if isinstance(error, RefusedError):
         wait = str(max(1, math.ceil(error.retry_after_s)))
         status = 503 if error.cause in NOT_OPEN else 429
-        code = {"deadline": "deadline", "expired": "deadline"}.get(error.cause, error.cause)
+        code = "deadline" if error.cause == "expired" else error.cause
         return ApiError(status, code, str(error), {"Retry-After": wait})
     if isinstance(error, WorkerFailedError):
         return ApiError(503, "engine_failed", str(error), {"Retry-After": "1"})

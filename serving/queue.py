@@ -1,6 +1,6 @@
 """The one queue in which posts of all requests wait, and the rule that makes batches of it.
 
-The oldest post always goes first, so nothing starves; its company are the posts of most similar
+The oldest post always goes first, so nothing starves; its batch mates are the posts of most similar
 length among the next ones, so little is padded. A batch is no more than its worker's share of the
 posts that wait, unless that would be very few: otherwise all of them are in one worker's hands and
 the next worker that gets free has nothing to do.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from amlr.serving.jobs import Job, RefusedError
 from amlr.serving.settings import BatchSettings, QueueSettings
 
-# How far past the oldest posts to look for company of similar length, in full batches.
+# How far past the oldest posts to look for batch mates of similar length, in full batches.
 LOOK_AHEAD = 4
 # From this size on, a batch leaves the other workers their share of what waits.
 FEW_POSTS = 8
@@ -36,8 +36,8 @@ class JobQueue:
         self._settings, self._batch = settings, batch
         self._jobs: deque[Job] = deque()
         lock = threading.RLock()
-        # Workers that wait for any post, and the one that waits for company of the posts it will
-        # take: waking a thread for every post that arrives would cost more than the waiting saves.
+        # Workers that wait for any post, and the one that waits for more posts to fill its batch:
+        # waking a thread for every post that arrives would cost more than the waiting saves.
         self._changed, self._filled = threading.Condition(lock), threading.Condition(lock)
         self._collecting = False
         self._bytes = self._reserved = 0
@@ -125,7 +125,7 @@ class JobQueue:
                     if self._closed and not self._jobs:
                         return None
                     self._changed.wait()
-                self._wait_for_company()
+                self._wait_for_batch_mates()
                 batch = self._form()
                 if batch:
                     if self._jobs:
@@ -150,7 +150,7 @@ class JobQueue:
                 self._forget(job)
             return jobs
 
-    def _wait_for_company(self) -> None:
+    def _wait_for_batch_mates(self) -> None:
         # Waiting pays only where another post is likely to come in time.
         if self._gap_s >= self._batch.max_wait_s:
             return
@@ -172,7 +172,7 @@ class JobQueue:
         if not self._jobs:
             return []
         oldest = self._jobs[0]
-        most = fair_share(len(self._jobs), self._batch.workers, self._batch.max_posts)
+        limit = fair_share(len(self._jobs), self._batch.workers, self._batch.max_posts)
         window = min(len(self._jobs), LOOK_AHEAD * self._batch.max_posts)
         candidates = [self._jobs.popleft() for _ in range(window)]
         order = sorted(
@@ -184,15 +184,15 @@ class JobQueue:
             if job.future.cancelled():
                 chosen.add(index)
                 continue
-            if len(chosen) >= most or tokens + job.tokens > self._batch.max_tokens:
+            if len(chosen) >= limit or tokens + job.tokens > self._batch.max_tokens:
                 break
             chosen.add(index)
             tokens += job.tokens
         self._jobs.extendleft(candidates[i] for i in range(window - 1, -1, -1) if i not in chosen)
-        taken = [candidates[i] for i in sorted(chosen)]
-        for job in taken:
+        batch = [candidates[i] for i in sorted(chosen)]
+        for job in batch:
             self._forget(job)
-        return [job for job in taken if not job.future.cancelled()]
+        return [job for job in batch if not job.future.cancelled()]
 
     def _forget(self, job: Job) -> None:
         self._bytes -= job.size_bytes

@@ -1,10 +1,8 @@
 """`POST /v1/tag`: one or many posts, and `POST /v1/tag/stream`: JSON lines."""
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from amlr.serving.answers import check_open, exchange_of, in_turn, service_of, tag_posts
@@ -16,28 +14,14 @@ from amlr.serving.schemas import errors
 from amlr.serving.settings import MAX_DEADLINE_MS
 from amlr.serving.stream import LinesResponse, tag_lines
 
-
-class DirectRoute(APIRoute):
-    """Documented like any route, but calls `endpoint(request)` straight away.
-
-    These endpoints have no parameters to solve, which would cost as much as parsing a post without
-    a picture.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The endpoint itself."""
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return endpoint
-
-
-router = APIRouter(prefix="/v1", tags=["tagging"], route_class=DirectRoute)
-DEADLINE_HEADER: dict[str, Any] = {
+router = APIRouter(prefix="/v1", tags=["tagging"])
+_DEADLINE = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
+_DEADLINE_HEADER: dict[str, Any] = {
     "name": "X-Deadline-Ms",
     "in": "header",
     "description": "Milliseconds in which the answer is of use.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
+    "schema": _DEADLINE,
 }
-_DEADLINE_FIELD = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
 _FORM = {
     "oneOf": [
         {
@@ -49,7 +33,7 @@ _FORM = {
                 "text": {"type": "string"},
                 "image": {"type": "string", "format": "binary"},
                 "words": {"type": "string", "description": "JSON list of [start, end)."},
-                "deadline_ms": _DEADLINE_FIELD,
+                "deadline_ms": _DEADLINE,
             },
         },
         {
@@ -58,13 +42,13 @@ _FORM = {
             "required": ["posts"],
             "properties": {
                 "posts": {"type": "string", "description": 'JSON list of {"text", "image": PART}.'},
-                "deadline_ms": _DEADLINE_FIELD,
+                "deadline_ms": _DEADLINE,
             },
         },
     ]
 }
 TAG_BODY: dict[str, Any] = {
-    "parameters": [DEADLINE_HEADER],
+    "parameters": [_DEADLINE_HEADER],
     "requestBody": {
         "required": True,
         "content": {

@@ -142,12 +142,12 @@ async def _tag(request: Request, parsed: InferRequest) -> list[bytes]:
         raise ApiError(413, "too_many_posts", f"at most {limits.max_posts} posts fit one request")
     for text in parsed.texts:
         if len(text) > limits.max_text_chars:
-            most = limits.max_text_chars
-            raise ApiError(400, "text_too_long", f"a text may have at most {most} characters")
+            message = f"a text may have at most {limits.max_text_chars} characters"
+            raise ApiError(400, "text_too_long", message)
     for image in parsed.images:
         if image is not None and len(image) > limits.max_image_bytes:
-            most = limits.max_image_bytes
-            raise ApiError(413, "image_too_large", f"a picture may have at most {most} bytes")
+            message = f"a picture may have at most {limits.max_image_bytes} bytes"
+            raise ApiError(413, "image_too_large", message)
     posts = [
         PreparedPost(post=Post(text, image))
         for text, image in zip(parsed.texts, parsed.images, strict=True)

@@ -175,7 +175,7 @@ class WorkerPool:
                 running.append(job)
         if not running:
             if expired:
-                self._say(running, 0.0, started, failed=False, expired=expired)
+                self._report_batch(running, 0.0, started, failed=False, expired=expired)
             return
         try:
             results = self._call(running)
@@ -187,7 +187,7 @@ class WorkerPool:
         for job, result in zip(running, results, strict=True):
             _finish(job, result, started, compute_s, len(running))
         self._costs.observe([job.tokens for job in running], _images(running), compute_s)
-        self._say(running, compute_s, started, failed=False, expired=expired)
+        self._report_batch(running, compute_s, started, failed=False, expired=expired)
 
     def _retry_alone(self, worker: _Worker, jobs: list[Job], expired: int) -> None:
         """One post may have poisoned the batch: the others must not suffer for it."""
@@ -207,7 +207,7 @@ class WorkerPool:
                 _finish(job, result, begun, time.monotonic() - begun, 1)
         # One bad post is the post's failure; more are the engine's.
         broken = failures > 1 or failures == len(jobs)
-        self._say(jobs, time.monotonic() - worker.since, worker.since, broken, expired)
+        self._report_batch(jobs, time.monotonic() - worker.since, worker.since, broken, expired)
 
     def _call(self, jobs: Sequence[Job]) -> list[Result]:
         results = self._engine.tag_batch([job.post for job in jobs])
@@ -215,7 +215,7 @@ class WorkerPool:
             raise WorkerFailedError(f"engine gave {len(results)} results for {len(jobs)} posts")
         return results
 
-    def _say(
+    def _report_batch(
         self, jobs: Sequence[Job], compute_s: float, started: float, failed: bool, expired: int
     ) -> None:
         self._report(
@@ -249,7 +249,7 @@ class WorkerPool:
                 LOG.error("worker %d %s; replacing it", worker.number, what)
                 lost = list(worker.jobs)
                 self._abandon(worker, _FAILED)
-                self._say(lost, 0.0, worker.since, failed=True, expired=0)
+                self._report_batch(lost, 0.0, worker.since, failed=True, expired=0)
                 self._replaced()
                 self._spawn()
 

@@ -42,7 +42,7 @@ class FleetArguments(BundleChoice):
         pin: Whether replicas are pinned to cores.
         batch_posts: Most posts in a batch.
         batch_tokens: Most (estimated) tokens in a batch.
-        wait_ms: Longest time the oldest post waits for company.
+        wait_ms: Longest time the oldest post waits for others.
         deadline_ms: Deadline of a request that names none.
         queue_posts: Most posts waiting in a replica, and requests at each proxy.
         image_cache_mb: Budget of a replica for encoded pictures.

@@ -134,7 +134,7 @@ class BundleSwitch:
             return
         digest = slot.engine.bundle.manifest_sha256[:12]
 
-        async def tell(message: Message) -> None:
+        async def send_answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[MANIFEST_HEADER] = digest
@@ -145,7 +145,7 @@ class BundleSwitch:
         slot.active += 1
         slot.idle.clear()
         try:
-            await slot.app(scope, receive, tell)
+            await slot.app(scope, receive, send_answer)
         finally:
             slot.active -= 1
             if not slot.active:

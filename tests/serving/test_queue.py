@@ -27,17 +27,17 @@ def queue(
     )
 
 
-def taken(jobs: JobQueue) -> list[str]:
+def take(jobs: JobQueue) -> list[str]:
     batch = jobs.take()
     assert batch is not None
     return [item.post.text for item in batch]
 
 
-def test_oldest_first_with_company_of_similar_length() -> None:
+def test_oldest_first_with_batch_mates_of_similar_length() -> None:
     jobs = queue(batch=3)
     jobs.put([job(t, n) for t, n in (("a", 10), ("b", 90), ("c", 12), ("d", 95), ("e", 11))])
-    assert taken(jobs) == ["a", "c", "e"]
-    assert taken(jobs) == ["b", "d"]
+    assert take(jobs) == ["a", "c", "e"]
+    assert take(jobs) == ["b", "d"]
     assert len(jobs) == 0
     assert jobs.size_bytes == 0
     assert jobs.cost_s == 0
@@ -46,9 +46,9 @@ def test_oldest_first_with_company_of_similar_length() -> None:
 def test_token_budget_bounds_a_batch_but_never_a_single_post() -> None:
     jobs = queue(tokens=25)
     jobs.put([job("a"), job("b"), job("c"), job("long", 99)])
-    assert taken(jobs) == ["a", "b"]
-    assert taken(jobs) == ["c"]
-    assert taken(jobs) == ["long"]
+    assert take(jobs) == ["a", "b"]
+    assert take(jobs) == ["c"]
+    assert take(jobs) == ["long"]
 
 
 def test_several_workers_share_what_waits() -> None:
@@ -56,7 +56,7 @@ def test_several_workers_share_what_waits() -> None:
     jobs.put([job(str(i)) for i in range(40)])
     sizes = []
     while len(jobs):
-        sizes.append(len(taken(jobs)))
+        sizes.append(len(take(jobs)))
     # A full batch while there is plenty, then halves of what waits, but no crumbs.
     assert sizes == [16, 12, 8, 4]
 
@@ -90,7 +90,7 @@ def test_cancelled_jobs_are_dropped() -> None:
     jobs.put(items)
     items[0].future.cancel()
     items[2].future.cancel()
-    assert taken(jobs) == ["b"]
+    assert take(jobs) == ["b"]
     assert len(jobs) == 0
 
 
@@ -98,8 +98,8 @@ def test_closing_hands_out_the_rest_and_then_nothing() -> None:
     jobs = queue(batch=2)
     jobs.put([job(t) for t in "abc"])
     jobs.close()
-    assert taken(jobs) == ["a", "b"]
-    assert taken(jobs) == ["c"]
+    assert take(jobs) == ["a", "b"]
+    assert take(jobs) == ["c"]
     assert jobs.take() is None
     with pytest.raises(RefusedError) as refused:
         jobs.put([job()])
@@ -111,17 +111,17 @@ def test_a_post_alone_is_not_kept_waiting() -> None:
     jobs._gap_s = 60  # nobody else is likely to come
     jobs.put([job("a")])
     jobs._gap_s = 60
-    assert taken(jobs) == ["a"]
+    assert take(jobs) == ["a"]
 
 
-def test_company_that_comes_in_time_shares_the_batch() -> None:
+def test_batch_mates_that_come_in_time_share_the_batch() -> None:
     jobs = queue(batch=2, wait_s=20)
     jobs._gap_s = 0.0
     jobs.put([job("a")])
     later = threading.Timer(0.05, lambda: jobs.put([job("b")]))
     later.start()
     begun = time.monotonic()
-    assert taken(jobs) == ["a", "b"]
+    assert take(jobs) == ["a", "b"]
     assert time.monotonic() - begun < 20  # a full batch waits no longer
     later.join()
 
@@ -131,4 +131,4 @@ def test_waiting_is_bounded() -> None:
     jobs._gap_s = 0.0
     jobs.put([job("a")])
     jobs._gap_s = 0.0
-    assert taken(jobs) == ["a"]
+    assert take(jobs) == ["a"]
