@@ -19,6 +19,7 @@ class Admission:
         costs: CostModel,
         queue: JobQueue,
         in_flight_s: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Join what the prediction needs.
 
@@ -27,9 +28,10 @@ class Admission:
             costs: Expected times.
             queue: What waits.
             in_flight_s: Expected time left, uncorrected, of what is under way.
+            clock: Seconds, the queue's.
         """
         self._settings, self._costs, self._queue = settings, costs, queue
-        self._in_flight_s = in_flight_s
+        self._in_flight_s, self._clock = in_flight_s, clock
 
     def backlog_s(self) -> float:
         """Expected time until everything accepted so far is done."""
@@ -48,14 +50,14 @@ class Admission:
         Args:
             posts: At least one.
             deadline_s: Seconds in which the answer is of use; None takes the default.
-            since: From when they count, by `time.monotonic`; None counts from now.
+            since: From when they count, by the clock; None counts from now.
             reserved: Bytes that the queue already counts for these posts.
 
         Raises:
             RefusedError: They would be late, or there is no room.
         """
         limit = self._settings.deadline_s if deadline_s is None else deadline_s
-        now = time.monotonic()
+        now = self._clock()
         deadline = (now if since is None else since) + limit
         limit = deadline - now
         # What the body's reservation does not cover, e.g. pictures that were fetched.
@@ -70,6 +72,7 @@ class Admission:
                     size_bytes=uncounted // len(posts),
                     cost_s=self._costs.post_s(tokens, has_image=post.image is not None),
                     deadline=deadline,
+                    submitted=now,
                 )
             )
         # Deviations of many batches even out, but those of a slow machine do not: be cautious.

@@ -9,7 +9,7 @@ the next worker that gets free has nothing to do.
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from amlr.serving.jobs import Job, RefusedError
 from amlr.serving.settings import BatchSettings, QueueSettings
@@ -31,9 +31,21 @@ def fair_share(waiting: int, workers: int, max_posts: int) -> int:
 class JobQueue:
     """Bounded in posts and bytes; many threads may put and take."""
 
-    def __init__(self, settings: QueueSettings, batch: BatchSettings) -> None:
-        """Make an empty, open queue."""
-        self._settings, self._batch = settings, batch
+    def __init__(
+        self,
+        settings: QueueSettings,
+        batch: BatchSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an empty, open queue.
+
+        Args:
+            settings: Bounds.
+            batch: Bounds of a batch.
+            clock: Seconds, as in `Job.submitted`; a simulation has its own, and calls `form` and
+                `wait_end` instead of `take`.
+        """
+        self._settings, self._batch, self._clock = settings, batch, clock
         self._jobs: deque[Job] = deque()
         lock = threading.RLock()
         # Workers that wait for any post, and the one that waits for more posts to fill its batch:
@@ -44,7 +56,7 @@ class JobQueue:
         self._tokens = 0
         self._cost_s = 0.0
         self._closed = False
-        self._last_put = time.monotonic()
+        self._last_put = clock()
         # Running mean of the time between puts; long at first, so the first post never waits.
         self._gap_s = LONGEST_GAP_S
 
@@ -101,7 +113,7 @@ class JobQueue:
                 raise RefusedError(
                     "bytes_full", "too many bytes are waiting; try again later", self._cost_s
                 )
-            now = time.monotonic()
+            now = self._clock()
             self._gap_s += GAP_MEMORY * (min(LONGEST_GAP_S, now - self._last_put) - self._gap_s)
             self._last_put = now
             for job in jobs:
@@ -126,7 +138,7 @@ class JobQueue:
                         return None
                     self._changed.wait()
                 self._wait_for_batch_mates()
-                batch = self._form()
+                batch = self.form()
                 if batch:
                     if self._jobs:
                         self._changed.notify()
@@ -151,26 +163,34 @@ class JobQueue:
             return jobs
 
     def _wait_for_batch_mates(self) -> None:
-        # Waiting pays only where another post is likely to come in time.
-        if self._gap_s >= self._batch.max_wait_s:
-            return
         self._collecting = True
         try:
-            while self._jobs and not self._closed and not self._is_full():
-                left = self._jobs[0].submitted + self._batch.max_wait_s - time.monotonic()
+            while (end := self.wait_end()) is not None:
+                left = end - self._clock()
                 if left <= 0 or not self._filled.wait(left):
                     return
         finally:
             self._collecting = False
 
+    def wait_end(self) -> float | None:
+        """Time until which the oldest post waits for others; None where it need not wait."""
+        # Waiting pays only where another post is likely to come in time.
+        is_pointless = self._closed or self._gap_s >= self._batch.max_wait_s
+        if is_pointless or not self._jobs or self._is_full():
+            return None
+        return self._jobs[0].submitted + self._batch.max_wait_s
+
     def _is_full(self) -> bool:
         return len(self._jobs) >= self._batch.max_posts or self._tokens >= self._batch.max_tokens
 
-    def _form(self) -> list[Job]:
-        while self._jobs and self._jobs[0].future.cancelled():
-            self._forget(self._jobs.popleft())
-        if not self._jobs:
-            return []
+    def form(self) -> list[Job]:
+        """Make a batch of what waits, at once; empty where nothing does."""
+        with self._changed:
+            while self._jobs and self._jobs[0].future.cancelled():
+                self._forget(self._jobs.popleft())
+            return self._chosen() if self._jobs else []
+
+    def _chosen(self) -> list[Job]:
         oldest = self._jobs[0]
         limit = fair_share(len(self._jobs), self._batch.workers, self._batch.max_posts)
         window = min(len(self._jobs), LOOK_AHEAD * self._batch.max_posts)

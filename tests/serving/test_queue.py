@@ -132,3 +132,33 @@ def test_waiting_is_bounded() -> None:
     jobs.put([job("a")])
     jobs._gap_s = 0.0
     assert take(jobs) == ["a"]
+
+
+def test_a_clock_of_its_own_drives_the_queue() -> None:
+    """As a simulation does: nothing blocks, and time passes when it says so."""
+    now = 100.0
+    jobs = JobQueue(QueueSettings(), BatchSettings(max_posts=3, max_wait_s=0.5), lambda: now)
+
+    def put(text: str) -> None:
+        post = Post(text)
+        job = Job(post=post, tokens=9, size_bytes=1, cost_s=1, deadline=200, submitted=now)
+        jobs.put([job])
+
+    assert jobs.wait_end() is None
+    assert jobs.form() == []
+    put("a")
+    for _ in range(20):  # posts come often, so that waiting pays
+        now += 0.1
+        put("b")
+        jobs.form()
+    assert jobs.wait_end() is None
+    put("c")
+    assert jobs.wait_end() == now + 0.5
+    now += 0.1
+    put("d")
+    assert jobs.wait_end() == pytest.approx(now + 0.4)
+    put("e")
+    assert jobs.wait_end() is None  # a full batch waits no longer
+    assert [job.post.text for job in jobs.form()] == ["c", "d", "e"]
+    jobs.close()
+    assert jobs.take() is None
