@@ -1,11 +1,12 @@
 """Options that every command which loads an engine to serve posts shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from amlr.runtime.options import IMAGES
+from amlr.runtime.options import IMAGES, EngineOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,3 +41,15 @@ def speed_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def engine_options(values: Mapping[str, Any]) -> EngineOptions:
+    """The engine's options among a command's values; those that a command lacks keep their default.
+
+    Raises:
+        InputError: An option is wrong.
+    """
+    named = {**values, "image": values["image_mode"]}
+    return EngineOptions(
+        **{f.name: named[f.name] for f in fields(EngineOptions) if f.name in named}
+    )

@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.extras import require_extra
 from amlr.runtime import Engine
-from amlr.runtime.cli_options import speed_options
+from amlr.runtime.cli_options import engine_options, speed_options
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.settings import (
     MAX_DEADLINE_MS,
@@ -113,20 +113,13 @@ def serve_command(**options: Any) -> None:
     )
     place = _place(options)
     settings = _settings(options)
+    opening = replace(engine_options(options), threads=options["threads"] or 1)
     from amlr.serving.logs import configure
 
     configure(options["log_level"])
     _warn_if_open(settings, options)
     engine = Engine.load(
-        options["bundle"],
-        provider=options["provider"],
-        precision=options["precision"],
-        threads=options["threads"] or 1,
-        image_cache_mb=options["image_cache_mb"],
-        cache_dir=options["cache_dir"],
-        manifest_sha256=options["manifest_sha256"],
-        answer_cache=options["answer_cache"],
-        image=options["image_mode"],
+        options["bundle"], manifest_sha256=options["manifest_sha256"], **asdict(opening)
     )
     for skipped in engine.skipped:
         LOG.info("tier passed over", extra={"tier": skipped.provider, "reason": skipped.reason})

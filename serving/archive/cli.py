@@ -10,6 +10,7 @@ from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.runtime.cli import TAG_EXAMPLES
 from amlr.runtime.cli import tag_command as runtime_command
+from amlr.runtime.cli_options import engine_options
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.archive.rows import Columns
 
@@ -22,9 +23,6 @@ EXAMPLES = (
 """
 )
 _ONLY_STDIN = ("text", "image", "threads")
-_ENGINE_OPTIONS = (
-    "provider", "precision", "image_cache_mb", "answer_cache", "check", "manifest_sha256",
-)  # fmt: skip
 
 
 def _option(*names: str, **settings: Any) -> click.Option:
@@ -85,16 +83,17 @@ def _tag_archive(archive: dict[str, Any], values: dict[str, Any]) -> None:
         if values[name] is not None:
             hint = "; workers have one thread each: give --workers" if name == "threads" else ""
             raise InputError(f"--{name} and --input exclude each other{hint}")
-    engine = {name: values[name] for name in _ENGINE_OPTIONS} | {
-        "path": str(values["bundle"]),
-        "image": values["image_mode"],
-        "cache_dir": None if values["cache_dir"] is None else str(values["cache_dir"]),
-    }
     names = Columns.__dataclass_fields__
     columns = Columns(**{name: archive.pop(f"{name}_column") for name in names})
     archive["workers"] = archive["workers"] or usable_cores()
-    # The other options are named as the fields of the job.
-    job = Job(**archive, engine=engine, columns=columns, image_root=values["image_root"])
+    job = Job(
+        bundle=str(values["bundle"]),
+        manifest_sha256=values["manifest_sha256"],
+        engine=engine_options(values),
+        columns=columns,
+        image_root=values["image_root"],
+        **archive,  # named as the fields of the job
+    )
     click.echo(json.dumps(run_job(job)))
 
 

@@ -5,17 +5,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from amlr.errors import InputError
 from amlr.extras import require_extra
 from amlr.runtime.bundle import read_manifest
-from amlr.serving.archive.grouping import scan_pictures
+from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.local import run_local
 from amlr.serving.archive.locations import Folder
-from amlr.serving.archive.plan import Chunk, Plan, plan_chunks
+from amlr.serving.archive.plan import Chunk, Plan, plan_chunks, scan_pictures
 from amlr.serving.archive.ray_data import run_ray
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, scan
@@ -37,7 +37,9 @@ class Job:
     Attributes:
         inputs: Files, folders or patterns.
         output: Folder of the parts.
-        engine: Arguments of `Engine.load`; `path` names the bundle.
+        bundle: Folder of the bundle.
+        manifest_sha256: Expected hash of its manifest, or None.
+        engine: How workers open it.
         ray: Address of a Ray cluster, `local` for one of its own, None for plain processes.
         chunk_rows: Rows of a part.
         group_by_picture: Let no part end between neighbouring rows with the same picture.
@@ -45,7 +47,9 @@ class Job:
 
     inputs: tuple[str, ...]
     output: str
-    engine: dict[str, Any]
+    bundle: str
+    manifest_sha256: str | None
+    engine: EngineOptions
     workers: int
     columns: Columns = field(default_factory=Columns)
     input_format: str = "auto"
@@ -58,10 +62,10 @@ class Job:
 
     def options(self) -> dict[str, Any]:
         """Options that must match on --resume; the executor may differ."""
-        engine = {name: str(value) for name, value in self.engine.items()}
-        kept = ("provider", "precision", "image", "max_changed")
         return {
-            **{name: value for name, value in engine.items() if name in kept},
+            "provider": self.engine.provider,
+            "precision": self.engine.precision,
+            "image": self.engine.image,
             "columns": asdict(self.columns),
             "input_format": self.input_format,
             "output_format": self.output_format,
@@ -84,7 +88,7 @@ def run_job(job: Job) -> dict[str, Any]:
     require_extra("amlr-tag --input", "archive", "fsspec", "pyarrow")
     begun = time.monotonic()
     folder = Folder(job.output)
-    _, bundle = read_manifest(Path(job.engine["path"]), job.engine.get("manifest_sha256"))
+    _, bundle = read_manifest(Path(job.bundle), job.manifest_sha256)
     plan = _plan(job, folder, bundle)
     done = {chunk.number: _report(folder, chunk, job.output_format) for chunk in plan.chunks}
     left = [chunk for chunk in plan.chunks if done[chunk.number] is None]
@@ -158,7 +162,9 @@ def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]
         sources=plan.sources,
         columns=job.columns,
         image_root=job.image_root,
-        engine=job.engine | {"threads": 1, "manifest_sha256": plan.bundle},
+        bundle=job.bundle,
+        manifest_sha256=plan.bundle,
+        engine=replace(job.engine, threads=1),
         about={
             "version": importlib.metadata.version("amlr"),
             "manifest_sha256": plan.bundle,

@@ -1,13 +1,25 @@
-"""The plan of a run: which rows make up which part. The same input gives the same plan."""
+"""The plan of a run: which rows make up which part. The same input gives the same plan.
+
+Rows that show the same picture may be kept in one part, so that each picture is encoded once.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any, Self
 
 from amlr.errors import InputError
-from amlr.serving.archive.sources import Piece, Source
+from amlr.serving.archive.rows import Columns, Row
+from amlr.serving.archive.sources import (
+    Piece,
+    Source,
+    open_parquet,
+    parse_record,
+    read_piece,
+    record_offsets,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +141,48 @@ class Plan:
                 f"cannot resume: changed since the run began: {', '.join(changed)}; "
                 "change it back, or start a new run in another --output"
             )
+
+
+def scan_pictures(source: Source, columns: Columns, most_rows: int) -> Iterator[tuple[int, int]]:
+    """For each run of rows with one picture, its length and the byte where it begins.
+
+    Args:
+        source: Input file; it is read once more than without grouping.
+        columns: Names of its columns.
+        most_rows: Longest run. A picture of more rows is encoded once for each so many.
+    """
+    length = begin = 0
+    last: object = None
+    for key, offset in _keys(source, columns):
+        if length and (key != last or length == most_rows):
+            yield length, begin
+            length = 0
+        if not length:
+            begin = offset
+        last, length = key, length + 1
+    if length:
+        yield length, begin
+
+
+def _keys(source: Source, columns: Columns) -> Iterator[tuple[str | int | bytes, int]]:
+    """A key of each row's picture, and the byte where the row begins."""
+    alone = count()
+    for row, offset in _rows(source, columns):
+        if not row.image:
+            yield next(alone), offset
+        elif isinstance(row.image, bytes):
+            yield hashlib.blake2b(row.image, digest_size=16).digest(), offset
+        else:
+            yield row.image, offset
+
+
+def _rows(source: Source, columns: Columns) -> Iterator[tuple[Row, int]]:
+    if source.format != "parquet":
+        for number, (offset, record) in enumerate(record_offsets(source)):
+            yield parse_record(number, record, source, columns), offset
+        return
+    with open_parquet(source.address) as file:
+        rows = file.metadata.num_rows
+    whole = Piece(source=0, start=0, stop=rows, offset=0, number=0)
+    for row in read_piece(source, whole, columns):
+        yield row, 0

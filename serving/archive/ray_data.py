@@ -65,7 +65,7 @@ def run_ray(
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # On a node of the cluster: this machine's processor may be another.
         choose = ray.remote(num_cpus=1, max_retries=0)(choose_tier)
-        settings = settle_tier(settings, lambda engine: ray.get(choose.remote(engine)))
+        settings = settle_tier(settings, lambda asked: ray.get(choose.remote(asked)))
         items = [{"chunk": json.dumps(asdict(chunk))} for chunk in chunks]
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ChunkActor,

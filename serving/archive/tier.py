@@ -6,11 +6,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from amlr.errors import AmlrError
-from amlr.runtime import Engine
 from amlr.runtime.bundle import read_manifest
+from amlr.runtime.options import ESCALATE
 from amlr.runtime.tiers import list_tiers
 from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.worker import WorkerSettings
@@ -18,7 +17,7 @@ from amlr.serving.archive.worker import WorkerSettings
 AUTO = "auto"
 TIER = "_run/tier.json"
 Tier = dict[str, str]
-Choose = Callable[[dict[str, Any]], Tier]
+Choose = Callable[[WorkerSettings], Tier]
 
 
 def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
@@ -36,28 +35,28 @@ def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
     Raises:
         AmlrError: As `Engine.load`.
     """
-    asked = [settings.engine[name] for name in ("provider", "precision")]
+    asked = settings.engine
     # Escalation climbs through tiers in a fixed order.
-    if AUTO not in asked or "escalate" in asked:
+    if AUTO not in (asked.provider, asked.precision) or asked.precision == ESCALATE:
         return settings
     folder = Folder(settings.output)
     tier = folder.read_json(TIER)
     if tier is None:
-        manifest, _ = read_manifest(Path(settings.engine["path"]))
-        if len(list_tiers(manifest, *asked)) < 2:
+        manifest, _ = read_manifest(Path(settings.bundle))
+        if len(list_tiers(manifest, asked)) < 2:
             return settings
-        tier = choose(settings.engine)
+        tier = choose(settings)
         folder.write_json(TIER, tier)
-    return replace(settings, engine=settings.engine | tier)
+    return replace(settings, engine=replace(asked, **tier))
 
 
-def choose_tier(engine: dict[str, Any]) -> Tier:
+def choose_tier(settings: WorkerSettings) -> Tier:
     """Load the engine once as a worker would, and say what it took."""
-    with Engine.load(**engine) as loaded:
+    with settings.load_engine() as loaded:
         return {"provider": loaded.provider, "precision": loaded.precision}
 
 
-def choose_in_process(engine: dict[str, Any]) -> Tier:
+def choose_in_process(settings: WorkerSettings) -> Tier:
     """`choose_tier` in a process of its own, whose memory is given back before workers start.
 
     Raises:
@@ -67,7 +66,7 @@ def choose_in_process(engine: dict[str, Any]) -> Tier:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(choose_tier, engine).result()
+            return pool.submit(choose_tier, settings).result()
         except BrokenProcessPool:
             raise AmlrError(
                 "the process that times the tiers died; is memory short? "

@@ -5,12 +5,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
 from amlr.errors import AmlrError
 from amlr.runtime import Engine
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.results import Problem, Result, problem
 from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.parts import SUFFIXES, JsonPart, ParquetPart, record
@@ -32,7 +33,9 @@ class WorkerSettings:
     """What a worker needs; plain values, so that it can be sent anywhere.
 
     Attributes:
-        engine: Arguments of `Engine.load`.
+        bundle: Folder of the bundle.
+        manifest_sha256: Hash of its manifest.
+        engine: How to open it.
         about: Versions for the parts' metadata.
         id_is_integer: Whether ids are whole numbers in all inputs.
     """
@@ -42,9 +45,19 @@ class WorkerSettings:
     sources: tuple[Source, ...]
     columns: Columns
     image_root: str | None
-    engine: dict[str, Any]
+    bundle: str
+    manifest_sha256: str | None
+    engine: EngineOptions
     about: dict[str, str]
     id_is_integer: bool
+
+    def load_engine(self) -> Engine:
+        """Open the engine.
+
+        Raises:
+            AmlrError: As `Engine.load`.
+        """
+        return Engine.load(self.bundle, manifest_sha256=self.manifest_sha256, **asdict(self.engine))
 
 
 class Attempts:
@@ -107,7 +120,7 @@ class ChunkWorker:
         """
         self._settings = settings
         self._folder = Folder(settings.output)
-        self.engine = Engine.load(**settings.engine)
+        self.engine = settings.load_engine()
 
     def run(self, chunk: Chunk) -> dict[str, Any]:
         """Tag a chunk, publish its part, then its report.

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amlr.serving.archive.cli import tag_command
-from amlr.serving.archive.grouping import scan_pictures
 from amlr.serving.archive.job import progress_line
-from amlr.serving.archive.plan import plan_chunks
+from amlr.serving.archive.plan import plan_chunks, scan_pictures
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, read_piece
 from drawings import saved, smooth

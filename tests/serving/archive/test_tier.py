@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from amlr.errors import BundleError
+from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.cli import tag_command
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.tier import TIER, choose_in_process, settle_tier
@@ -18,27 +19,28 @@ CHOSEN = {"provider": "onnxruntime-cpu", "precision": "fp32"}
 
 
 def settings(plan: Path, out: Path, **engine: Any) -> WorkerSettings:
-    wanted = {"path": str(plan), "provider": "auto", "precision": "auto", "threads": 1} | engine
     return WorkerSettings(
         output=str(out),
         format="jsonl",
         sources=(),
         columns=Columns(),
         image_root=None,
-        engine=wanted,
+        bundle=str(plan),
+        manifest_sha256=None,
+        engine=EngineOptions(threads=1, **engine),
         about={},
         id_is_integer=False,
     )
 
 
-def refuse(engine: dict[str, Any]) -> dict[str, str]:
-    raise AssertionError(f"nothing to choose for {engine}")
+def refuse(asked: WorkerSettings) -> dict[str, str]:
+    raise AssertionError(f"nothing to choose for {asked}")
 
 
 def test_chosen_once_and_kept(ladder_plan: Path, tmp_path: Path) -> None:
     asked = settings(ladder_plan, tmp_path)
-    first = settle_tier(asked, lambda engine: CHOSEN if engine == asked.engine else {})
-    assert first == replace(asked, engine=asked.engine | CHOSEN)
+    first = settle_tier(asked, lambda settings: CHOSEN if settings == asked else {})
+    assert first == replace(asked, engine=replace(asked.engine, **CHOSEN))
     assert json.loads((tmp_path / TIER).read_text()) == CHOSEN
     assert settle_tier(asked, refuse) == first
 
@@ -60,7 +62,7 @@ def test_only_one_tier(tiny_plan: Path, tmp_path: Path) -> None:
 
 def test_errors_of_the_process_are_the_engines(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="absent"):
-        choose_in_process({"path": str(tmp_path / "absent")})
+        choose_in_process(settings(tmp_path / "absent", tmp_path))
 
 
 def test_all_parts_come_from_one_tier(tiny_plan: Path, tmp_path: Path) -> None:
