@@ -1,15 +1,17 @@
 """What an operator may choose of a fleet. Ray Serve turns `name=value` into these models."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from amlr.errors import InputError
+from amlr.runtime.options import EngineOptions
 from amlr.serving.settings import BatchSettings, QueueSettings, ServerSettings
 
-_BATCH, _QUEUE = BatchSettings(), QueueSettings()
+_ENGINE, _BATCH, _QUEUE = EngineOptions(), BatchSettings(), QueueSettings()
 # Tokens of an ordinary post: how many of them fill a batch's token budget.
 _POST_TOKENS = 32
 
@@ -32,8 +34,8 @@ class FleetArguments(BundleChoice):
     """Arguments of `build`.
 
     Attributes:
-        provider: Tier of the engine, as in `Engine.load`.
-        precision: Its precision.
+        provider: As in `EngineOptions`, like `precision`, `image_cache_mb`, `max_changed`, `check`,
+            `answer_cache` and `image`, which hold for each replica.
         replicas: Replicas; with `max_replicas` the fewest.
         max_replicas: Scale up to so many on queue depth; None keeps the number fixed.
         cores: CPU cores of a replica; it is pinned to them, and calls its engine from as many
@@ -45,8 +47,7 @@ class FleetArguments(BundleChoice):
         wait_ms: Longest time the oldest post waits for others.
         deadline_ms: Deadline of a request that names none.
         queue_posts: Most posts waiting in a replica, and requests at each proxy.
-        image_cache_mb: Budget of a replica for encoded pictures.
-        cache_dir: Where nodes keep fetched bundles.
+        cache_dir: Where nodes keep fetched bundles, and what their engines compile or time.
         upscale_delay_s: How long demand must last before replicas are added.
         downscale_delay_s: How long it must be gone before they are removed.
         shutdown_s: Longest wait for accepted work when a replica or a bundle is retired.
@@ -54,8 +55,13 @@ class FleetArguments(BundleChoice):
         log_level: Level of the replicas' log.
     """
 
-    provider: str = "auto"
-    precision: str = "auto"
+    provider: str = _ENGINE.provider
+    precision: str = _ENGINE.precision
+    image_cache_mb: float = Field(default=_ENGINE.image_cache_mb, ge=0.0)
+    max_changed: float = Field(default=_ENGINE.max_changed, ge=0.0)
+    check: str = _ENGINE.check
+    answer_cache: int = Field(default=_ENGINE.answer_cache, ge=0)
+    image: str = _ENGINE.image
     replicas: int = Field(default=1, ge=1)
     max_replicas: int | None = Field(default=None, ge=1)
     cores: int = Field(default=1, ge=1)
@@ -66,7 +72,6 @@ class FleetArguments(BundleChoice):
     wait_ms: float = Field(default=1000 * _BATCH.max_wait_s, ge=0.0)
     deadline_ms: int = Field(default=int(1000 * _QUEUE.deadline_s), ge=1)
     queue_posts: int = Field(default=_QUEUE.max_posts, ge=1)
-    image_cache_mb: float = Field(default=256.0, ge=0.0)
     cache_dir: Path = Path("~/.cache/amlr/bundles")
     upscale_delay_s: float = Field(default=10.0, ge=0.0)
     downscale_delay_s: float = Field(default=300.0, ge=0.0)
@@ -78,6 +83,8 @@ class FleetArguments(BundleChoice):
     def _check(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas must be at least replicas ({self.replicas})")
+        # Raises a ValueError, which pydantic reports, where an option of the engine is wrong.
+        _ = self.engine_options
         return self
 
     @classmethod
@@ -100,6 +107,15 @@ class FleetArguments(BundleChoice):
             # Replicas do not run in the folder of whoever starts them.
             engine = str(Path(engine).expanduser().absolute())
         return BundleChoice(engine=engine, manifest_sha256=self.manifest_sha256)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """The engine's options in each replica, whose workers have one thread each."""
+        shared = {f.name for f in fields(EngineOptions)} - {"threads", "cache_dir"}
+        cache_dir = self.cache_dir.expanduser() / "engines"
+        return EngineOptions(
+            threads=1, cache_dir=cache_dir, **{name: getattr(self, name) for name in shared}
+        )
 
     @property
     def batch_requests(self) -> int:

@@ -7,6 +7,7 @@ Ray Serve starts it in this order: constructor, lifespan of the door, `reconfigu
 import asyncio
 import logging
 import os
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -120,12 +121,7 @@ class Tagger:
         arguments = self._arguments
         path = fetch_bundle(choice.engine, arguments.cache_dir, choice.manifest_sha256)
         return Engine.load(
-            path,
-            provider=arguments.provider,
-            precision=arguments.precision,
-            threads=1,
-            image_cache_mb=arguments.image_cache_mb,
-            manifest_sha256=choice.manifest_sha256,
+            path, manifest_sha256=choice.manifest_sha256, **asdict(arguments.engine_options)
         )
 
     async def check_health(self) -> None:

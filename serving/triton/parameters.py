@@ -1,44 +1,39 @@
-"""How the model inside Triton loads its engine: `parameters` of `config.pbtxt`, checked."""
+"""How the model inside Triton opens its engine: `parameters` of `config.pbtxt`, checked."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from amlr.errors import InputError
 from amlr.runtime.engine import Engine
+from amlr.runtime.options import EngineOptions
 
 BUNDLE = "amlr.plan"
 AUTO = "auto"
+_OPTIONS = {option.name: option for option in fields(EngineOptions)}
+_NAMES = ("bundle", "manifest_sha256", *_OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParameters:
-    """What `Engine.load` is called with; the names are those in `config.pbtxt`.
+    """Arguments of `Engine.load`, under their own names in `config.pbtxt`.
 
     Attributes:
         bundle: Folder of the bundle, relative to the version's folder or absolute.
         manifest_sha256: Hash of its manifest, which pins every file.
-        provider: As in `Engine.load`.
-        precision: As in `Engine.load`.
-        threads: CPU threads of one instance; None takes the physical cores.
-        image_cache_mb: Budget of each instance for encoded pictures.
-        answer_cache: Answers each instance keeps for posts that come again.
-        image: `always` or `when-needed`.
+        options: The engine's options; memory and threads are those of one instance.
     """
 
     bundle: str = BUNDLE
     manifest_sha256: str
-    provider: str = AUTO
-    precision: str = AUTO
-    threads: int | None = None
-    image_cache_mb: int = 256
-    answer_cache: int = 0
-    image: str = "always"
+    options: EngineOptions = field(default_factory=EngineOptions)
 
     def to_strings(self) -> dict[str, str]:
         """The values as `config.pbtxt` holds them: strings only."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {"bundle": self.bundle, "manifest_sha256": self.manifest_sha256}
+        values |= asdict(self.options)
         return {name: AUTO if value is None else str(value) for name, value in values.items()}
 
     @classmethod
@@ -46,30 +41,22 @@ class EngineParameters:
         """Read them out of the model configuration that Triton passes on.
 
         Raises:
-            InputError: A parameter is missing, unknown or no number.
+            InputError: A parameter is missing, unknown or wrong.
         """
-        given = {
+        texts = {
             str(name): str(value["string_value"])
             for name, value in config.get("parameters", {}).items()
         }
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
-        if unknown or "manifest_sha256" not in given:
+        unknown = sorted(set(texts) - set(_NAMES))
+        if unknown or "manifest_sha256" not in texts:
             wrong = f"unknown {', '.join(unknown)}" if unknown else "manifest_sha256 is missing"
-            raise InputError(
-                f"parameters of config.pbtxt: {wrong}; "
-                f"they are {', '.join(cls.__dataclass_fields__)}"
-            )
-        values: dict[str, Any] = dict(given)
-        if values.get("threads") == AUTO:
-            del values["threads"]
-        for name in ("threads", "image_cache_mb", "answer_cache"):
-            if name in values:
-                values[name] = _whole_number(name, values[name])
-        return cls(**values)
-
-    def folder(self, version_folder: Path) -> Path:
-        """Where the bundle is."""
-        return version_folder / self.bundle
+            raise InputError(f"parameters of config.pbtxt: {wrong}; they are {', '.join(_NAMES)}")
+        values = {name: _value(_OPTIONS[name], texts[name]) for name in _OPTIONS if name in texts}
+        return cls(
+            bundle=texts.get("bundle", BUNDLE),
+            manifest_sha256=texts["manifest_sha256"],
+            options=EngineOptions(**values),
+        )
 
     def load(self, version_folder: Path) -> Engine:
         """Open the engine.
@@ -78,18 +65,31 @@ class EngineParameters:
             AmlrError: As `Engine.load`.
         """
         return Engine.load(
-            self.folder(version_folder),
-            provider=self.provider,
-            precision=self.precision,
-            threads=self.threads,
-            image_cache_mb=self.image_cache_mb,
+            version_folder / self.bundle,
             manifest_sha256=self.manifest_sha256,
-            answer_cache=self.answer_cache,
-            image=self.image,
+            **asdict(self.options),
         )
 
 
-def _whole_number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InputError(f"parameter {name} of config.pbtxt must be a whole number, got {text!r}")
-    return int(text)
+def _value(option: "Field[Any]", text: str) -> Any:
+    """The value of an option by its type; `auto` stands for None."""
+    kinds = get_args(option.type) or (option.type,)
+    if text == AUTO and type(None) in kinds:
+        return None
+    if int in kinds:
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise InputError(_wrong(option.name, "a whole number", text))
+        return int(text)
+    if float in kinds:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise InputError(_wrong(option.name, "a number from 0 on", text))
+        return number
+    return Path(text) if Path in kinds else text
+
+
+def _wrong(name: str, expected: str, text: str) -> str:
+    return f"parameter {name} of config.pbtxt must be {expected}, got {text!r}"

@@ -9,6 +9,7 @@ from amlr import __version__
 from amlr.errors import ExportError
 from amlr.runtime.bundle import Bundle, GoldenPost
 from amlr.runtime.manifest import MANIFEST
+from amlr.runtime.options import EngineOptions
 from amlr.serving.encoding import encode_bytes
 from amlr.serving.triton.config import MODEL, model_config
 from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
@@ -51,8 +52,8 @@ What to change, in `models/amlr/config.pbtxt`:
 
 * `instance_group`: each instance is a process of its own with its own picture cache. On a CPU, use
   as many instances as cores and set `threads` to 1, or one instance with `threads` `auto`.
-* `parameters`: `provider`, `precision`, `threads`, `image_cache_mb`, `answer_cache`, `image`, as in
-  `amlr.Engine.load`. `manifest_sha256` pins the bundle, which lies in `models/amlr/1/amlr.plan`.
+* `parameters`: all options of `amlr.Engine.load` by their names; `auto` stands for none.
+  `manifest_sha256` pins the bundle, which lies in `models/amlr/1/amlr.plan`.
 * `dynamic_batching`: preferred sizes are those of the bundle's engines, or those at which a CPU
   reaches full speed.
 
@@ -91,7 +92,8 @@ def write_repository(
         bundle.verified(name)
     with staged_folder(out) as staging:
         parameters = EngineParameters(
-            manifest_sha256=bundle.manifest_sha256, provider=provider, threads=threads
+            manifest_sha256=bundle.manifest_sha256,
+            options=EngineOptions(provider=provider, threads=threads),
         )
         _write(bundle, staging, parameters, instances)
     return out

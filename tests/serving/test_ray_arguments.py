@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from amlr.errors import InputError
+from amlr.runtime.options import EngineOptions
 from amlr.serving.ray.arguments import FleetArguments
 from ray_library import require_ray
 
@@ -41,6 +43,8 @@ def test_values_of_a_command_line_are_parsed() -> None:
         ({"engine": "x", "cores": "many"}, "cores"),
         ({"engine": "x", "replicas": 3, "max_replicas": 2}, "at least replicas"),
         ({"engine": "x", "manifest_sha256": "abc"}, "manifest_sha256"),
+        ({"engine": "x", "image": "sometimes"}, "when-needed"),
+        ({"engine": "x", "answer_cache": -1}, "answer_cache"),
     ],
 )
 def test_wrong_arguments_are_named_in_one_line(values: dict[str, Any], said: str) -> None:
@@ -59,6 +63,23 @@ def test_ongoing_requests_follow_from_the_batch_budget() -> None:
     settings = FleetArguments(engine="x", cores=3, wait_ms=7).server_settings(("key",))
     assert (settings.batch.workers, settings.batch.max_wait_s) == (3, 0.007)
     assert settings.api_keys == ("key",)
+
+
+def test_every_option_of_the_engine_is_an_argument(tmp_path: Path) -> None:
+    wanted = EngineOptions(
+        provider="onnxruntime",
+        precision="fp32",
+        threads=1,
+        image_cache_mb=7.5,
+        cache_dir=tmp_path / "engines",
+        max_changed=0.01,
+        check="text",
+        answer_cache=9,
+        image="when-needed",
+    )
+    values = asdict(wanted) | {"engine": "x", "cache_dir": tmp_path}
+    del values["threads"]  # each worker calls the engine from one
+    assert FleetArguments.parse(values).engine_options == wanted
 
 
 def test_a_fixed_fleet() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from amlr.runtime import Engine
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.results import Post, Result
 from amlr.serving.triton.model import TritonPythonModel, choose_device
+from amlr.serving.triton.parameters import EngineParameters
 from amlr.serving.triton.repository import write_repository
 from doubles.triton_backend import (
     TritonError,
@@ -154,6 +156,8 @@ def test_older_servers_get_no_parameters(repository: Path, monkeypatch: pytest.M
     [
         ("manifest_sha256", "0" * 64, "was pinned"),
         ("threads", "many", "whole number"),
+        ("image_cache_mb", "-1", "from 0 on"),
+        ("image", "sometimes", "when-needed"),
         ("colour", "red", "unknown colour"),
         ("provider", "abacus", "abacus"),
         ("bundle", "gone.plan", "no bundle at"),
@@ -167,6 +171,38 @@ def test_wrong_configurations_are_refused(
     config["parameters"][name] = {"string_value": value}
     with pytest.raises(TritonModelException, match=message):
         TritonPythonModel().initialize(args | {"model_config": json.dumps(config)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EngineOptions(),
+        EngineOptions(
+            provider="onnxruntime",
+            precision="fp32",
+            threads=3,
+            image_cache_mb=7.5,
+            cache_dir=Path("/cache"),
+            max_changed=0.01,
+            check="text",
+            answer_cache=9,
+            image="when-needed",
+        ),
+    ],
+)
+def test_every_option_of_the_engine_comes_back(options: EngineOptions) -> None:
+    parameters = EngineParameters(bundle="a.plan", manifest_sha256="0" * 64, options=options)
+    texts = parameters.to_strings()
+    config = {"parameters": {name: {"string_value": text} for name, text in texts.items()}}
+    assert EngineParameters.from_config(config) == parameters
+
+
+def test_a_configuration_of_an_older_version_is_read() -> None:
+    texts = {"bundle": "amlr.plan", "manifest_sha256": "0" * 64, "provider": "auto"}
+    texts |= {"precision": "auto", "threads": "auto", "image_cache_mb": "256"}
+    texts |= {"answer_cache": "0", "image": "always"}
+    config = {"parameters": {name: {"string_value": text} for name, text in texts.items()}}
+    assert EngineParameters.from_config(config) == EngineParameters(manifest_sha256="0" * 64)
 
 
 def test_finalize_closes_the_engine(repository: Path, pb: Any) -> None:
