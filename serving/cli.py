@@ -158,7 +158,7 @@ def _serve(engine: Engine, settings: ServerSettings, place: dict[str, Any], drai
 
 
 def _place(options: dict[str, Any]) -> dict[str, Any]:
-    """Where to listen, checked before the bundle is loaded."""
+    """The address for uvicorn, checked before the bundle is loaded."""
     prefix = options["root_path"] or ""
     if prefix and not _PREFIX.fullmatch(prefix):
         raise InputError(

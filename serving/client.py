@@ -44,7 +44,7 @@ class UnreachableError(AmlrError, ConnectionError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
-    """When to try again.
+    """The rule for trying again.
 
     Attributes:
         attempts: Tries in all.

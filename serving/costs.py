@@ -1,4 +1,4 @@
-"""How long work takes: a table measured at warm-up, corrected by what is measured in service."""
+"""Expected time of work: a table measured at warm-up, corrected by what is measured in service."""
 
 import threading
 from bisect import bisect_left

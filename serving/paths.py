@@ -1,4 +1,4 @@
-"""Which path a request asks for, whatever prefix the application is served under."""
+"""Paths of requests without the prefix that the application is served under."""
 
 from starlette.types import Scope
 

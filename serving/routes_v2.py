@@ -83,7 +83,7 @@ async def model(request: Request, name: str, version: str = _VERSION) -> dict[st
 
 
 def _provenance(service: TaggingService) -> dict[str, str]:
-    """Which bundle answers: deployments change it under traffic."""
+    """The hash of the bundle in service: deployments change it under traffic."""
     bundle = getattr(service.engine, "bundle", None)
     return {} if bundle is None else {"manifest_sha256": str(bundle.manifest_sha256)}
 

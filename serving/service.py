@@ -92,7 +92,7 @@ class TaggingService:
 
     @property
     def state(self) -> State:
-        """Where in its life the service is."""
+        """The state of the service."""
         return self._state
 
     @property

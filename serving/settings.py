@@ -1,4 +1,4 @@
-"""What an operator may choose; every number has a default that suits one small machine."""
+"""Settings of the server; the defaults suit one small machine."""
 
 import math
 import os
@@ -16,7 +16,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may hold. The bundle's own limits on pictures and texts apply as well.
+    """Bounds on one request. The bundle's own limits on pictures and texts apply as well.
 
     Attributes:
         max_body_bytes: Largest body, except of a JSON-lines stream.
@@ -42,7 +42,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """How posts of different requests meet.
+    """How posts of different requests share batches.
 
     Attributes:
         workers: Threads that call the engine at the same time.

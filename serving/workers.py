@@ -23,7 +23,7 @@ _FAILED = "the engine failed on this post; try again, and see the server's log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReport:
-    """What happened to one batch, for metrics.
+    """The outcome of one batch, for metrics.
 
     Attributes:
         tokens: Estimated tokens of each post that was computed.

@@ -31,7 +31,7 @@ class Chunk:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Rows of all pieces."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
     @classmethod

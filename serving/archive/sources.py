@@ -55,7 +55,7 @@ class Source:
 
     @property
     def form(self) -> TextForm:
-        """How a text format is written."""
+        """Encoding and line ends of a text format."""
         return TextForm(encoding=self.encoding, has_cr_ends=self.has_cr_ends)
 
 
@@ -189,7 +189,7 @@ def scan(source: Source) -> Iterator[tuple[int, int]]:
 
 
 def record_offsets(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Where each record begins, and the record."""
+    """The byte where each record begins, and the record."""
     offset = 0
     is_first = source.format != "jsonl"
     with _open(source.address, source.form) as stream:

@@ -30,7 +30,7 @@ _POISON: Problem = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs; plain values, so that it can be sent anywhere.
+    """Settings of a worker; plain values, so that they can be sent anywhere.
 
     Attributes:
         bundle: Folder of the bundle.

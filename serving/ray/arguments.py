@@ -1,4 +1,4 @@
-"""What an operator may choose of a fleet. Ray Serve turns `name=value` into these models."""
+"""Arguments of a fleet. Ray Serve turns `name=value` into these models."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +17,7 @@ _POST_TOKENS = 32
 
 
 class BundleChoice(BaseModel):
-    """Which bundle to serve: the `user_config` of the deployment. Changing it changes the bundle.
+    """The bundle to serve: the `user_config` of the deployment. Changing it changes the bundle.
 
     Attributes:
         engine: A folder on every node, or an address that fsspec knows (`s3://`, `https://`, ...).
@@ -148,9 +148,9 @@ class FleetArguments(BundleChoice):
 
 
 def one_line(error: ValidationError) -> str:
-    """What pydantic found, in one line."""
-    found = []
+    """The errors of pydantic in one line."""
+    messages = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
-        found.append(f"{name}: {item['msg']}" if name else str(item["msg"]))
-    return "; ".join(found) + "; see FleetArguments for names and ranges"
+        messages.append(f"{name}: {item['msg']}" if name else str(item["msg"]))
+    return "; ".join(messages) + "; see FleetArguments for names and ranges"

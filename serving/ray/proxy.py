@@ -1,4 +1,4 @@
-"""What stands in Ray's HTTP proxy: requests of a replica that died are sent to another one.
+"""A middleware of Ray's HTTP proxy: requests of a replica that died are sent to another one.
 
 Ray Serve answers 500 to every request that a killed replica had taken. Tagging changes nothing, so
 asking again is always safe. Switched on by an environment variable of the nodes:

@@ -135,7 +135,7 @@ class Tagger:
             raise AmlrError(f"the service is failing: {service.reason}")
 
     async def status(self) -> dict[str, Any]:
-        """What this replica serves, as plain values; ask all with a handle's `broadcast`."""
+        """The state of this replica as plain values; ask all with a handle's `broadcast`."""
         service = self.switch.service
         return {
             "pid": os.getpid(),

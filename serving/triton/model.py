@@ -22,7 +22,7 @@ from amlr.serving.triton.parameters import EngineParameters
 
 
 class TritonPythonModel:
-    """What the python backend looks for in `model.py`; one object an instance, in its process."""
+    """The class that the python backend looks for; one object per instance, in its own process."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine, golden check included.

@@ -1,4 +1,4 @@
-"""How the model inside Triton opens its engine: `parameters` of `config.pbtxt`, checked."""
+"""Arguments of the engine inside Triton: `parameters` of `config.pbtxt`, checked."""
 
 import math
 from collections.abc import Mapping
