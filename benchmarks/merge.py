@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from amlr.benchmarks.parity import decisive
-from amlr.benchmarks.targets import judge_targets
 from amlr.errors import InputError
 
 _SAME = (("engine", "manifest_sha256"), ("machine", "cpu"), ("settings", "threads"),
@@ -29,7 +28,7 @@ def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 )
     tiers = _tiers(reports)
     largest = max(reports, key=lambda report: report["settings"].get("posts", 0))
-    merged = {
+    return {
         **first,
         "settings": {**largest["settings"], "runs": len(reports)},
         "engine": {**first["engine"], **_engine(reports)},
@@ -40,7 +39,6 @@ def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "calibration": _known(reports, "calibration"),
         "notes": list(dict.fromkeys(note for report in reports for note in report["notes"])),
     }
-    return merged | {"targets": judge_targets(merged)}
 
 
 def _known(reports: Sequence[dict[str, Any]], name: str) -> Any:

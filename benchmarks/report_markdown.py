@@ -6,7 +6,6 @@ from typing import Any
 from amlr.benchmarks.figures import number, ratio_text
 from amlr.benchmarks.precision_table import PRECISION_HEAD, auto_lines, table_lines
 from amlr.benchmarks.rows import ENGINE_PREFIX
-from amlr.benchmarks.targets import TARGET_HEAD, target_lines
 from amlr.benchmarks.tier_table import SPEED_HEAD, speed_lines
 
 _SHOWN_BASELINES = ("research", "research-mkl", "openvino")
@@ -64,9 +63,6 @@ def render_markdown(report: dict[str, Any]) -> str:
     if speed:
         parts += ["", "Tensors to logits, one call of the largest batch; then the same from text "
                   "and picture file to entities:", "", table(SPEED_HEAD, speed)]  # fmt: skip
-    targets = list(target_lines(report))
-    if targets:
-        parts += ["", table(TARGET_HEAD, targets)]
     parts += ["", table(PRECISION_HEAD, table_lines(report))]
     auto = auto_lines(report)
     parts += ["", *(f"{line}  " for line in auto)] if auto else []

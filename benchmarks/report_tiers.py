@@ -5,7 +5,6 @@ from typing import Any
 
 from amlr.benchmarks.precision_table import PRECISION_HEAD, auto_lines, table_lines
 from amlr.benchmarks.report_pieces import card, html_table, section
-from amlr.benchmarks.targets import TARGET_HEAD, target_lines
 from amlr.benchmarks.tier_table import SPEED_HEAD, speed_lines
 
 
@@ -16,9 +15,6 @@ def tiers_section(report: dict[str, Any]) -> str:
     if speed:
         table = html_table(SPEED_HEAD, speed, numeric=range(3, len(SPEED_HEAD)))
         content += card("Speed: tensors to logits, then from text and file to entities", table)
-    targets = list(target_lines(report))
-    if targets:
-        content += card("Speed that was aimed at", html_table(TARGET_HEAD, targets, numeric=(4, 5)))
     precision = html_table(PRECISION_HEAD, table_lines(report), numeric=range(4, 10))
     content += card("Precision: what it changes, what it takes", precision)
     auto = auto_lines(report)

@@ -18,7 +18,6 @@ from amlr.benchmarks.resources import bundle_sizes, padding_waste
 from amlr.benchmarks.roofline import measure_roof, summarize
 from amlr.benchmarks.schema import SCHEMA_VERSION
 from amlr.benchmarks.session import Session
-from amlr.benchmarks.targets import judge_targets
 from amlr.benchmarks.tiers import Tier, Tiers
 from amlr.benchmarks.workloads import BATCH, GROWTH, Pool, make_pool, plan
 from amlr.cli_support import progress
@@ -112,7 +111,6 @@ def run_benchmark(
         pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
         report["rows"] = _measure(session, options, pool, bundle, provider, report["notes"])
         report["peers"] = list(session.records.values())
-        report["targets"] = judge_targets(report)
     report["notes"] += _notes(report, pool)
     if options.quick and options.deadline.left < ROOF_S:
         return report
@@ -191,7 +189,6 @@ def _header(
         "parity": {**decisive(proved), "tiers": proved},
         "rows": [],
         "peers": [],
-        "targets": [],
         "resources": {**bundle_sizes(bundle), "padding": padding_waste(data.posts, bundle)},
         "roofline": None,
         "calibration": None,
