@@ -7,13 +7,13 @@ All errors are of the other half.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.data import BenchPost
-from amlr.benchmarks.tiers import Tier
+from amlr.benchmarks.report.records import Bin, CalibrationRecord, Refit, Reliability
+from amlr.benchmarks.systems.tiers import Tier
 from amlr.errors import InputError
 from amlr.kernels import (
     expected_calibration_error,
@@ -36,7 +36,7 @@ Scored = list[tuple[BenchPost, PostScores]]
 
 def calibrate(
     tier: Tier, threads: int, posts: Sequence[BenchPost], say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> CalibrationRecord:
     """Calibration of a tier on labelled posts.
 
     Args:
@@ -68,7 +68,7 @@ def calibrate(
 
 def calibrate_scores(
     bundle: Bundle, scored: Scored, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+) -> CalibrationRecord:
     """Calibration of raw scores; see `calibrate`.
 
     Raises:
@@ -92,34 +92,34 @@ def calibrate_scores(
     refitted = after if fitted else _reliability(*_answers(bundle, measured, here))
     origin = "fitted on the other half" if fitted else "the bundle's"
     summary = (
-        f"Expected calibration error {before['ece']:.4f} at temperature 1, {after['ece']:.4f} at "
-        f"{temperature:.3g} ({origin}); {after['entities']} entities of {len(measured)} posts."
+        f"Expected calibration error {before.ece:.4f} at temperature 1, {after.ece:.4f} at "
+        f"{temperature:.3g} ({origin}); {after.entities} entities of {len(measured)} posts."
     )
     if not fitted:
-        summary += f" Fitted on the other half, {here:.3g} gives {refitted['ece']:.4f}."
+        summary += f" Fitted on the other half, {here:.3g} gives {refitted.ece:.4f}."
     say(summary)
-    return {
-        "summary": summary,
-        "temperature": round(temperature, 4),
-        "fitted_here": fitted,
-        "posts": len(measured),
-        "before": before,
-        "after": after,
-        "refitted": {"temperature": round(here, 4), "ece": refitted["ece"]},
-    }
+    return CalibrationRecord(
+        summary=summary,
+        temperature=round(temperature, 4),
+        fitted_here=fitted,
+        posts=len(measured),
+        before=before,
+        after=after,
+        refitted=Refit(temperature=round(here, 4), ece=refitted.ece),
+    )
 
 
-def _reliability(scores_e: Doubles, correct_e: Bools) -> dict[str, Any]:
+def _reliability(scores_e: Doubles, correct_e: Bools) -> Reliability:
     """Error and bins of (count, mean score, share correct); empty bins hold None."""
     if not len(scores_e):
-        return {"ece": 0.0, "entities": 0, "bins": []}
+        return Reliability(ece=0.0, entities=0, bins=[])
     counts, means, accuracies = reliability_bins(scores_e, correct_e)
-    bins = [
-        [int(count), round(float(mean), 4), round(float(share), 4)] if count else [0, None, None]
+    bins: list[Bin] = [
+        (int(count), round(float(mean), 4), round(float(share), 4)) if count else (0, None, None)
         for count, mean, share in zip(counts, means, accuracies, strict=True)
     ]
     error = expected_calibration_error(scores_e, correct_e)
-    return {"ece": round(error, 5), "entities": len(scores_e), "bins": bins}
+    return Reliability(ece=round(error, 5), entities=len(scores_e), bins=bins)
 
 
 def _answers(bundle: Bundle, scored: Scored, temperature: float) -> tuple[Doubles, Bools]:

@@ -4,13 +4,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError, ParityError
 from amlr.whole import write_whole
+
+if TYPE_CHECKING:  # `--help` must not wait for what a run needs
+    from amlr.benchmarks.report.records import Report
 
 EXAMPLES = """\b
 Examples:
@@ -104,8 +107,8 @@ def bench_command(**given: Any) -> None:
         _compare(before, after, given["markdown_path"])
         return
     if given["merged"]:
-        from amlr.benchmarks.merge import merge_reports
-        from amlr.benchmarks.schema import read_report
+        from amlr.benchmarks.report.merge import merge_reports
+        from amlr.benchmarks.report.schema import read_report
 
         _write(merge_reports([read_report(path) for path in given["merged"]]), given)
         return
@@ -114,24 +117,25 @@ def bench_command(**given: Any) -> None:
         raise InputError("nothing to measure; give --engine amlr.plan")
     if given["threads"] < 1:
         raise InputError(f"--threads must be at least 1, got {given['threads']}")
+    from amlr.benchmarks.harness.machine import thread_variables
+
     # Before any numeric library is imported: afterwards it is too late.
-    for name in ("OMP", "MKL", "OPENBLAS"):
-        os.environ[f"{name}_NUM_THREADS"] = str(given["threads"])
+    os.environ |= thread_variables(given["threads"])
     if given["capacity"]:
         _plan_capacity(given)
         return
     report = _run(given)
     _write(report, given)
-    parity = report["parity"]
-    if parity["verdict"] != "pass":
+    parity = report.parity
+    if parity.verdict != "pass":
         raise ParityError(
-            f"{parity['backend']} {parity['precision']} is not the eager model: {parity['reason']}"
+            f"{parity.backend} {parity.precision} is not the eager model: {parity.reason}"
         )
 
 
 def _listings(given: dict[str, Any]) -> None:
-    from amlr.benchmarks.peers.registry import PEERS
-    from amlr.benchmarks.workloads import ALL
+    from amlr.benchmarks.harness.workloads import ALL
+    from amlr.benchmarks.systems.registry import PEERS
 
     if given["peers"] == "list":
         for name, entry in PEERS.items():
@@ -142,13 +146,13 @@ def _listings(given: dict[str, Any]) -> None:
         raise click.exceptions.Exit(0)
 
 
-def _run(given: dict[str, Any]) -> dict[str, Any]:
+def _run(given: dict[str, Any]) -> "Report":
     from amlr.benchmarks.calibration import calibrate
     from amlr.benchmarks.data import load_data
-    from amlr.benchmarks.deadline import Deadline
+    from amlr.benchmarks.harness.timing import Deadline
+    from amlr.benchmarks.harness.workloads import ALL, QUICK, check_groups
     from amlr.benchmarks.run import RunOptions, run_benchmark
-    from amlr.benchmarks.tiers import Tiers, explain_auto, open_tiers
-    from amlr.benchmarks.workloads import ALL, QUICK, check_groups
+    from amlr.benchmarks.systems.tiers import Tiers, explain_auto, open_tiers
     from amlr.runtime.bundle import Bundle
 
     begin = time.monotonic()
@@ -194,7 +198,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
         report = run_benchmark(options, bundle, data, load_tiers, say)
         if given["calibration"]:
             tier = opened[0].tiers[0]
-            report["calibration"] = calibrate(tier, options.threads, data.posts, say)
+            report.calibration = calibrate(tier, options.threads, data.posts, say)
     finally:
         for tiers in opened:
             tiers.close()
@@ -202,7 +206,7 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:
-    from amlr.benchmarks.peers.registry import PEERS
+    from amlr.benchmarks.systems.registry import PEERS
 
     if text is None:
         return tuple(name for name, entry in PEERS.items() if entry.quick or not quick)
@@ -213,10 +217,10 @@ def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:
     return names
 
 
-def _write(report: dict[str, Any], given: dict[str, Any]) -> None:
-    from amlr.benchmarks.report_html import render_html
-    from amlr.benchmarks.report_markdown import render_markdown
-    from amlr.benchmarks.schema import write_report
+def _write(report: "Report", given: dict[str, Any]) -> None:
+    from amlr.benchmarks.report.html import render_html
+    from amlr.benchmarks.report.markdown import render_markdown
+    from amlr.benchmarks.report.schema import write_report
 
     table = render_markdown(report)
     if given["json_path"]:
@@ -252,8 +256,8 @@ def _plan_capacity(given: dict[str, Any]) -> None:
 
 
 def _compare(before: Path, after: Path, markdown: Path | None) -> None:
-    from amlr.benchmarks.compare import compare_reports
-    from amlr.benchmarks.schema import read_report
+    from amlr.benchmarks.report.compare import compare_reports
+    from amlr.benchmarks.report.schema import read_report
 
     text = compare_reports(read_report(before), read_report(after))
     if markdown:

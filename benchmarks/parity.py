@@ -7,12 +7,12 @@ model's numbers come from different places.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from amlr.benchmarks.data import BenchPost
-from amlr.benchmarks.margins import entity_margin
+from amlr.benchmarks.report.records import ChangeRecord, TierParity
 from amlr.benchmarks.tally import Tally
 from amlr.export.parity import entity_keys
 from amlr.runtime.decode import Decoder
@@ -33,36 +33,6 @@ _OUTPUT_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One post whose entities differ.
-
-    Attributes:
-        id: The post.
-        text: Its text.
-        missing: Entities of the eager model that the engine lacks, (start, end, label).
-        added: Entities that only the engine has.
-        margin: How much better the eager answer is than its best rival; None if not computed.
-        undecidable: Whether that margin is below float32 noise.
-        first_diverging: First output that is off by more than the tolerance, or "decoder".
-        errors: Largest absolute error of each output on this post.
-    """
-
-    id: str
-    text: str
-    missing: tuple[tuple[int, int, str], ...]
-    added: tuple[tuple[int, int, str], ...]
-    margin: float | None
-    undecidable: bool
-    first_diverging: str
-    errors: dict[str, float]
-
-    @property
-    def entities(self) -> int:
-        """Changed entities; a changed label or boundary counts once."""
-        return max(len(self.missing), len(self.added))
-
-
 @dataclass(slots=True, kw_only=True)
 class Parity:
     """What comparing one tier found."""
@@ -79,13 +49,12 @@ class Parity:
     failed_posts: int = 0
     warnings_differ: int = 0
     max_abs_error: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OUTPUTS, 0.0))
-    worst_post: str = ""
     smallest_margin: float | None = None
-    changes: list[Change] = field(default_factory=list)
+    changes: list[ChangeRecord] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["pass", "fail"]:
         """`pass`: no entity changed, and float32 numbers are within the tolerance."""
         within = self.tolerance is None or max(self.max_abs_error.values()) <= self.tolerance
         is_clean = not (self.changed_entities or self.failed_posts or self.warnings_differ)
@@ -114,44 +83,33 @@ class Parity:
             f"{error * 1.01:.3g} would pass"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "verdict": self.verdict,
-            "posts": self.posts,
-            "entities": self.entities,
-            "changed_entities": self.changed_entities,
-            "changed_posts": len(self.changes),
-            "promised": self.promised,
-            **self.tally.to_dict(),
-            "max_abs_error": {k: _finite(v) for k, v in self.max_abs_error.items()},
-            "backend": self.backend,
-            "precision": self.precision,
-            "tolerance": self.tolerance,
-            "reason": self.reason,
-            "failed_posts": self.failed_posts,
-            "undecidable_posts": self.undecidable_posts,
-            "undecidable_changed_entities": self.undecidable_changed,
-            "smallest_margin": self.smallest_margin,
-            "changes": [_change_dict(change) for change in self.changes[:MAX_LISTED]],
-        }
+    def record(self) -> TierParity:
+        """What goes into the report."""
+        f1, held = self.tally.records()
+        return TierParity(
+            verdict=self.verdict,
+            posts=self.posts,
+            entities=self.entities,
+            changed_entities=self.changed_entities,
+            changed_posts=len(self.changes),
+            promised=self.promised,
+            f1=f1,
+            held=held,
+            max_abs_error={name: _finite(error) for name, error in self.max_abs_error.items()},
+            backend=self.backend,
+            precision=self.precision,
+            tolerance=self.tolerance,
+            reason=self.reason,
+            failed_posts=self.failed_posts,
+            undecidable_posts=self.undecidable_posts,
+            undecidable_changed_entities=self.undecidable_changed,
+            smallest_margin=self.smallest_margin,
+            changes=self.changes[:MAX_LISTED],
+        )
 
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _change_dict(change: Change) -> dict[str, Any]:
-    return {
-        "id": change.id,
-        "text": change.text,
-        "missing": [list(item) for item in change.missing],
-        "added": [list(item) for item in change.added],
-        "margin": change.margin,
-        "undecidable": change.undecidable,
-        "first_diverging": change.first_diverging,
-        "errors": {name: _finite(value) for name, value in change.errors.items()},
-    }
 
 
 class EagerSide:
@@ -164,29 +122,20 @@ class EagerSide:
         self, posts: Sequence[BenchPost]
     ) -> list[tuple[ScoredPost, tuple[Entity, ...], float | None]]:
         """Raw scores, entities and margin of each post."""
-        bundle = self._pipeline.bundle
+        decoder = Decoder.of(self._pipeline.bundle)
         scored = list(self._pipeline.score([item.post for item in posts]))
-        decoded = iter(
-            Decoder.of(bundle).entities([post.scores for post in scored if post.scores is not None])
-        )
-        return [
-            (
-                post,
-                () if post.scores is None else next(decoded),
-                None if post.scores is None else entity_margin(post.scores, bundle),
-            )
-            for post in scored
-        ]
-
-
-def decisive(tiers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record that a run is judged by: of tiers that promise float32's entities one that fails.
-
-    A tier that was asked for by name and is known to change some decides only where nothing else
-    was asked for.
-    """
-    judged = [tier for tier in tiers if tier.get("promised", True)] or list(tiers)
-    return next((tier for tier in judged if tier["verdict"] == "fail"), judged[0])
+        known = [post.scores for post in scored if post.scores is not None]
+        entities = iter(decoder.entities(known))
+        leads = iter(decoder.margins([s for s in known if len(s.encoded.word_spans_n2)]).tolist())
+        answers: list[tuple[ScoredPost, tuple[Entity, ...], float | None]] = []
+        for post in scored:
+            if post.scores is None:
+                answers.append((post, (), None))
+                continue
+            # Without a word, or where no other answer is allowed, nothing can come close.
+            has_words = len(post.scores.encoded.word_spans_n2) > 0
+            answers.append((post, next(entities), _finite(next(leads)) if has_words else None))
+        return answers
 
 
 def compare(
@@ -212,9 +161,7 @@ def compare(
         for engine, parity in engines:
             raws = iter(engine.raw(good))
             results = engine.tag_batch([item.post for item in chunk])
-            for item, (post, entities, margin), result in zip(
-                chunk, expected, results, strict=True
-            ):
+            for item, (post, entities, lead), result in zip(chunk, expected, results, strict=True):
                 if post.error is not None or result.error is not None:
                     parity.failed_posts += (post.error is None) != (result.error is None)
                     if post.error is None:
@@ -222,7 +169,7 @@ def compare(
                     continue
                 raw = next(raws)
                 parity.warnings_differ += post.image_used != result.image_used
-                _record(parity, item, post, entities, margin, raw, result)
+                _record(parity, item, post, entities, lead, raw, result)
 
 
 def _record(
@@ -230,36 +177,34 @@ def _record(
     item: BenchPost,
     post: ScoredPost,
     entities: Sequence[Entity],
-    margin: float | None,
+    lead: float | None,
     raw: Raw,
     result: Result,
 ) -> None:
     errors = _errors(post, raw)
-    if max(errors.values()) > max(parity.max_abs_error.values()):
-        parity.worst_post = item.id
     for name, error in errors.items():
         parity.max_abs_error[name] = max(parity.max_abs_error[name], error)
     parity.posts += 1
     parity.entities += len(entities)
-    undecidable = margin is not None and margin < UNDECIDABLE_MARGIN
+    undecidable = lead is not None and lead < UNDECIDABLE_MARGIN
     parity.undecidable_posts += undecidable
-    if margin is not None:
+    if lead is not None:
         known = parity.smallest_margin
-        parity.smallest_margin = margin if known is None else min(known, margin)
+        parity.smallest_margin = lead if known is None else min(known, lead)
     before, after = entity_keys(entities), entity_keys(result.entities)
     gold = None if item.gold is None else set(item.gold)
     parity.tally.add(item.post.text, before, after, gold, result.precision)
     if before == after:
         return
-    change = Change(
+    change = ChangeRecord(
         id=item.id,
         text=item.post.text,
-        missing=tuple(sorted(before - after)),
-        added=tuple(sorted(after - before)),
-        margin=margin,
+        missing=sorted(before - after),
+        added=sorted(after - before),
+        margin=lead,
         undecidable=undecidable,
         first_diverging=_first_diverging(errors, parity.tolerance),
-        errors=errors,
+        errors={name: _finite(error) for name, error in errors.items()},
     )
     parity.changes.append(change)
     if undecidable:

@@ -8,18 +8,24 @@ from typing import Any
 
 from amlr import __version__
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
-from amlr.benchmarks.deadline import Deadline
-from amlr.benchmarks.inputs import ModelInput, Picture
-from amlr.benchmarks.machine import describe_machine
-from amlr.benchmarks.measure import Clock
-from amlr.benchmarks.parity import EagerSide, Parity, compare, decisive
-from amlr.benchmarks.peers.build import model_shape
-from amlr.benchmarks.resources import bundle_sizes, padding_waste
-from amlr.benchmarks.roofline import measure_roof, summarize
-from amlr.benchmarks.schema import SCHEMA_VERSION
-from amlr.benchmarks.session import Session
-from amlr.benchmarks.tiers import Tier, Tiers
-from amlr.benchmarks.workloads import BATCH, GROWTH, Pool, make_pool, plan
+from amlr.benchmarks.harness.footprint import measure_footprint
+from amlr.benchmarks.harness.machine import describe_machine
+from amlr.benchmarks.harness.roofline import flops_per_post, measure_roof, summarize
+from amlr.benchmarks.harness.session import Session
+from amlr.benchmarks.harness.timing import Clock, Deadline
+from amlr.benchmarks.harness.workloads import BATCH, GROWTH, Pool, make_pool, plan
+from amlr.benchmarks.parity import EagerSide, Parity, compare
+from amlr.benchmarks.report.merge import decisive
+from amlr.benchmarks.report.records import (
+    EngineRecord,
+    MachineRecord,
+    Report,
+    Row,
+    SettingsRecord,
+    TierName,
+)
+from amlr.benchmarks.systems.base import ModelInput, ModelShape, Picture
+from amlr.benchmarks.systems.tiers import Tier, Tiers
 from amlr.cli_support import progress
 from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
@@ -65,8 +71,8 @@ def run_benchmark(
     data: BenchData,
     load_tiers: Callable[[], Tiers],
     say: Say,
-) -> dict[str, Any]:
-    """Prove and measure.
+) -> Report:
+    """Compare with the eager model, then measure.
 
     Args:
         options: Choices.
@@ -96,30 +102,28 @@ def run_benchmark(
         from amlr.export.reference import load_reference
 
         torch.set_num_threads(options.threads)
-        found = load_tiers()
-        tiers = found.tiers
+        opened = load_tiers()
+        tiers = opened.tiers
         if options.groups:
             session.add_engines([tier.spec for tier in tiers])
         provider = EagerProvider(load_reference(bundle))
         posts = relabelled(data.posts, bundle.manifest.labels)
         records = prove(Pipeline(bundle, provider), tiers, posts, say)
-        report = _header(options, bundle, data, machine, found, records)
+        report = _header(options, bundle, data, machine, opened, records)
         if not options.groups:
             return report
         say("loading peers")
         session.wait()
         pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
-        report["rows"] = _measure(session, options, pool, bundle, provider, report["notes"])
-        report["peers"] = list(session.records.values())
-    report["notes"] += _notes(report, pool)
+        report.rows = _measure(session, options, pool, bundle, provider, report.notes)
+        report.peers = list(session.records.values())
+    report.notes += _notes(report, pool)
     if options.quick and options.deadline.left < ROOF_S:
         return report
     say("measuring matrix products")
-    from amlr.benchmarks.flops import flops_per_post
-
-    flops = flops_per_post(provider.model, pool.inputs[:8], model_shape(bundle.manifest))
+    flops = flops_per_post(provider.model, pool.inputs[:8], ModelShape.of(bundle.manifest))
     products = measure_roof(options.threads, 1.0 if options.deadline.is_set else 8.0)
-    report["roofline"] = summarize(products, flops, options.threads)
+    report.roofline = summarize(products, flops, options.threads)
     return report
 
 
@@ -153,47 +157,40 @@ def _header(
     options: RunOptions,
     bundle: Bundle,
     data: BenchData,
-    machine: dict[str, Any],
+    machine: MachineRecord,
     tiers: Tiers,
     records: Sequence[Parity],
-) -> dict[str, Any]:
-    proved = [record.to_dict() for record in records]
+) -> Report:
     manifest = bundle.manifest
-    return {
-        "schema": SCHEMA_VERSION,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "amlr": __version__,
-        "engine": {
-            "name": manifest.name,
-            "manifest_sha256": bundle.manifest_sha256,
-            "decoder": manifest.decoder.kind,
-            "text_width": manifest.width,
-            "regions": manifest.regions,
-            "tiers": [
-                {"backend": tier.spec.name, "precision": tier.spec.precision, "why": tier.why}
+    return Report(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        amlr=__version__,
+        engine=EngineRecord(
+            name=manifest.name,
+            manifest_sha256=bundle.manifest_sha256,
+            decoder=manifest.decoder.kind,
+            text_width=manifest.width,
+            regions=manifest.regions,
+            tiers=[
+                TierName(backend=tier.spec.name, precision=tier.spec.precision, why=tier.why)
                 for tier in tiers.tiers
             ],
-            "auto": tiers.auto,
-            "passed_over": tiers.notes,
-        },
-        "settings": {
-            "threads": options.threads,
-            "clock": options.clock,
-            "quick": options.quick,
-            "data": data.source,
-            "posts": len(data.posts),
-            "pictures": data.pictures,
-            "missing_pictures": data.missing_pictures,
-        },
-        "machine": machine,
-        "parity": {**decisive(proved), "tiers": proved},
-        "rows": [],
-        "peers": [],
-        "resources": {**bundle_sizes(bundle), "padding": padding_waste(data.posts, bundle)},
-        "roofline": None,
-        "calibration": None,
-        "notes": [],
-    }
+            auto=tiers.auto,
+            passed_over=tiers.notes,
+        ),
+        settings=SettingsRecord(
+            threads=options.threads,
+            clock=options.clock,
+            quick=options.quick,
+            data=data.source,
+            posts=len(data.posts),
+            pictures=data.pictures,
+            missing_pictures=data.missing_pictures,
+        ),
+        machine=machine,
+        parity=decisive([record.record() for record in records]),
+        resources=measure_footprint(bundle, data.posts),
+    )
 
 
 def _measure(
@@ -203,10 +200,10 @@ def _measure(
     bundle: Bundle,
     provider: Any,
     notes: list[str],
-) -> list[dict[str, Any]]:
-    from amlr.benchmarks.peers.eager import EagerPeer
+) -> list[Row]:
+    from amlr.benchmarks.systems.eager import EagerPeer
 
-    eager = EagerPeer(provider.model, model_shape(bundle.manifest), exact=True)
+    eager = EagerPeer(provider.model, ModelShape.of(bundle.manifest), exact=True)
     known: dict[tuple[tuple[int, ...], Picture], list[Scores]] = {}
 
     def reference(inputs: Sequence[ModelInput], picture: Picture) -> list[Scores]:
@@ -218,7 +215,7 @@ def _measure(
         return known[key]
 
     session.first_post(pool.inputs[:1], pool.posts[:1])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     is_noted = False
     workloads = plan(pool, bundle, options.groups, quick=options.quick)
     for number, workload in enumerate(workloads):
@@ -233,21 +230,20 @@ def _measure(
             is_noted = True
         check = None if workload.group in GROWTH else reference
         weights = sum(later.weight for later in workloads[number:])
-        rows += [row.to_dict() for row in session.run(workload, check, weights)]
+        rows += session.run(workload, check, weights)
     if not is_noted:
         session.note_memory()
     return rows
 
 
-def _notes(report: dict[str, Any], pool: Pool) -> list[str]:
+def _notes(report: Report, pool: Pool) -> list[str]:
     notes = []
     if pool.generated_posts:
         notes.append(f"{pool.generated_posts} of the timed posts are generated: too few in data")
     if pool.generated_pictures:
         notes.append(f"{pool.generated_pictures} of the timed posts got a generated picture")
-    waiting = [peer["waiting"] for peer in report["peers"] if peer["waiting"]]
-    settings = report["settings"]
-    if settings["threads"] == 1 and waiting and max(waiting) > BUSY:
+    waiting = [peer.waiting for peer in report.peers if peer.waiting]
+    if report.settings.threads == 1 and waiting and max(waiting) > BUSY:
         notes.append(
             f"other programs used this machine: calls took up to {max(waiting):.2f}x their "
             "processor time; repeat on an idle machine, or use --clock cpu"

@@ -1,10 +1,9 @@
 """Counts beside parity: posts that no variant was calibrated on, F1 where labels are known."""
 
-from collections import Counter
 from collections.abc import Set
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from amlr.benchmarks.report.records import F1Record, HeldRecord
 from amlr.export.parity import Key, change_bound, count_changes
 from amlr.kernels import is_tuning_half
 from amlr.training.score import count_spans
@@ -17,45 +16,23 @@ def is_held(text: str) -> bool:
     return not is_tuning_half([text])[0]
 
 
-@dataclass(slots=True, kw_only=True)
-class Held:
-    """The half of the posts that served no calibration, whichever file they come from."""
-
-    posts: int = 0
-    entities: int = 0
-    changed_entities: int = 0
-    changed_posts: int = 0
-    stages: Counter[str] = field(default_factory=Counter)
-
-    def add(self, before: Keys, after: Keys, stage: str) -> None:
-        """Count one post; `stage` is the precision that its answer names."""
-        self.posts += 1
-        self.entities += len(before)
-        self.changed_entities += count_changes(before, after)
-        self.changed_posts += before != after
-        self.stages[stage] += 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; no change in n posts still allows a share of 3/n at 95 %."""
-        bound = change_bound(self.changed_posts, self.posts) if self.posts else None
-        return {
-            "posts": self.posts,
-            "entities": self.entities,
-            "changed_entities": self.changed_entities,
-            "changed_posts": self.changed_posts,
-            "change_bound": bound,
-            "stages": dict(self.stages),
-        }
+def _no_posts() -> HeldRecord:
+    return HeldRecord(
+        posts=0, entities=0, changed_entities=0, changed_posts=0, change_bound=None, stages={}
+    )
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What one tier is counted by."""
+    """What one tier is counted by.
 
-    held: Held = field(default_factory=Held)
-    eager: list[Keys] = field(default_factory=list)
-    engine: list[Keys] = field(default_factory=list)
-    gold: list[Keys] = field(default_factory=list)
+    Attributes:
+        held: Posts that calibration leaves out.
+        labelled: Entities of the eager model, of the tier, and true ones, of each labelled post.
+    """
+
+    held: HeldRecord = field(default_factory=_no_posts)
+    labelled: list[tuple[Keys, Keys, Keys]] = field(default_factory=list)
 
     def add(self, text: str, before: Keys, after: Keys, gold: Keys | None, stage: str) -> None:
         """Count one post.
@@ -68,21 +45,28 @@ class Tally:
             stage: Precision that the tier's answer names.
         """
         if is_held(text):
-            self.held.add(before, after, stage)
+            held = self.held
+            held.posts += 1
+            held.entities += len(before)
+            held.changed_entities += count_changes(before, after)
+            held.changed_posts += before != after
+            held.stages[stage] = held.stages.get(stage, 0) + 1
         if gold is not None:
-            self.eager.append(before)
-            self.engine.append(after)
-            self.gold.append(gold)
+            self.labelled.append((before, after, gold))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for the tier's record."""
-        f1 = None
-        if self.gold:
-            eager, engine = (count_spans(self.gold, found) for found in (self.eager, self.engine))
-            f1 = {
-                "posts": len(self.gold),
-                "entities": eager.gold,
-                "eager": round(eager.f1, 4),
-                "engine": round(engine.f1, 4),
-            }
-        return {"f1": f1, "held": self.held.to_dict()}
+    def records(self) -> tuple[F1Record | None, HeldRecord]:
+        """F1, and the held posts; no change in n of them still allows a share of 3/n at 95 %."""
+        held = self.held
+        bound = change_bound(held.changed_posts, held.posts) if held.posts else None
+        held = replace(held, change_bound=bound, stages=dict(held.stages))
+        if not self.labelled:
+            return None, held
+        eager_keys, engine_keys, gold = map(list, zip(*self.labelled, strict=True))
+        eager, engine = count_spans(gold, eager_keys), count_spans(gold, engine_keys)
+        f1 = F1Record(
+            posts=len(gold),
+            entities=eager.gold,
+            eager=round(eager.f1, 4),
+            engine=round(engine.f1, 4),
+        )
+        return f1, held

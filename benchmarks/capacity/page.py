@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart
-from amlr.benchmarks.report_pieces import card, html_page, html_table, section
+from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart
+from amlr.benchmarks.report.page import card, html_page, html_table, section
 
 _CHECK_HEAD = ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
                "predicted", "error")  # fmt: skip

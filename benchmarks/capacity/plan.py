@@ -17,7 +17,7 @@ from amlr.benchmarks.capacity.fleet import (
 )
 from amlr.benchmarks.capacity.measure import measure_grid
 from amlr.benchmarks.capacity.traffic import Traffic
-from amlr.benchmarks.machine import describe_machine
+from amlr.benchmarks.harness.machine import describe_machine
 from amlr.errors import InputError
 
 Say = Callable[[str], None]
@@ -106,7 +106,7 @@ def run_capacity(
     """
     machine = describe_machine()
     # A rented machine has all its replicas busy; so have the cores that are measured here.
-    busy = max(1, min(machine["cores"] or 1, traffic.machine.cores) // traffic.replica.workers)
+    busy = max(1, min(machine.cores or 1, traffic.machine.cores) // traffic.replica.workers)
 
     def grid(processes: int) -> CostGrid:
         return measure_grid(
@@ -118,7 +118,7 @@ def run_capacity(
     say("simulating a day")
     report: dict[str, Any] = {
         "schema": 1,
-        "machine": machine,
+        "machine": asdict(machine),
         "costs": costs.to_dict(),
         "traffic": asdict(traffic),
         "plan": plan_capacity(traffic, costs),

@@ -46,7 +46,7 @@ _EXTRAS = {
     "accelerate": "train",
     "matplotlib": "train",
     "onnx": "export",
-    "jsonschema": "bench",
+    "pydantic": "bench",
     "fastapi": "serve",
     "uvicorn": "serve",
 }

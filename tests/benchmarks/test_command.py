@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from amlr.benchmarks import cli
-from amlr.benchmarks.peers import registry
-from amlr.benchmarks.schema import read_report
+from amlr.benchmarks.report.schema import read_report
+from amlr.benchmarks.systems import registry
 from amlr.export.eager import EagerProvider
 from amlr.runtime.batching import Scores
 
@@ -50,27 +50,27 @@ def test_report_fits_the_schema_and_passes(outcome: Any) -> None:
     result, folder = outcome
     assert result.exit_code == 0, result.output
     report = read_report(folder / "b.json")
-    parity = report["parity"]
-    assert (parity["verdict"], parity["posts"], parity["changed_entities"]) == ("pass", 9, 0)
-    assert max(parity["max_abs_error"].values()) < 1e-4
-    assert report["settings"]["threads"] == 1
-    engine = [r for r in report["rows"] if r["backend"] == "amlr-onnxruntime-cpu"]
-    assert {r["workload"] for r in engine} == {"cold", "end-to-end-cold", "block"}
-    assert {r["baseline"] for r in engine} == {"research", "onnxruntime-plain"}
-    assert all(r["p50_ms"] > 0 and r["ratio"] > 0 for r in engine)
-    memory = {p["backend"]: p["peak_memory_mb"] for p in report["peers"]}
+    parity = report.parity
+    assert (parity.verdict, parity.posts, parity.changed_entities) == ("pass", 9, 0)
+    assert max(error or 0.0 for error in parity.max_abs_error.values()) < 1e-4
+    assert report.settings.threads == 1
+    engine = [row for row in report.rows if row.backend == "amlr-onnxruntime-cpu"]
+    assert {row.workload for row in engine} == {"cold", "end-to-end-cold", "block"}
+    assert {row.baseline for row in engine} == {"research", "onnxruntime-plain"}
+    assert all((row.p50_ms or 0) > 0 and (row.ratio or 0) > 0 for row in engine)
+    memory = {peer.backend: peer.peak_memory_mb or 0.0 for peer in report.peers}
     assert 0 < memory["amlr-onnxruntime-cpu"] < memory["research"], "no PyTorch in the engine"
 
 
 @pytest.mark.slow
 def test_failing_peers_are_reported_and_not_fatal(outcome: Any) -> None:
     _, folder = outcome
-    peers = {p["backend"]: p for p in read_report(folder / "b.json")["peers"]}
-    assert peers["broken"]["status"] == "failed"
-    assert "no peer of kind" in peers["broken"]["reason"]
-    assert peers["absent"]["status"] == "skipped"
-    assert "'no_such'" in peers["absent"]["reason"]
-    assert peers["research"]["status"] == "measured"
+    peers = {peer.backend: peer for peer in read_report(folder / "b.json").peers}
+    assert peers["broken"].status == "failed"
+    assert "no peer of kind" in peers["broken"].reason
+    assert peers["absent"].status == "skipped"
+    assert "'no_such'" in peers["absent"].reason
+    assert peers["research"].status == "measured"
     text = (folder / "b.html").read_text(encoding="utf-8")
     assert "no peer of kind" in text
     assert "no peer of kind" in (folder / "b.md").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.data import SAMPLE, load_data
-from amlr.benchmarks.resources import bundle_sizes, padding_waste
-from amlr.benchmarks.workloads import ALL, QUICK, make_pool, plan
+from amlr.benchmarks.harness.footprint import measure_footprint
+from amlr.benchmarks.harness.workloads import ALL, QUICK, make_pool, plan
 from amlr.errors import InputError
 from amlr.export.samples import sample_image
 from amlr.runtime.bundle import Bundle
@@ -105,11 +105,10 @@ def test_plan_covers_every_workload_and_rejects_others(tiny_plan: Path) -> None:
 
 def test_waste_and_sizes(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
-    waste = padding_waste(load_data(SAMPLE, None, 40, 0).posts, bundle)
-    steps = waste["steps_wasted"]
+    resources = measure_footprint(bundle, load_data(SAMPLE, None, 40, 0).posts)
+    steps = resources.padding.steps_wasted
     assert steps["packed"] == 0
     assert steps["sorted, then padded to the longest of 16"] > 0
     assert steps["sorted, then padded to the longest of 16"] <= steps["padded to the longest of 16"]
-    assert waste["units"]["word-aligned"] < waste["units"]["valid"]
-    sizes = bundle_sizes(bundle)
-    assert 0 < sizes["variants_mb"]["fp32"] < sizes["bundle_mb"]
+    assert resources.padding.units["word-aligned"] < resources.padding.units["valid"]
+    assert 0 < resources.variants_mb["fp32"] < resources.bundle_mb

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.data import load_data
-from amlr.benchmarks.deadline import Deadline
-from amlr.benchmarks.jobs import Timing
-from amlr.benchmarks.measure import Budget, measure
-from amlr.benchmarks.peers.base import PeerSpec
-from amlr.benchmarks.remote import PeerError, RemotePeer
-from amlr.benchmarks.workloads import make_pool, plan
+from amlr.benchmarks.harness.jobs import Timing
+from amlr.benchmarks.harness.remote import PeerError, RemotePeer
+from amlr.benchmarks.harness.timing import Budget, Deadline, measure
+from amlr.benchmarks.harness.workloads import make_pool, plan
+from amlr.benchmarks.systems.base import PeerSpec
 from amlr.runtime.bundle import Bundle
 
 
@@ -77,4 +76,4 @@ def test_a_peer_that_takes_too_long_is_ended(tiny_plan: Path) -> None:
         peer.wait(0)
     peer.close()
     with pytest.raises(PeerError, match="ended with code"):
-        peer.memory_mb()
+        peer.memory_mib()

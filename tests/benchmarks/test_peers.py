@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from amlr.benchmarks.inputs import ModelInput, ModelShape, Picture, build_inputs
-from amlr.benchmarks.jobs import max_error
-from amlr.benchmarks.peers import openvino_plain
-from amlr.benchmarks.peers.base import Peer, PeerSpec
-from amlr.benchmarks.peers.build import load_peer, model_shape
-from amlr.benchmarks.peers.eager import ConvUnits, EagerPeer
-from amlr.benchmarks.peers.end_to_end import EndToEnd, PeerProvider
-from amlr.benchmarks.peers.engine import EnginePeer
-from amlr.benchmarks.peers.onnx_plain import OnnxPlainPeer
-from amlr.benchmarks.peers.openvino_plain import OpenvinoPlainPeer
-from amlr.benchmarks.peers.registry import PEERS, resolve
-from amlr.benchmarks.peers.whole_model import whole_graphs
-from amlr.benchmarks.workloads import stretch
+from amlr.benchmarks.harness.workloads import stretch
+from amlr.benchmarks.systems import openvino
+from amlr.benchmarks.systems.base import (
+    ModelInput,
+    ModelShape,
+    Peer,
+    PeerSpec,
+    Picture,
+    build_inputs,
+    max_error,
+)
+from amlr.benchmarks.systems.eager import EagerPeer
+from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
+from amlr.benchmarks.systems.onnxruntime import OnnxPlainPeer
+from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
+from amlr.benchmarks.systems.registry import PEERS, load_peer, resolve
+from amlr.benchmarks.systems.torch_models import ConvUnits, plain_graphs
 from amlr.errors import BackendUnavailableError, ExportError
 from amlr.export.reference import load_reference
 from amlr.export.samples import sample_image
@@ -47,7 +51,7 @@ def model(bundle: Bundle) -> AmlrModel:
 
 @pytest.fixture(scope="module")
 def shape(bundle: Bundle) -> ModelShape:
-    return model_shape(bundle.manifest)
+    return ModelShape.of(bundle.manifest)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def inputs(bundle: Bundle) -> list[ModelInput]:
 @pytest.fixture(scope="module")
 def exports(model: AmlrModel, shape: ModelShape, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
-    write_graphs(whole_graphs(model, shape), folder)
+    write_graphs(plain_graphs(model, shape), folder)
     return folder
 
 
@@ -102,11 +106,11 @@ def test_openvino_in_lower_precisions_is_close(
         source, feeds, target = (Path(str(part)) for part in command[-3:])
         with np.load(feeds) as arrays:
             calls.append(tuple(arrays.files))
-        openvino = pytest.importorskip("openvino")
-        openvino.save_model(openvino.convert_model(source), target)
+        library = pytest.importorskip("openvino")
+        library.save_model(library.convert_model(source), target)
         return subprocess.CompletedProcess(args=command, returncode=0)
 
-    monkeypatch.setattr(openvino_plain.subprocess, "run", quantize)
+    monkeypatch.setattr(openvino.subprocess, "run", quantize)
     reference = EagerPeer(model, shape, exact=True)
     expected = reference.scores(reference.prepare(inputs, "block")(), inputs)
     for precision in ("bf16", "int8"):
@@ -125,7 +129,7 @@ def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path
     broken = tmp_path / "block.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"could not quantize block\.onnx: .+"):
-        openvino_plain.quantized(broken, [{"hidden": np.zeros((1, 2, 3), np.float32)}])
+        openvino.quantized(broken, [{"hidden": np.zeros((1, 2, 3), np.float32)}])
     assert list(tmp_path.iterdir()) == [broken]
 
 
@@ -187,7 +191,12 @@ def test_a_peer_behind_the_engine_gives_the_engines_entities(
     with Engine.load(tiny_plan, "onnxruntime", "exact", threads=1) as engine:
         expected = [r.entities for r in engine.tag_batch(posts)]
     peer = OnnxPlainPeer(exports, shape, 1)
-    whole = EndToEnd(bundle, lambda keep: PeerProvider(peer, "plain", keep=keep), 1)
+
+    def load(cache_mb: int) -> Engine:
+        provider = PeerProvider(peer, "plain", keep=cache_mb > 0)
+        return Engine(bundle, provider, threads=1, image_cache_mb=cache_mb)
+
+    whole = EndToEnd(load, lambda engine: engine.pipeline.close())
     for picture in ("cold", "hit"):
         found = whole.entities(whole.prepare(posts, picture)())
         assert [[(e.start, e.end, e.label) for e in post] for post in found] == [

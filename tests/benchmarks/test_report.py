@@ -1,6 +1,9 @@
 """Pages, tables and comparisons from a report written by hand."""
 
 import copy
+import json
+from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +11,14 @@ import numpy as np
 import pytest
 
 from amlr.benchmarks.calibration import _reliability
-from amlr.benchmarks.charts import Bar, Line, bar_chart, line_chart, reliability_chart
-from amlr.benchmarks.compare import compare_reports
-from amlr.benchmarks.figures import number, ratio_text
-from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, Change, Parity
-from amlr.benchmarks.report_html import render_html
-from amlr.benchmarks.report_markdown import render_markdown
-from amlr.benchmarks.schema import read_report, validate, write_report
+from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, Parity
+from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart, reliability_chart
+from amlr.benchmarks.report.compare import compare_reports
+from amlr.benchmarks.report.html import render_html
+from amlr.benchmarks.report.markdown import render_markdown
+from amlr.benchmarks.report.records import ChangeRecord, Report
+from amlr.benchmarks.report.schema import json_schema, parse_report, read_report, write_report
+from amlr.benchmarks.report.tables import number, ratio_text
 from amlr.errors import InputError
 
 NASTY = 'Jordan <script>alert("x")</script> & http://example.com/a'
@@ -29,13 +33,13 @@ def row(workload: str, backend: str, ms: float, ratio: float, batch: int = 16) -
 
 
 @pytest.fixture
-def report() -> dict[str, Any]:
+def report() -> Report:
     parity = Parity(backend="amlr-x", precision="fp32", tolerance=1e-4)
     parity.posts, parity.entities, parity.changed_entities = 10, 30, 1
     parity.max_abs_error = {"emissions": 1e-6, "unit_logits": float("inf")}
     parity.changes.append(
-        Change(
-            id="7", text=NASTY, missing=((0, 6, "PER"),), added=((0, 6, "LOC"), (3, 6, "ORG")),
+        ChangeRecord(
+            id="7", text=NASTY, missing=[(0, 6, "PER")], added=[(0, 6, "LOC"), (3, 6, "ORG")],
             margin=0.2, undecidable=False, first_diverging="decoder", errors={"emissions": 0.0},
         )
     )  # fmt: skip
@@ -46,7 +50,8 @@ def report() -> dict[str, Any]:
     peer = {"backend": "amlr-x", "precision": "fp32", "about": "engine", "status": "measured",
             "reason": "", "max_abs_error": 1e-6, "load_cpu_s": 0.2, "load_s": 0.3,
             "first_post_ms": 5.0, "peak_memory_mb": 120.0, "waiting": 1.0}  # fmt: skip
-    return {
+    record = asdict(parity.record())
+    values = {
         "schema": 1,
         "created": "2026-01-01T00:00:00+00:00",
         "amlr": "0.1.0",
@@ -56,7 +61,7 @@ def report() -> dict[str, Any]:
         "machine": {"cpu": "Test CPU", "vendor": None, "features": ["avx2"], "cores": 2,
                     "memory_gb": 4.0, "system": "Linux", "python": "3.11",
                     "packages": {"numpy": "2"}},
-        "parity": {**parity.to_dict(), "tiers": [parity.to_dict()]},
+        "parity": {**record, "tiers": [record]},
         "rows": rows,
         "peers": [peer, {**peer, "backend": "openvino", "status": "failed", "reason": "broke"}],
         "resources": {"bundle_mb": 12.0, "variants_mb": {"fp32": 11.0}, "padding": {}},
@@ -66,9 +71,10 @@ def report() -> dict[str, Any]:
         "calibration": {"summary": "ECE 0.1", "before": reliable, "after": reliable},
         "notes": ["a <b>note</b>"],
     }  # fmt: skip
+    return parse_report(json.dumps(values))
 
 
-def test_page_shows_all_and_escapes_posts(report: dict[str, Any]) -> None:
+def test_page_shows_all_and_escapes_posts(report: Report) -> None:
     page = render_html(report)
     assert "Not the same" in page
     assert "<script" not in page
@@ -80,14 +86,15 @@ def test_page_shows_all_and_escapes_posts(report: dict[str, Any]) -> None:
     assert page.count("<svg") == page.count("</svg>") >= 6
 
 
-def test_page_of_parity_alone(report: dict[str, Any]) -> None:
-    report |= {"rows": [], "peers": [], "roofline": None, "calibration": None, "notes": []}
-    page = render_html(report)
+def test_page_of_parity_alone(report: Report) -> None:
+    page = render_html(
+        replace(report, rows=[], peers=[], roofline=None, calibration=None, notes=[])
+    )
     assert "Parity with the eager PyTorch model" in page
     assert "Speed beside" not in page
 
 
-def test_markdown_has_verdict_ratio_and_absent_peers(report: dict[str, Any]) -> None:
+def test_markdown_has_verdict_ratio_and_absent_peers(report: Report) -> None:
     text = render_markdown(report)
     assert "FAIL: 1 of 30 entities changed over 10 posts" in text
     assert "unit_logits not finite" in text
@@ -96,12 +103,12 @@ def test_markdown_has_verdict_ratio_and_absent_peers(report: dict[str, Any]) -> 
     assert "- openvino fp32 (failed): broke" in text
 
 
-def test_comparison_names_what_changed(report: dict[str, Any]) -> None:
+def test_comparison_names_what_changed(report: Report) -> None:
     after = copy.deepcopy(report)
-    after["rows"][0] |= {"p50_ms": 50.0, "ratio": 13.0}
-    after["machine"]["cpu"] = "Other CPU"
-    after["machine"]["packages"] = {"numpy": "3"}
-    after["rows"] = after["rows"][:-1]
+    after.rows[0] = replace(after.rows[0], p50_ms=50.0, ratio=13.0)
+    after.machine.cpu = "Other CPU"
+    after.machine.packages = {"numpy": "3"}
+    del after.rows[-1]
     text = compare_reports(report, after)
     assert "| cold | amlr-x | fp32 | 16 | 100 | 50 | 2x | faster | 6.5x | 13x |" in text
     assert "same" in text
@@ -110,24 +117,46 @@ def test_comparison_names_what_changed(report: dict[str, Any]) -> None:
     assert "only before: images-50 amlr-x b8" in text
 
 
-def test_report_round_trip_and_schema(report: dict[str, Any], tmp_path: Path) -> None:
+def test_report_round_trip_and_schema(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "bench.json"
     write_report(path, report)
-    assert read_report(path)["rows"] == report["rows"]
-    assert read_report(path)["parity"]["max_abs_error"]["unit_logits"] is None
+    assert read_report(path) == report
+    assert read_report(path).parity.max_abs_error["unit_logits"] is None
     assert list(path.parent.iterdir()) == [path]
+    values = json.loads(path.read_text("utf-8"))
     for broken, where in (
-        ({"schema": 2}, "schema"),
-        ({"rows": [{**report["rows"][0], "extra": 1}]}, "rows/0"),
-        ({"parity": {"verdict": "maybe"}}, "parity"),
+        ({"schema": 2}, "at schema"),
+        ({"rows": [{**values["rows"][0], "extra": 1}]}, "at rows/0/extra"),
+        ({"rows": [{**values["rows"][0], "batch": 0}]}, "at rows/0/batch"),
+        ({"rows": [{**values["rows"][0], "p50_ms": "1"}]}, "at rows/0/p50_ms"),
+        ({"parity": {"verdict": "maybe"}}, "at parity/verdict"),
+        ({"machine": {}}, "at machine/cpu"),
     ):
         with pytest.raises(InputError, match=where):
-            validate(report | broken)
+            parse_report(json.dumps(values | broken))
+    report.rows[0] = replace(report.rows[0], threads=0)
+    with pytest.raises(InputError, match="at rows/0/threads"):
+        write_report(tmp_path / "bad.json", report)
+    assert not (tmp_path / "bad.json").exists()
     with pytest.raises(InputError, match="cannot read"):
         read_report(tmp_path / "absent.json")
     (tmp_path / "no.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         read_report(tmp_path / "no.json")
+
+
+def test_the_shipped_schema_is_that_of_the_records() -> None:
+    shipped = files("amlr.benchmarks").joinpath("bench.schema.json").read_text("utf-8")
+    assert shipped == json_schema(), "run python -m amlr.benchmarks.report.schema"
+
+
+def test_reports_of_older_versions_still_read(report: Report) -> None:
+    values = asdict(report)
+    values["targets"] = [{"workload": "cold", "met": True}]
+    for row in values["rows"]:
+        del row["baseline_precision"]
+    del values["settings"]["runs"], values["parity"]["tiers"], values["machine"]["family"]
+    assert parse_report(json.dumps(values)).rows == report.rows
 
 
 def test_verdict_needs_posts_entities_and_numbers() -> None:
@@ -174,6 +203,6 @@ def test_charts_survive_empty_and_missing_values() -> None:
 def test_reliability_of_honest_and_boastful_scores() -> None:
     honest = _reliability(np.array([1.0, 0.0]), np.array([True, False]))
     boastful = _reliability(np.array([0.9, 0.9]), np.array([True, False]))
-    assert honest["ece"] == 0
-    assert boastful["ece"] == pytest.approx(0.4)
-    assert _reliability(np.zeros(0), np.zeros(0, bool))["entities"] == 0
+    assert honest.ece == 0
+    assert boastful.ece == pytest.approx(0.4)
+    assert _reliability(np.zeros(0), np.zeros(0, bool)).entities == 0

@@ -19,16 +19,16 @@ def test_only_held_posts_count_as_not_calibrated_on() -> None:
     tally, held = Tally(), [text for text in TEXTS if is_held(text)]
     for text in TEXTS:
         tally.add(text, {A}, {A}, None, "int8")
-    found = tally.to_dict()
-    assert found["f1"] is None
-    assert found["held"]["posts"] == found["held"]["entities"] == len(held)
-    assert found["held"]["change_bound"] == pytest.approx(3 / len(held))
-    assert found["held"]["stages"] == {"int8": len(held)}
+    f1, record = tally.records()
+    assert f1 is None
+    assert record.posts == record.entities == len(held)
+    assert record.change_bound == pytest.approx(3 / len(held))
+    assert record.stages == {"int8": len(held)}
     tally.add(held[0], {A, B}, {A, (5, 11, "ORG")}, None, "fp32")
-    changed = tally.to_dict()["held"]
-    assert (changed["changed_entities"], changed["changed_posts"]) == (1, 1)
-    assert changed["change_bound"] is None
-    assert changed["stages"]["fp32"] == 1
+    changed = tally.records()[1]
+    assert (changed.changed_entities, changed.changed_posts) == (1, 1)
+    assert changed.change_bound is None
+    assert changed.stages["fp32"] == 1
 
 
 def test_f1_is_strict_and_of_labelled_posts_only() -> None:
@@ -36,8 +36,8 @@ def test_f1_is_strict_and_of_labelled_posts_only() -> None:
     tally.add("a", {A, B}, {A}, {A, B}, "int8")
     tally.add("b", {A}, set(), {B}, "int8")
     tally.add("c", {A}, {A}, None, "int8")
-    f1 = tally.to_dict()["f1"]
-    assert f1 == {
-        "posts": 2, "entities": 3, "eager": pytest.approx(2 * 2 / 6, abs=1e-4),
-        "engine": pytest.approx(2 * 1 / 4, abs=1e-4),
-    }  # fmt: skip
+    f1, _ = tally.records()
+    assert f1 is not None
+    assert (f1.posts, f1.entities) == (2, 3)
+    assert f1.eager == pytest.approx(2 * 2 / 6, abs=1e-4)
+    assert f1.engine == pytest.approx(2 * 1 / 4, abs=1e-4)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from amlr.benchmarks.jobs import Job
-from amlr.benchmarks.peers.base import ESCALATION, PeerSpec
-from amlr.benchmarks.peers.build import load_peer
-from amlr.benchmarks.tiers import explain_auto, open_tiers
-from amlr.benchmarks.worker import Worker
+from amlr.benchmarks.harness.jobs import Job
+from amlr.benchmarks.harness.worker import Worker
+from amlr.benchmarks.systems.base import ESCALATION, PeerSpec
+from amlr.benchmarks.systems.registry import load_peer
+from amlr.benchmarks.systems.tiers import explain_auto, open_tiers
 from amlr.errors import AmlrError, InputError
 from amlr.export.samples import sample_image
 from amlr.runtime.results import Post
@@ -39,9 +39,9 @@ def test_a_single_tier_that_cannot_load_is_an_error(tiny_plan: Path) -> None:
 
 def test_auto_is_explained_with_the_records_of_all_variants(ladder_plan: Path) -> None:
     auto = explain_auto(ladder_plan, 1)
-    assert auto["reasons"][0].startswith(f"tier: {auto['provider']} {auto['precision']}")
-    assert "int8" in {record["variant"] for record in auto["variants"]}
-    assert all(record["posts"] for record in auto["variants"])
+    assert auto.reasons[0].startswith(f"tier: {auto.provider} {auto.precision}")
+    assert "int8" in {record.variant for record in auto.variants}
+    assert all(record.posts for record in auto.variants)
 
 
 def test_escalation_runs_end_to_end_only(ladder_plan: Path) -> None:

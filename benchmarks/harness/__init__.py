@@ -1,0 +1,1 @@
+"""How systems are measured: worker processes, interleaved timing, statistics, the machine."""

@@ -1,0 +1,161 @@
+"""Interleaved timing: every round runs each peer once, so that drift hits all alike; deadlines."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from amlr.benchmarks.harness.jobs import Timing
+
+Clock = Literal["wall", "cpu"]
+# A faster peer is run up to this often while the slowest runs once.
+MAX_REPEATS = 4
+# With fewer seconds left, a workload is not begun.
+ENOUGH_S = 2.0
+
+
+class Runner(Protocol):
+    """What is timed: a remote peer, or a double of one."""
+
+    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+        """Time a prepared call."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How long to measure one workload.
+
+    Attributes:
+        seconds: No round begins that would probably end past this.
+        min_rounds: Rounds run in any case.
+        max_rounds: Rounds never exceeded.
+    """
+
+    seconds: float
+    min_rounds: int
+    max_rounds: int = 100
+
+
+@dataclass(slots=True)
+class Samples:
+    """Durations of one peer on one workload, nanoseconds."""
+
+    wall_ns: list[int] = field(default_factory=list)
+    cpu_ns: list[int] = field(default_factory=list)
+
+    def add(self, timing: Timing) -> None:
+        """Append a timing."""
+        self.wall_ns.extend(timing.wall_ns)
+        self.cpu_ns.extend(timing.cpu_ns)
+
+    def values_ms(self, clock: Clock) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Durations in milliseconds."""
+        return np.array(self.wall_ns if clock == "wall" else self.cpu_ns, np.float64) / 1e6
+
+    @property
+    def waiting(self) -> float:
+        """Wall time over processor time: well above 1 (one thread) means the machine was busy."""
+        return float(np.sum(self.wall_ns) / max(1.0, float(np.sum(self.cpu_ns))))
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    key: str,
+    batches: int,
+    budget: Budget,
+    *,
+    on_failure: Callable[[str, Exception], None],
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, Samples]:
+    """Time a prepared job on all peers.
+
+    Args:
+        runners: Peers by label, each with the job prepared and run once.
+        key: The job.
+        batches: Its number of batches.
+        budget: When to stop.
+        on_failure: Called when a peer fails; it is left out from then on.
+        now: Clock in seconds.
+
+    Returns:
+        Samples of the peers that got through every round.
+    """
+    alive = dict(runners)
+    samples = {label: Samples() for label in alive}
+    repeats = dict.fromkeys(alive, 1)
+    start = begin = now()
+    longest = 0.0
+    for number in range(budget.max_rounds):
+        for label in _rotated(list(alive), number):
+            try:
+                for index in range(batches):
+                    samples[label].add(alive[label].run(key, index, repeats[label]))
+            # Any failure of a peer ends that peer only.
+            except Exception as error:
+                del alive[label], samples[label]
+                on_failure(label, error)
+        if number == 0 and batches == 1 and budget.seconds > 0:
+            repeats |= _repeats(samples)
+        end = now()
+        longest, begin = max(longest, end - begin), end
+        if number + 1 >= budget.min_rounds and end - start + longest > budget.seconds:
+            break
+    return samples
+
+
+def _rotated(labels: list[str], number: int) -> list[str]:
+    """Another peer begins each round, so that none always follows the same one."""
+    shift = number % max(1, len(labels))
+    return labels[shift:] + labels[:shift]
+
+
+def _repeats(samples: Mapping[str, Samples]) -> dict[str, int]:
+    medians = {label: float(np.median(s.wall_ns)) for label, s in samples.items()}
+    slowest = max(medians.values(), default=0.0)
+    return {
+        label: int(np.clip(slowest / max(value, 1.0), 1, MAX_REPEATS))
+        for label, value in medians.items()
+    }
+
+
+class Deadline:
+    """Seconds of a whole run; None is without end."""
+
+    def __init__(self, seconds: float | None, *, now: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock."""
+        self._now = now
+        self._end = None if seconds is None else now() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left; infinite without an end, never negative."""
+        return float("inf") if self._end is None else max(0.0, self._end - self._now())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is an end at all."""
+        return self._end is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more should begin."""
+        return self.left < ENOUGH_S
+
+    def share(self, budget: Budget, weight: float, all_weights: float) -> tuple[Budget, float]:
+        """What one workload may use of the time left.
+
+        Args:
+            budget: What it would use without an end.
+            weight: Its weight.
+            all_weights: Weights of all workloads not yet run, its own included.
+
+        Returns:
+            The budget, and its seconds with preparation included.
+        """
+        if self._end is None:
+            return budget, float("inf")
+        seconds = self.left * weight / all_weights
+        return replace(budget, seconds=seconds, min_rounds=min(2, budget.min_rounds)), seconds

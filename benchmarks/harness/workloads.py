@@ -1,0 +1,285 @@
+"""Which calls are timed: workloads, batch sizes and the posts behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from amlr.benchmarks.data import BenchPost, with_pictures
+from amlr.benchmarks.harness.jobs import Job
+from amlr.benchmarks.harness.timing import Budget
+from amlr.benchmarks.systems.base import ModelInput, Picture, build_inputs
+from amlr.errors import InputError
+from amlr.export.samples import sample_posts
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.results import Post
+from amlr.runtime.text import TextWindow
+from amlr.runtime.units import aligned_units
+
+T = TypeVar("T")
+BATCH = 16
+"""Posts a call, as the published code batches them."""
+# With four rounds just enough calls for a p95.
+QUICK_SINGLES = 5
+GROWTH_LENGTHS = (8, 16, 32, 64, 128)
+GROWTH_BATCHES = (1, 2, 4, 8, 16, 32)
+GROWTH_SHARES = (0, 25, 50, 75, 100)
+GROWTH_POSTS = (1, 4, 16, 64, 128)
+_PICTURES: dict[str, Picture] = {
+    "cold": "cold",
+    "hit": "hit",
+    "text-only": "none",
+    "block": "block",
+    "block-text-only": "block-none",
+}
+MAIN = ("cold", "hit", "text-only")
+BLOCK = ("block", "block-text-only")
+END_TO_END = tuple(f"end-to-end-{name}" for name in MAIN)
+GROWTH = ("growth-length", "growth-batch", "growth-images", "growth-posts")
+ALL = (*MAIN, *END_TO_END, *BLOCK, *GROWTH)
+QUICK = (*MAIN, "end-to-end-cold")
+# Peers that growth curves show; the others would only make the run long.
+GROWTH_PEERS = ("research", "eager-exact", "openvino")
+# MKL's two ways are compared once in a quick run, on the largest workload.
+QUICK_WITHOUT = ("research-mkl",)
+BLOCK_PEERS = ("research", "research-mkl", "eager-exact", "onnxruntime-plain", "openvino")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One line of the plan.
+
+    Attributes:
+        name: Name in rows.
+        group: What `--workloads` calls it.
+        job: What every peer is given.
+        batch: Posts a call.
+        budget: How long to measure.
+        peers: Names of the peers to run, or None for all.
+        without: Names of peers to leave out.
+    """
+
+    name: str
+    group: str
+    job: Job
+    batch: int
+    budget: Budget
+    peers: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """Share of a limited run's time, relative to others."""
+        if self.group in GROWTH:
+            return 0.4
+        return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.group in BLOCK else 1.0)
+
+    @property
+    def calls(self) -> int:
+        """Different batches in the job."""
+        return len(self.job.posts if self.job.end_to_end else self.job.batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Posts to time, each of one window, each with a picture of its own."""
+
+    posts: tuple[Post, ...]
+    inputs: tuple[ModelInput, ...]
+    generated_pictures: int
+    generated_posts: int
+
+
+def make_pool(posts: Sequence[BenchPost], bundle: Bundle, size: int) -> Pool:
+    """Choose posts to time: evenly through the data, of one window, with a usable picture.
+
+    Too few posts are filled up with generated ones; both kinds of filling are counted.
+    """
+    encoder, manifest = bundle.encoder, bundle.manifest
+    step = max(1, len(posts) // size)
+    order = [*posts[::step], *(p for i, p in enumerate(posts) if i % step)][: 4 * size]
+    encoded = encoder.encode([(item.post.text, item.post.words) for item in order])
+    chosen = [p for p, text in zip(order, encoded, strict=True) if len(text.windows) == 1][:size]
+    generated = size - len(chosen)
+    if generated:
+        extra = sample_posts(8 * size, images=0, seed=7)
+        texts = encoder.encode([(post.text, None) for post in extra])
+        short = [p for p, text in zip(extra, texts, strict=True) if len(text.windows) == 1]
+        chosen += [BenchPost(id=f"fill-{i}", post=p) for i, p in enumerate(short[:generated])]
+    filled, pictures = with_pictures(_readable(chosen, bundle))
+    timed = [item.post for item in filled]
+    inputs = build_inputs(timed, encoder, manifest.scales, manifest.image, manifest.limits)
+    return Pool(
+        posts=tuple(timed),
+        inputs=tuple(inputs),
+        generated_pictures=pictures,
+        generated_posts=generated,
+    )
+
+
+def _readable(posts: Sequence[BenchPost], bundle: Bundle) -> list[BenchPost]:
+    """Drop pictures that cannot be decoded; `with_pictures` replaces them."""
+    from amlr.runtime.image import load_pixels
+
+    kept = []
+    for item in posts:
+        try:
+            if item.post.image is not None:
+                load_pixels(item.post.image, bundle.manifest.image, bundle.manifest.limits)
+            kept.append(item)
+        except InputError:
+            kept.append(replace(item, post=Post(item.post.text, None, item.post.words)))
+    return kept
+
+
+def check_groups(groups: Sequence[str]) -> None:
+    """Check what `--workloads` names.
+
+    Raises:
+        InputError: A group has no such name.
+    """
+    unknown = [name for name in groups if name not in ALL]
+    if unknown:
+        raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(ALL)}")
+
+
+def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:
+    """All workloads of a run, what matters most first: a limited run leaves out the last ones.
+
+    Whole batches come before single posts, growth curves last.
+
+    Raises:
+        InputError: A group has no such name.
+    """
+    check_groups(groups)
+    workloads: list[Workload] = []
+    for group in groups:
+        if group in (*MAIN, *BLOCK):
+            workloads += _main(group, pool, quick=quick)
+        elif group in END_TO_END:
+            workloads += _end_to_end(group, pool, quick=quick)
+        else:
+            workloads += _growth(group, pool, bundle)
+    return sorted(workloads, key=lambda w: 2 if w.group in GROWTH else int(w.batch == 1))
+
+
+def _budgets(quick: bool) -> tuple[Budget, Budget]:
+    """Budgets of whole batches and of single posts."""
+    if quick:
+        return Budget(seconds=0, min_rounds=2), Budget(seconds=0, min_rounds=4)
+    return Budget(seconds=40, min_rounds=10), Budget(seconds=25, min_rounds=7)
+
+
+def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
+    picture = _PICTURES[group]
+    many, single = _budgets(quick)
+    inputs = pool.inputs
+    batches = tuple(inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH))
+    singles = tuple((item,) for item in inputs[: QUICK_SINGLES if quick else BATCH])
+    sizes = [(BATCH, batches, many), (1, singles, single)]
+    if quick and group != "cold":
+        del sizes[0]
+    peers = BLOCK_PEERS if group in BLOCK else None
+    without = QUICK_WITHOUT if quick and group != "cold" else ()
+    return [
+        Workload(
+            name=group,
+            group=group,
+            batch=batch,
+            budget=budget,
+            job=Job(key=f"{group}-{batch}", picture=picture, batches=calls),
+            peers=peers,
+            without=without,
+        )
+        for batch, calls, budget in sizes
+    ]
+
+
+def _end_to_end(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
+    picture = _PICTURES[group.removeprefix("end-to-end-")]
+    many, single = _budgets(quick)
+    batches = tuple(pool.posts[i : i + BATCH] for i in range(0, len(pool.posts), BATCH))
+    singles = tuple((post,) for post in pool.posts[: QUICK_SINGLES if quick else BATCH])
+    sizes = ((1, singles, single),) if quick else ((BATCH, batches, many), (1, singles, single))
+    return [
+        Workload(
+            name=group,
+            group=group,
+            batch=batch,
+            budget=budget,
+            job=Job(key=f"{group}-{batch}", picture=picture, posts=calls, end_to_end=True),
+            without=QUICK_WITHOUT if quick else (),
+        )
+        for batch, calls, budget in sizes
+    ]
+
+
+def _growth(group: str, pool: Pool, bundle: Bundle) -> list[Workload]:
+    budget = Budget(seconds=4, min_rounds=3)
+    made: list[tuple[str, int, Job]] = []
+    if group == "growth-length":
+        limit = bundle.manifest.text.max_tokens
+        for steps in [steps for steps in GROWTH_LENGTHS if steps <= limit]:
+            items = tuple(stretch(i, steps, bundle.manifest.scales) for i in pool.inputs[:8])
+            made.append((f"length-{steps}", 8, Job(key="", picture="hit", batches=(items,))))
+    elif group == "growth-batch":
+        for size in GROWTH_BATCHES:
+            items = _repeat(pool.inputs, size)
+            made.append((f"batch-{size}", size, Job(key="", picture="cold", batches=(items,))))
+    elif group == "growth-images":
+        for share in GROWTH_SHARES:
+            posts = _share(pool.posts[:BATCH], share)
+            job = Job(key="", picture="cold", posts=(posts,), end_to_end=True)
+            made.append((f"images-{share}", len(posts), job))
+    else:
+        for size in GROWTH_POSTS:
+            job = Job(key="", picture="hit", posts=(_repeat(pool.posts, size),), end_to_end=True)
+            made.append((f"posts-{size}", size, job))
+    return [
+        Workload(
+            name=name,
+            group=group,
+            batch=batch,
+            budget=budget,
+            job=replace(job, key=f"{group}-{name}"),
+            peers=GROWTH_PEERS,
+        )
+        for name, batch, job in made
+    ]
+
+
+def _repeat(items: Sequence[T], size: int) -> tuple[T, ...]:
+    return tuple(items[i % len(items)] for i in range(size))
+
+
+def _share(posts: Sequence[Post], percent: int) -> tuple[Post, ...]:
+    """The posts with a picture on `percent` of them, spread evenly."""
+    count = len(posts)
+    kept = {round(i * 100 / percent) for i in range(count * percent // 100)} if percent else set()
+    return tuple(
+        post if i in kept else Post(post.text, None, post.words) for i, post in enumerate(posts)
+    )
+
+
+def stretch(item: ModelInput, steps: int, scales: int) -> ModelInput:
+    """The same post at exactly `steps` tokens: its inner tokens cut or repeated."""
+    ids, inner = item.window.input_ids_t, item.steps - 2
+    source = 1 + np.arange(steps - 2) % inner
+    shapes = item.window.shape_ids_t
+    is_first = np.zeros(item.steps, np.bool_)
+    is_first[item.window.first_n] = True
+    starts = is_first[source]
+    starts[0] = True
+    first = np.flatnonzero(starts) + 1
+    last = np.append(first[1:] - 1, steps - 2)
+    window = TextWindow(
+        input_ids_t=np.concatenate([ids[:1], ids[source], ids[-1:]]),
+        token_offsets_t2=np.zeros((steps, 2), np.int32),
+        shape_ids_t=np.concatenate([shapes[:1], shapes[source], shapes[-1:]]),
+        first_n=first.astype(np.int32),
+        last_n=last.astype(np.int32),
+        word_start=0,
+    )
+    units = aligned_units(window.first_n, window.last_n, scales)
+    return ModelInput(window=window, units=units, pixels_chw=item.pixels_chw, regions=item.regions)

@@ -1,1 +1,0 @@
-"""What the engine is measured against, each as users would run it."""

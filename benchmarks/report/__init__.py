@@ -1,0 +1,1 @@
+"""What a run gives: typed records, their JSON schema, Markdown, HTML, comparison and merging."""

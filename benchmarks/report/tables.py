@@ -1,0 +1,250 @@
+"""How figures are written, and the tables that Markdown and page share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from amlr.benchmarks.report.records import (
+    ENGINE_PREFIX,
+    HeldRecord,
+    ParityRecord,
+    PeerRecord,
+    Report,
+    Row,
+    is_engine,
+)
+
+BASELINES = ("research", "research-mkl", "openvino")
+_ORDER = ("cold", "hit", "text-only", "block", "block-text-only")
+_PRECISIONS = ("fp32", "bf16", "int8", "mixed")
+SPEED_HEAD = ("workload", "tier", "precision", "ms a post", "x research", "x MKL",
+              "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
+PRECISION_HEAD = ("tier", "precision", "changed entities", "not calibrated on", "at most",
+                  "F1 eager", "F1", "answered by", "memory MiB", "load s")  # fmt: skip
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits without an exponent; an unknown value is a dash."""
+    if value is None:
+        return "–"
+    if value == 0 or abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.6f}".rstrip("0") if "e" in text else text
+
+
+def ratio_text(value: float | None) -> str:
+    """A ratio such as `3.4x`."""
+    return "–" if value is None else f"{number(value, 2 if value < 10 else 3)}x"
+
+
+def error_text(value: float | None) -> str:
+    """A numeric error such as `1.2e-06`."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def is_growth(workload: str) -> bool:
+    """Whether a workload is a point of a growth curve."""
+    return workload.split("-")[0] in ("length", "batch", "images", "posts")
+
+
+def verdict_line(parity: ParityRecord) -> str:
+    """Parity in one sentence."""
+    errors = ", ".join(
+        f"{name} {'not finite' if error is None else error_text(error)}"
+        for name, error in parity.max_abs_error.items()
+    )
+    apart = parity.undecidable_changed_entities
+    more = f", {apart} more in undecidable posts" if apart else ""
+    line = (
+        f"{parity.verdict.upper()}: {parity.changed_entities} of {parity.entities:,} "
+        f"entities changed{more} over {parity.posts:,} posts; largest errors: {errors}"
+    )
+    return f"{line}; {parity.reason}" if parity.reason else line
+
+
+def system_name(backend: str, precision: str) -> str:
+    """Name of a system in charts; float32 needs no mention."""
+    return backend if precision == "fp32" or "bf16" in backend else f"{backend} {precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """All rows of one system on one workload and batch size, their ratios by baseline.
+
+    Attributes:
+        row: Its times.
+        ratios: By baseline, how many times as fast.
+        precisions: By baseline, the precision it was measured in.
+    """
+
+    row: Row
+    ratios: dict[str, float | None]
+    precisions: dict[str, str]
+
+    @property
+    def ms_per_post(self) -> float:
+        """Median milliseconds per post; 0 where it is unknown."""
+        return (self.row.p50_ms or 0.0) / self.row.batch
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether the system is the engine."""
+        return is_engine(self.row.backend)
+
+    @property
+    def name(self) -> str:
+        """Name of the system in charts."""
+        return system_name(self.row.backend, self.row.precision)
+
+
+def join_rows(rows: Iterable[Row]) -> list[Line]:
+    """One line per workload, batch, system and precision."""
+    lines: dict[tuple[str, int, str, str], Line] = {}
+    for row in rows:
+        key = (row.workload, row.batch, row.backend, row.precision)
+        line = lines.setdefault(key, Line(row=row, ratios={}, precisions={}))
+        if row.baseline is not None:
+            line.ratios[row.baseline] = row.ratio
+            line.precisions[row.baseline] = row.baseline_precision or "fp32"
+    return list(lines.values())
+
+
+def speed_lines(rows: Iterable[Row]) -> list[list[str]]:
+    """The engine's tiers: tensors to logits, and beside it text and picture file to entities.
+
+    Of several batch sizes the largest counts: what a busy service forms. Growth curves are left
+    out.
+    """
+    lines: dict[tuple[str, str, str], Line] = {}
+    for line in join_rows(rows):
+        row = line.row
+        plain = row.workload.removeprefix("end-to-end-")
+        if not line.is_engine or plain not in _ORDER or not row.p50_ms:
+            continue
+        key = (row.workload, row.backend, row.precision)
+        if key not in lines or row.batch > lines[key].row.batch:
+            lines[key] = line
+    keys = sorted(
+        {(w.removeprefix("end-to-end-"), b, p) for w, b, p in lines},
+        key=lambda key: (_ORDER.index(key[0]), _precision_rank(key[2]), key[1]),
+    )
+    table = []
+    for workload, backend, precision in keys:
+        tensors = lines.get((workload, backend, precision))
+        whole = lines.get((f"end-to-end-{workload}", backend, precision))
+        table.append(
+            [
+                *(workload, backend.removeprefix(ENGINE_PREFIX), precision),
+                *(_ms(tensors), *(_ratio(tensors, name) for name in BASELINES)),
+                *(_ms(whole), _ratio(whole, "research"), _ratio(whole, "openvino")),
+            ]
+        )
+    return table
+
+
+def _precision_rank(precision: str) -> int:
+    return _PRECISIONS.index(precision) if precision in _PRECISIONS else len(_PRECISIONS)
+
+
+def _ms(line: Line | None) -> str:
+    return "–" if line is None else number(line.ms_per_post)
+
+
+def _ratio(line: Line | None, name: str) -> str:
+    if line is None or name not in line.ratios:
+        return "–"
+    text = ratio_text(line.ratios[name])
+    return f"{text} ({line.precisions[name]})" if name == "openvino" else text
+
+
+def precision_lines(report: Report) -> list[list[str]]:
+    """What each tier changes, on which posts, and what it takes to run; last the eager model."""
+    peers = {(peer.backend, peer.precision): peer for peer in report.peers}
+    lines = []
+    for tier in report.parity.all_tiers:
+        held, f1 = tier.held, tier.f1
+        lines.append(
+            [
+                tier.backend.removeprefix(ENGINE_PREFIX),
+                tier.precision,
+                f"{tier.changed_entities} of {tier.entities:,}",
+                *_held_cells(held),
+                *(("–", "–") if f1 is None else (f"{f1.eager:.4f}", f"{f1.engine:.4f}")),
+                "–" if held is None else _stages(held.stages),
+                *_costs(peers.get((tier.backend, tier.precision))),
+            ]
+        )
+    eager = next((peer for peer in report.peers if peer.backend == "research"), None)
+    if eager is not None and eager.peak_memory_mb is not None:
+        lines.append(["eager PyTorch", "fp32", *["–"] * 6, *_costs(eager)])
+    return lines
+
+
+def _held_cells(held: HeldRecord | None) -> list[str]:
+    if held is None:
+        return ["–", "–"]
+    changed = f"{held.changed_entities} of {held.entities:,}, {held.posts:,} posts"
+    bound = held.change_bound
+    return [changed, "–" if bound is None else f"{100 * bound:.2g} % of posts"]
+
+
+def _stages(stages: dict[str, int]) -> str:
+    total = sum(stages.values())
+    if len(stages) < 2 or not total:
+        return "–"
+    ordered = sorted(stages.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in ordered)
+
+
+def _costs(peer: PeerRecord | None) -> list[str]:
+    if peer is None:
+        return ["–", "–"]
+    return [number(peer.peak_memory_mb), number(peer.load_cpu_s)]
+
+
+def auto_lines(report: Report) -> list[str]:
+    """What `auto` took on this host, and why."""
+    auto = report.engine.auto
+    if auto is None:
+        return []
+    # The first part of a reason says why; what follows says how to change it.
+    reasons = [reason.split(";")[0] for reason in auto.reasons]
+    return [
+        f"precision=auto serves {auto.provider} {auto.precision}:",
+        *reasons,
+        *(
+            f"  on record for {record.variant}: {record.changed_entities} of "
+            f"{record.entities:,} entities changed over {record.posts:,} posts"
+            for record in auto.variants
+            if record.entities
+        ),
+    ]
+
+
+def markdown_table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], *, words: int | None = 3
+) -> str:
+    """A Markdown table.
+
+    Args:
+        head: Column names.
+        lines: Cells.
+        words: Columns of text; those behind them align right. None aligns all left.
+    """
+    left = len(head) if words is None else words
+    rule = ["---" if i < left else "--:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *lines])
+
+
+def main_lines(report: Report) -> list[Line]:
+    """All systems on all workloads but growth curves."""
+    return [line for line in join_rows(report.rows) if not is_growth(line.row.workload)]
+
+
+def engine_lines(lines: Iterable[Line], workload: str) -> list[Line]:
+    """The engine's lines of one workload that have a time."""
+    return [
+        line
+        for line in lines
+        if line.row.workload == workload and is_engine(line.row.backend) and line.row.p50_ms
+    ]

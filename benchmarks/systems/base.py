@@ -1,0 +1,294 @@
+"""What every measured system follows: its specification, its calls, and the inputs of a call.
+
+Shape letters: B posts, T steps, U units, C classes, Y tags, P regions, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from amlr.runtime.batching import Scores
+from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
+from amlr.runtime.manifest import Manifest
+from amlr.runtime.results import Entity, Post
+from amlr.runtime.text import TextEncoder, TextWindow
+from amlr.runtime.units import UnitTable, aligned_units, scale_major_index
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Picture = Literal["cold", "hit", "none", "block", "block-none"]
+"""`cold`: pixels go through the image encoder. `hit`: its regions are at hand. `none`: no picture.
+`block`: only the cross-modal block and the heads run, on random hidden states and regions;
+`block-none`: the same without a picture.
+"""
+BLOCKS: tuple[Picture, ...] = ("block", "block-none")
+RESEARCH_STEPS = 50
+"""Padded length of the published code on Twitter-2015, special tokens included."""
+ESCALATION = "escalation"
+"""Kind of a tier that needs decoding to know what to compute: it runs end to end only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSpec:
+    """Which system a worker process becomes.
+
+    Attributes:
+        name: Name in reports, e.g. `research` or `amlr-onnxruntime`.
+        kind: Key of the implementation.
+        precision: Numeric precision asked for.
+        options: Further settings of the implementation, plain values.
+        preload: Shared library that the worker's loader puts first (LD_PRELOAD).
+    """
+
+    name: str
+    kind: str
+    precision: str = "fp32"
+    options: tuple[tuple[str, str], ...] = ()
+    preload: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Unique key of a run: name and precision."""
+        return f"{self.name}/{self.precision}"
+
+    def option(self, name: str) -> str:
+        """One setting.
+
+        Raises:
+            KeyError: It is not set.
+        """
+        return dict(self.options)[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelInput:
+    """One window of one post, ready for a model.
+
+    Attributes:
+        window: Token ids and word positions.
+        units: The word-aligned units that decoding needs.
+        pixels_chw: Prepared picture (3, H, W) float32, or None.
+        regions: What the peer's `encode` gave for the picture earlier, or None.
+    """
+
+    window: TextWindow
+    units: UnitTable
+    pixels_chw: Floats | None = None
+    regions: Any = None
+
+    @property
+    def steps(self) -> int:
+        """Tokens, special ones included."""
+        return len(self.window.input_ids_t)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What inputs and outputs of a model look like, as its bundle says.
+
+    Attributes:
+        scales: K, the longest unit in tokens.
+        pad_id: Token id that fills padding.
+        image_size: Side of the picture in pixels.
+        shapes: Whether the model reads word-shape ids.
+        width: D.
+        regions: P of one picture.
+    """
+
+    scales: int
+    pad_id: int
+    image_size: int
+    shapes: bool
+    width: int
+    regions: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ModelShape":
+        """What a bundle says of its model."""
+        return cls(
+            scales=manifest.scales,
+            pad_id=manifest.token_ids.pad_id,
+            image_size=manifest.image.size,
+            shapes=manifest.shape_embedding,
+            width=manifest.width,
+            regions=manifest.regions,
+        )
+
+
+class Peer(ABC):
+    """A system that scores posts.
+
+    `prepare` may do anything a long-running service does before requests arrive (copy pixels into
+    tensors, encode pictures of a `hit`); what it returns is timed, and gives raw outputs that
+    `scores` reads afterwards, off the clock.
+    """
+
+    @abstractmethod
+    def encode(self, pixels_bchw: Floats) -> list[Any]:
+        """What this system can keep of pictures between requests: regions, or only the pixels."""
+
+    @abstractmethod
+    def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
+        """Build the timed call for one batch of posts."""
+
+    def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
+        """Raw logits of each post's units and steps, in the order of `inputs`.
+
+        Args:
+            raw: Logits of all units, scale-major, (B, U, 1+C), and emissions (B, T, Y); or one such
+                pair for each post.
+            inputs: The posts.
+        """
+        if isinstance(raw[0], np.ndarray):
+            return pick(raw[0], raw[1], inputs)
+        return [
+            pick(logits, emissions, [item])[0]
+            for (logits, emissions), item in zip(raw, inputs, strict=True)
+        ]
+
+    def close(self) -> None:  # noqa: B027  most systems hold nothing
+        """Free what is held."""
+
+
+class WholeSystem(Protocol):
+    """A system from texts and picture files to entities."""
+
+    def prepare(self, posts: Sequence[Post], picture: Picture) -> Callable[[], Any]:
+        """Build the timed call; on a `hit`, its first run fills the cache."""
+        ...
+
+    def entities(self, raw: Any) -> list[list[Entity]]:
+        """Entities of each post."""
+        ...
+
+
+def build_inputs(
+    posts: Sequence[Post], encoder: TextEncoder, scales: int, image: ImageSpec, limits: ImageLimits
+) -> list[ModelInput]:
+    """Tokenize posts and prepare their pictures; only the first window of a long post is kept.
+
+    One window is one call of the model; keeping one per post makes "per post" mean the same for
+    every peer.
+    """
+    encoded = encoder.encode([(post.text, post.words) for post in posts])
+    inputs = []
+    for post, text in zip(posts, encoded, strict=True):
+        if not text.windows:
+            continue
+        window = text.windows[0]
+        pixels = None if post.image is None else load_pixels(post.image, image, limits)
+        units = aligned_units(window.first_n, window.last_n, scales)
+        inputs.append(ModelInput(window=window, units=units, pixels_chw=pixels))
+    return inputs
+
+
+def pick(logits_buc: Floats, emissions_bty: Floats, inputs: Sequence[ModelInput]) -> list[Scores]:
+    """Scores of the wanted units and steps out of padded outputs over all units.
+
+    Args:
+        logits_buc: Scale-major logits of all units, (B, U, 1+C).
+        emissions_bty: (B, T, Y).
+        inputs: The posts (B).
+    """
+    scores = []
+    for logits_uc, emissions_ty, item in zip(logits_buc, emissions_bty, inputs, strict=True):
+        index = scale_major_index(item.units.start_step_u, item.units.scale_u, len(emissions_ty))
+        scores.append(
+            Scores(unit_logits_mc=logits_uc[index], emissions_ny=emissions_ty[: item.steps])
+        )
+    return scores
+
+
+def padded_text(
+    inputs: Sequence[ModelInput], shape: ModelShape, *, steps: int = 0
+) -> dict[str, Array]:
+    """Ids, mask and word shapes padded to the longest input, or to `steps` where that is more."""
+    longest = max(max(item.steps for item in inputs), steps, shape.scales)
+    ids = np.full((len(inputs), longest), shape.pad_id, np.int64)
+    mask, shapes = np.zeros_like(ids), np.zeros_like(ids)
+    for row, item in enumerate(inputs):
+        ids[row, : item.steps] = item.window.input_ids_t
+        mask[row, : item.steps] = 1
+        shapes[row, : item.steps] = item.window.shape_ids_t
+    feed = {"input_ids": ids, "attention_mask": mask}
+    return feed | {"shape_ids": shapes} if shape.shapes else feed
+
+
+def stack_pixels(inputs: Sequence[ModelInput]) -> Floats:
+    """Pixels of every post, (B, 3, H, W)."""
+    return np.stack([item.pixels_chw for item in inputs if item.pixels_chw is not None])
+
+
+def hit_regions(inputs: Sequence[ModelInput], encode: Callable[[Floats], list[Any]]) -> list[Any]:
+    """Regions of every post's picture: those at hand, or encoded now, off the clock."""
+    return [
+        item.regions
+        if item.regions is not None or item.pixels_chw is None
+        else encode(item.pixels_chw[None])[0]
+        for item in inputs
+    ]
+
+
+def block_states(item: ModelInput, shape: ModelShape) -> tuple[Floats, Floats]:
+    """Hidden states (T, D) and regions (P, D) to feed the block alone; a post has always the same.
+
+    What they are does not change the time; random ones spare every system its encoders.
+    """
+    rng = np.random.default_rng(item.window.input_ids_t)
+    hidden = rng.standard_normal((item.steps, shape.width), np.float32)
+    return hidden, rng.standard_normal((shape.regions, shape.width), np.float32)
+
+
+def padded_states(
+    inputs: Sequence[ModelInput], shape: ModelShape, *, steps: int = 0
+) -> tuple[Floats, Floats]:
+    """Hidden states (B, T, D), padded with zeros, and regions (B, P, D) for the block alone."""
+    states = [block_states(item, shape) for item in inputs]
+    longest = max(max(len(hidden) for hidden, _ in states), steps, shape.scales)
+    hidden_btd = np.zeros((len(inputs), longest, shape.width), np.float32)
+    for row, (hidden, _) in enumerate(states):
+        hidden_btd[row, : len(hidden)] = hidden
+    return hidden_btd, np.stack([regions for _, regions in states])
+
+
+def padded_feed(
+    inputs: Sequence[ModelInput],
+    shape: ModelShape,
+    picture: Picture,
+    encode: Callable[[Floats], list[Any]],
+) -> dict[str, Array]:
+    """Inputs of the plain one-graph model for one padded batch.
+
+    Args:
+        inputs: The posts.
+        shape: The model's shape.
+        picture: Decides `seen`: pixels (B, 3, H, W), regions (B, P, D), or nothing.
+        encode: Gives the regions of a `hit`.
+    """
+    if picture in BLOCKS:
+        hidden, regions = padded_states(inputs, shape)
+        return {"hidden": hidden} | ({"seen": regions} if picture == "block" else {})
+    feed = padded_text(inputs, shape)
+    if picture == "cold":
+        feed["seen"] = stack_pixels(inputs)
+    elif picture == "hit":
+        feed["seen"] = np.stack(hit_regions(inputs, encode))
+    return feed
+
+
+def max_error(expected: list[list[Scores]], actual: list[list[Scores]]) -> float:
+    """Largest absolute difference of any raw logit between two sets of outputs."""
+    worst = 0.0
+    for a_batch, b_batch in zip(expected, actual, strict=True):
+        for a, b in zip(a_batch, b_batch, strict=True):
+            for left, right in (
+                (a.unit_logits_mc, b.unit_logits_mc),
+                (a.emissions_ny, b.emissions_ny),
+            ):
+                error = float(np.abs(left - right).max(initial=0.0))
+                worst = max(worst, float("inf") if np.isnan(error) else error)
+    return worst

@@ -1,0 +1,258 @@
+"""The systems by name: what each is, whether this machine can run it, and how a worker loads it."""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from amlr.benchmarks.systems.base import ESCALATION, ModelShape, Peer, PeerSpec, WholeSystem
+from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
+from amlr.errors import InputError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import cpu_fields
+from amlr.runtime.engine import Engine
+from amlr.runtime.providers.base import Provider, ProviderOptions
+
+BASELINE = "research"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A peer that can be asked for.
+
+    Attributes:
+        about: One line for reports.
+        kind: Implementation, as `load_peer` knows it.
+        precision: What it computes in.
+        packages: Import names it needs.
+        exports: Whether it reads the one-graph ONNX exports.
+        quick: Whether `--quick` runs it.
+        mkl: Whether it needs the MKL preload.
+    """
+
+    about: str
+    kind: str
+    precision: str = "fp32"
+    packages: tuple[str, ...] = ("torch",)
+    exports: bool = False
+    quick: bool = True
+    mkl: bool = False
+
+
+PEERS = {
+    "research": Entry(
+        about="eager PyTorch as released: padded to 50, all units as Conv1d, plain attention",
+        kind="research",
+    ),
+    "research-mkl": Entry(
+        about="the same, with MKL taking its full-speed path on AMD processors",
+        kind="research",
+        mkl=True,
+    ),
+    "eager-exact": Entry(
+        about="eager PyTorch, each post at its own length", kind="eager-exact", quick=False
+    ),
+    "eager-bf16": Entry(
+        about="eager PyTorch under bf16 autocast, padded to the batch's longest post",
+        kind="eager-bf16",
+        precision="bf16",
+        quick=False,
+    ),
+    "torch-compile": Entry(
+        about="torch.compile, dynamic shapes, frozen weights, padded to the batch's longest post",
+        kind="torch-compile",
+        quick=False,
+    ),
+    "onnxruntime-plain": Entry(
+        about="one-graph ONNX export in onnxruntime, padded to the batch's longest post",
+        kind="onnxruntime-plain",
+        packages=("onnxruntime",),
+        exports=True,
+    ),
+    "openvino": Entry(
+        about="plain OpenVINO conversion, each post at its own length",
+        kind="openvino",
+        packages=("openvino",),
+        exports=True,
+    ),
+    "openvino-bf16": Entry(
+        about="plain OpenVINO conversion with the bf16 hint, each post at its own length",
+        kind="openvino",
+        precision="bf16",
+        packages=("openvino",),
+        exports=True,
+        quick=False,
+    ),
+    "openvino-int8": Entry(
+        about="that conversion quantized by NNCF, rest in bf16, each post at its own length",
+        kind="openvino",
+        precision="int8",
+        packages=("openvino", "nncf"),
+        exports=True,
+        quick=False,
+    ),
+}
+
+
+def resolve(name: str, folder: Path) -> tuple[PeerSpec | None, str]:
+    """Make a peer runnable here.
+
+    Args:
+        name: Key of `PEERS`.
+        folder: Where files may be built.
+
+    Returns:
+        Its specification and "", or None and why this machine cannot run it.
+    """
+    entry = PEERS[name]
+    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        return None, f"needs the package {missing[0]!r}, which is not installed"
+    preload = None
+    if entry.mkl:
+        preload, reason = build_preload(folder)
+        if preload is None:
+            return None, reason
+    # The precision has its own column, so all OpenVINO rows carry the same name.
+    return (
+        PeerSpec(
+            name=entry.kind if entry.kind == "openvino" else name,
+            kind=entry.kind,
+            precision=entry.precision,
+            preload=preload,
+        ),
+        "",
+    )
+
+
+_MKL_STUB = """
+int mkl_serv_intel_cpu_true(void) { return 1; }
+int mkl_serv_intel_cpu(void) { return 1; }
+"""
+
+
+def build_preload(folder: Path) -> tuple[str | None, str]:
+    """Compile a loader stub that lets Intel's MKL use its fast kernels on other makers' processors.
+
+    MKL asks `mkl_serv_intel_cpu_true` before it takes its AVX-512 and AVX2 kernels, and answers no
+    on AMD, which costs half the speed on some of its processors and a tenth on others. The stub
+    answers yes. It is loaded only into the worker process of the peer that shows this difference.
+
+    Returns:
+        Path of the library and "", or None and the reason.
+    """
+    vendor = cpu_fields().get("vendor_id")
+    if vendor == "GenuineIntel":
+        return None, "this is an Intel processor: MKL already takes its full-speed path"
+    if vendor is None:
+        return None, "only for x86 processors under Linux"
+    compiler = next((path for name in ("gcc", "g++", "cc") if (path := shutil.which(name))), None)
+    if compiler is None:
+        return None, "needs a C compiler (gcc or g++) for the loader stub; none is installed"
+    library, source = folder / "libmkl_full_speed.so", folder / "mkl_full_speed.c"
+    source.write_text(_MKL_STUB)
+    command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None, f"the loader stub did not compile: {done.stderr.strip().splitlines()[-1]}"
+    return str(library), ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A running system.
+
+    Attributes:
+        peer: Tensors to logits; None where there is no such path.
+        end_to_end: Behind the engine's text and decoding path.
+        close: Frees what it holds.
+    """
+
+    peer: Peer | None
+    end_to_end: WholeSystem
+    close: Callable[[], None]
+
+
+def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | None) -> Loaded:
+    """Import what the system needs, nothing else, and load it.
+
+    Raises:
+        InputError: No such kind of system.
+        BundleError: The bundle cannot serve it.
+    """
+    if spec.kind == ESCALATION:
+        return _escalating(spec, bundle_path, threads)
+    bundle = Bundle.open(bundle_path)
+    shape = ModelShape.of(bundle.manifest)
+    if spec.kind == "engine":
+        engine_provider = _open_provider(spec, bundle, threads)
+        peer: Peer = EnginePeer(engine_provider, shape)
+    else:
+        engine_provider = None
+        peer = _plain_peer(spec, bundle, shape, threads, exports)
+
+    def load(cache_mb: int) -> Engine:
+        provider = engine_provider or PeerProvider(peer, spec.name, keep=cache_mb > 0)
+        return Engine(bundle, provider, threads=threads, image_cache_mb=cache_mb)
+
+    # The provider outlives its engines.
+    whole = EndToEnd(load, lambda engine: engine.pipeline.close())
+    return Loaded(peer=peer, end_to_end=whole, close=peer.close)
+
+
+def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
+    """Low precision first, float32 where an answer is not certain: both tiers in one engine."""
+
+    def load(cache_mb: int) -> Engine:
+        return Engine.load(
+            bundle,
+            spec.option("provider"),
+            "escalate",
+            threads=threads,
+            image_cache_mb=cache_mb,
+            check="off",
+        )
+
+    whole = EndToEnd(load, Engine.close)
+    whole.prepare((), "hit")  # loading counts as loading, not as the first post
+    return Loaded(peer=None, end_to_end=whole, close=whole.close)
+
+
+def _open_provider(spec: PeerSpec, bundle: Bundle, threads: int) -> Provider:
+    from amlr.runtime.providers.registry import open_provider
+
+    variant = bundle.manifest.variants[spec.option("variant")]
+    bundle.verify(variant)
+    options = ProviderOptions(threads=threads)
+    return open_provider(spec.option("provider"), bundle, variant, options)
+
+
+def _plain_peer(
+    spec: PeerSpec, bundle: Bundle, shape: ModelShape, threads: int, exports: str | None
+) -> Peer:
+    if spec.kind in ("onnxruntime-plain", "openvino"):
+        assert exports is not None, "this peer reads exports"
+        if spec.kind == "openvino":
+            from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
+
+            return OpenvinoPlainPeer(Path(exports), shape, threads, spec.precision)
+        from amlr.benchmarks.systems.onnxruntime import OnnxPlainPeer
+
+        return OnnxPlainPeer(Path(exports), shape, threads)
+    import torch
+
+    from amlr.benchmarks.systems.eager import CompiledPeer, EagerPeer, ResearchPeer
+    from amlr.export.reference import load_reference
+
+    torch.set_num_threads(threads)
+    model = load_reference(bundle)
+    if spec.kind == "research":
+        return ResearchPeer(model, shape)
+    if spec.kind in ("eager-exact", "eager-bf16"):
+        exact = spec.kind == "eager-exact"
+        return EagerPeer(model, shape, exact=exact, autocast=not exact)
+    if spec.kind == "torch-compile":
+        return CompiledPeer(model, shape)
+    raise InputError(f"there is no peer of kind {spec.kind!r}")

@@ -1,0 +1,190 @@
+"""The engine's tiers under test: which provider and precision, loaded as a user would."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amlr.benchmarks.parity import FP32_TOLERANCE
+from amlr.benchmarks.report.records import ENGINE_PREFIX, AutoRecord, VariantRecord
+from amlr.benchmarks.systems.base import ESCALATION, PeerSpec
+from amlr.errors import AmlrError
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Manifest
+from amlr.runtime.options import EngineOptions
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.registry import admitted_variants, open_provider
+from amlr.runtime.tier_timing import describe_choice
+from amlr.runtime.tiers import Tier as ServingTier
+from amlr.runtime.tiers import list_tiers, open_first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A loaded engine and how to start the same in a worker process.
+
+    Attributes:
+        spec: For the worker.
+        engine: Loaded here, for parity.
+        tolerance: Largest allowed error of raw logits; None judges by entities alone.
+        promised: Whether this tier is said to give float32's entities: float32 itself, what `auto`
+            took, escalation, and variants whose record is clean. Others are measured, not judged.
+        why: How it was chosen.
+    """
+
+    spec: PeerSpec
+    engine: Engine
+    tolerance: float | None
+    promised: bool
+    why: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Tiers:
+    """All tiers of a run.
+
+    Attributes:
+        tiers: The one users get first.
+        notes: Combinations that cannot run here, and why.
+        auto: What `auto` took and the reasons, or None where nobody asked.
+    """
+
+    tiers: list[Tier] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    auto: AutoRecord | None = None
+
+    def close(self) -> None:
+        """Release all engines."""
+        for tier in self.tiers:
+            tier.engine.close()
+
+
+def open_tiers(
+    path: Path, providers: Sequence[str], precisions: Sequence[str], threads: int
+) -> Tiers:
+    """Load every asked combination of provider and precision.
+
+    When `auto` picks a low precision, the exact tier of the same provider is added for comparison.
+
+    Args:
+        path: The bundle.
+        providers: `auto` or provider names.
+        precisions: `auto`, `exact`, `escalate` or precision names.
+        threads: CPU threads.
+
+    Raises:
+        AmlrError: Only one combination was asked for and it cannot be loaded.
+    """
+    opened = Tiers()
+    seen: set[str] = set()
+
+    def add(provider: str, precision: str, why: str) -> Tier | None:
+        tier = _open(path, provider, precision, threads, why)
+        if precision == "auto":
+            engine = tier.engine
+            opened.auto = opened.auto or AutoRecord(
+                provider=engine.provider,
+                precision=engine.precision,
+                reasons=list(describe_choice(engine.choice, engine.skipped)),
+                variants=_records(engine.manifest),
+            )
+        if tier.spec.label in seen:
+            tier.engine.close()
+            return None
+        seen.add(tier.spec.label)
+        opened.tiers.append(tier)
+        return tier
+
+    wanted = [(provider, precision) for provider in providers for precision in precisions]
+    for provider, precision in wanted:
+        try:
+            tier = add(provider, precision, f"asked for: {provider}, {precision}")
+        except AmlrError as error:
+            if len(wanted) == 1:
+                raise
+            opened.notes.append(f"no tier {provider} {precision}: {error}")
+            continue
+        if tier is not None and precision == "auto" and tier.engine.precision != "fp32":
+            add(tier.engine.provider, "exact", "the exact tier of the same provider")
+    return opened
+
+
+def explain_auto(path: Path, threads: int) -> AutoRecord:
+    """What `auto` takes on this host, and why, without keeping it."""
+    opened = open_tiers(path, ("auto",), ("auto",), threads)
+    opened.close()
+    assert opened.auto is not None
+    return opened.auto
+
+
+def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> Tier:
+    if precision in ("auto", "escalate"):
+        # The golden check only decides for `auto`; parity itself is about to be measured.
+        check = "full" if precision == "auto" else "off"
+        engine = Engine.load(path, provider, precision, threads=threads, check=check)
+        if precision == "escalate":
+            options: tuple[tuple[str, str], ...] = (("provider", provider),)
+            return _tier(engine, ESCALATION, options, why, promised=True)
+        admitted = admitted_variants(engine.manifest, engine.provider, "auto")
+        name = next(n for n, v in admitted if v.precision == engine.precision)
+        return _tier(engine, "engine", _options(engine.provider, name), why, promised=True)
+    bundle = Bundle.open(path)
+    # What was made for this very provider comes first; nothing is timed, so that runs compare.
+    choices = sorted(
+        list_tiers(bundle.manifest, EngineOptions(provider=provider, precision=precision)),
+        key=lambda choice: choice.variant.provider is None,
+    )
+    first = [choice for choice in choices if choice.provider == choices[0].provider]
+    others = [choice for choice in choices if choice not in first]
+    taken, engine = open_first(
+        bundle, [*first, *others], lambda choice: _engine(bundle, choice, threads), []
+    )
+    variant = taken.variant
+    promised = variant.precision == "fp32" or variant.parity.get("changed_entities") == 0
+    return _tier(engine, "engine", _options(taken.provider, taken.name), why, promised=promised)
+
+
+def _engine(bundle: Bundle, choice: ServingTier, threads: int) -> Engine:
+    provider = open_provider(
+        choice.provider, bundle, choice.variant, ProviderOptions(threads=threads)
+    )
+    return Engine(bundle, provider, variant=choice.variant, threads=threads)
+
+
+def _options(provider: str, variant: str) -> tuple[tuple[str, str], ...]:
+    return (("provider", provider), ("variant", variant))
+
+
+def _tier(
+    engine: Engine,
+    kind: str,
+    options: tuple[tuple[str, str], ...],
+    why: str,
+    *,
+    promised: bool,
+) -> Tier:
+    # Raw numbers of an escalating engine are float32's.
+    is_exact = engine.precision == "fp32" or kind == ESCALATION
+    spec = PeerSpec(
+        name=ENGINE_PREFIX + engine.provider,
+        kind=kind,
+        precision=engine.precision,
+        options=options,
+    )
+    return Tier(
+        spec=spec,
+        engine=engine,
+        tolerance=FP32_TOLERANCE if is_exact else None,
+        promised=promised,
+        why=why,
+    )
+
+
+def _records(manifest: Manifest) -> list[VariantRecord]:
+    """What the export measured of each variant; `auto` goes by it."""
+    names = ("entities", "changed_entities", "posts", "f1", "source", "ms_per_post")
+    return [
+        VariantRecord(variant=name, **{key: variant.parity.get(key) for key in names})
+        for name, variant in manifest.variants.items()
+        if variant.precision != "fp32"
+    ]
