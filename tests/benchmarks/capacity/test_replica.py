@@ -81,3 +81,12 @@ def test_one_by_one_it_is_an_m_d_1_queue(load: float) -> None:
 def test_nothing_to_do() -> None:
     outcome = simulate(arrivals(), flat_costs(), ALONE)
     assert len(outcome.latency_s) == 0
+
+
+def test_a_worker_waits_for_company_only_while_posts_come_fast() -> None:
+    """Posts a millisecond apart wait out the 5 ms together; a lone post after a pause does not."""
+    fast = np.arange(60) * 0.001
+    outcome = simulate(arrivals(*fast, 30.0), flat_costs(0.0001), Replica(wait_ms=5))
+    assert outcome.latency_s[-1] == pytest.approx(0.0001)
+    assert outcome.latency_s[40:59].max() == pytest.approx(0.005 + 0.0006, abs=0.0005)
+    assert outcome.batch_posts > 1
