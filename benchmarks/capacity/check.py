@@ -17,6 +17,7 @@ from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.fleet import capacity_per_s, mix
 from amlr.benchmarks.capacity.replica import Arrivals, simulate
 from amlr.benchmarks.capacity.traffic import Traffic
+from amlr.benchmarks.harness.stats import percentile
 from amlr.benchmarks.serving.client import Connection, request_bytes
 from amlr.benchmarks.serving.processes import running
 from amlr.errors import InputError
@@ -39,7 +40,7 @@ class Check:
         offered_per_s: Requests sent a second.
         predicted_per_s: Answers a second, simulated.
         measured_per_s: Answers a second of the real servers.
-        predicted_p95_ms: Simulated 95th percentile.
+        predicted_p95_ms: Simulated 95th percentile; None below 20 answers.
         measured_p95_ms: Measured.
         refused: Measured share of 429.
         failed: Requests that got anything but 200 or 429.
@@ -50,8 +51,8 @@ class Check:
     offered_per_s: float
     predicted_per_s: float
     measured_per_s: float
-    predicted_p95_ms: float
-    measured_p95_ms: float
+    predicted_p95_ms: float | None
+    measured_p95_ms: float | None
     refused: float
     failed: int
 
@@ -61,8 +62,10 @@ class Check:
         return self.predicted_per_s / self.measured_per_s - 1
 
     @property
-    def p95_error(self) -> float:
+    def p95_error(self) -> float | None:
         """Predicted over measured, less one."""
+        if self.predicted_p95_ms is None or self.measured_p95_ms is None:
+            return None
         return self.predicted_p95_ms / self.measured_p95_ms - 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,15 +241,16 @@ def _compare(
         offered_per_s=len(predicted) / float(arrivals.at_s[-1]),
         predicted_per_s=float((~np.isnan(predicted)).sum() / end),
         measured_per_s=float((measured.status == 200).sum() / measured.span_s),
-        predicted_p95_ms=1000 * _percentile(predicted[foreseen]),
-        measured_p95_ms=1000 * _percentile(measured.latency_s[answered]),
+        predicted_p95_ms=_p95_ms(predicted[foreseen]),
+        measured_p95_ms=_p95_ms(measured.latency_s[answered]),
         refused=float((measured.status == 429).mean()),
         failed=int((~np.isin(measured.status, (200, 429))).sum()),
     )
 
 
-def _percentile(seconds: npt.NDArray[np.float64]) -> float:
-    return float(np.percentile(seconds, 95)) if len(seconds) else float("nan")
+def _p95_ms(seconds: npt.NDArray[np.float64]) -> float | None:
+    value = percentile(seconds, 95)
+    return None if value is None else 1000 * value
 
 
 @contextlib.contextmanager

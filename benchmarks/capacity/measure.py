@@ -19,6 +19,7 @@ import click
 import numpy as np
 
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
+from amlr.benchmarks.harness.machine import thread_variables
 from amlr.benchmarks.serving.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import running
 from amlr.cli_support import AmlrCommand
@@ -27,7 +28,7 @@ from amlr.serving.warmup import picture, sample_text
 
 BATCHES = (1, 4, 16)
 _REPEATS = 5
-_IDLE_SERVER = "amlr.benchmarks.capacity.idle_server"
+_SERVERS = "amlr.benchmarks.serving.servers"
 
 
 def grid_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
@@ -69,7 +70,7 @@ def measure_grid(
         subprocess.Popen(
             [*command, "--core", str(cores[i % len(cores)] if cores else -1)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=os.environ | thread_variables(1),
         )
         for i in range(processes)
     ]
@@ -97,7 +98,7 @@ async def _server_costs() -> tuple[float, float]:
     text = sample_text(32)
     kinds = [Post(text), Post(text, picture(source))]
     costs = []
-    with running(_IDLE_SERVER, []) as server:
+    with running(_SERVERS, ["idle"]) as server:
         for post in kinds:
             requests = [request_bytes(post)]
             await closed_loop(server.port, requests, clients=4, seconds=0.5, take=lambda _: None)

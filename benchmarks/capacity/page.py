@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart
-from amlr.benchmarks.report.page import card, html_page, html_table, section
+from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
+from amlr.benchmarks.report.tables import markdown_table, number
 
 _CHECK_HEAD = ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
                "predicted", "error")  # fmt: skip
@@ -40,10 +41,7 @@ def _text(report: dict[str, Any]) -> Iterator[str]:
         )
     if report["checks"]:
         yield ""
-        yield "| " + " | ".join(_CHECK_HEAD) + " |"
-        yield "|" + "---|" * len(_CHECK_HEAD)
-        for check in report["checks"]:
-            yield "| " + " | ".join(_check_cells(check)) + " |"
+        yield markdown_table(_CHECK_HEAD, map(_check_cells, report["checks"]), words=0)
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -65,9 +63,9 @@ def _check_cells(check: dict[str, Any]) -> list[str]:
         f"{check['measured_per_s']:.1f}",
         f"{check['predicted_per_s']:.1f}",
         f"{check['throughput_error']:+.0%}",
-        f"{check['measured_p95_ms']:.0f}",
-        f"{check['predicted_p95_ms']:.0f}",
-        f"{check['p95_error']:+.0%}",
+        number(check["measured_p95_ms"]),
+        number(check["predicted_p95_ms"]),
+        "–" if check["p95_error"] is None else f"{check['p95_error']:+.0%}",
     ]
 
 
@@ -131,8 +129,8 @@ def render_page(report: dict[str, Any]) -> str:
         f"{escape(report['costs']['provider'])} {escape(report['costs']['precision'])}, "
         "all cores busy.</p>",
         f'<div class="verdict pass">{escape(_summary(report)).capitalize()}.</div>',
-        _tiles(report),
-        f'<div class="grid2">{"".join(cards)}</div>',
+        _headline(report),
+        grid(cards),
         section(
             "Checked against real servers",
             "The same requests at the same times, simulated and sent; the error is predicted over "
@@ -146,17 +144,16 @@ def render_page(report: dict[str, Any]) -> str:
     return html_page("Capacity plan", body)
 
 
-def _tiles(report: dict[str, Any]) -> str:
+def _headline(report: dict[str, Any]) -> str:
     plan, currency = report["plan"], escape(report["traffic"]["machine"]["currency"])
     scaled, fixed = plan["scaled"], plan["fixed"]
-    tiles = [
+    figures = [
         (f"{scaled['price_per_million']:.2f}", f"{currency} per million posts, replicas scaled"),
         (f"{fixed['price_per_million']:.2f}", f"{currency} per million posts, peak all day"),
         (f"{scaled['machine_hours']:.0f}", "machine hours a day"),
         (f"{1000 * scaled['p99_s']:.0f} ms", f"worst p99; {scaled['refused']:.2%} refused"),
     ]
-    boxes = "".join(f'<div class="tile"><b>{value}</b>{text}</div>' for value, text in tiles)
-    return f'<div class="tiles">{boxes}</div>'
+    return tiles(figures)
 
 
 def _hours(hours: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from amlr.benchmarks.harness.machine import memory_mib
 from amlr.benchmarks.serving.processes import family
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
@@ -116,7 +117,8 @@ def _measure(command: list[str]) -> dict[str, Any]:
     def sample() -> None:
         # Rarely: adding up the pages of Ray's many processes takes a good part of a core.
         while not over.wait(_SAMPLE_S):
-            peak[0] = max(peak[0], sum(map(_pss_mb, family(process.pid))))
+            members = family(process.pid)
+            peak[0] = max(peak[0], sum(memory_mib(pid, shared=False) for pid in members))
 
     watcher = threading.Thread(target=sample)
     watcher.start()
@@ -126,7 +128,7 @@ def _measure(command: list[str]) -> dict[str, Any]:
     if process.returncode:
         raise click.ClickException(f"a run ended with code {process.returncode}")
     summary: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return summary | {"peak_mb": round(peak[0])}
+    return summary | {"peak_mib": round(peak[0])}
 
 
 def _kill_on_the_way(command: list[str], out: Path) -> None:
@@ -149,17 +151,6 @@ def _is_worker(pid: int) -> bool:
         return b"spawn_main" in command or b"ray::MapWorker" in command
     except OSError:
         return False
-
-
-def _pss_mb(pid: int) -> float:
-    """Memory of a process, shared pages divided among those who share them (Linux)."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1000
-    except OSError:
-        pass
-    return 0.0
 
 
 def _entities(out: Path) -> dict[str, Any]:

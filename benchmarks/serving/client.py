@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from amlr.benchmarks.harness.stats import percentiles_ms
 from amlr.runtime import Post
 
 Triples = list[tuple[int, int, str]]
@@ -69,19 +70,8 @@ class Tally:
             "statuses": {str(k): v for k, v in sorted(self.statuses.items())},
             "wrong_answers": self.wrong,
             "posts_per_s": round(len(self.seconds) / duration_s, 2),
-            **percentiles(self.seconds),
+            **percentiles_ms(self.seconds),
         }
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    """p50, p95, p99 in milliseconds."""
-    ordered = sorted(seconds)
-    return {
-        f"p{p}_ms": round(1000 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 2)
-        if ordered
-        else None
-        for p in (50, 95, 99)
-    }
 
 
 def request_bytes(post: Post, path: str = "/v1/tag", deadline_ms: int | None = None) -> bytes:

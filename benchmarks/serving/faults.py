@@ -18,12 +18,17 @@ from typing import Any
 import click
 
 from amlr.benchmarks.serving.client import Connection, Tally, Triples, closed_loop, request_bytes
-from amlr.benchmarks.serving.faulty_server import BREAK, HANG, KILL
-from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
+from amlr.benchmarks.serving.processes import (
+    ServerProcess,
+    load_options,
+    read_posts,
+    running,
+    triples,
+)
+from amlr.benchmarks.serving.servers import BREAK, HANG, KILL
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 
-_PATH = click.Path(path_type=Path)
 Fault = Callable[["Scene"], Awaitable[str]]
 
 
@@ -190,14 +195,10 @@ async def _run(
 
 
 @click.command(cls=AmlrCommand)
-@click.option("--engine", "bundle", type=_PATH, required=True)
-@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
-@click.option("--images", type=_PATH, required=True)
-@click.option("--count", default=128, show_default=True)
+@load_options(128)
 @click.option("--clients", default=8, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Load around each fault.")
 @click.option("--only", multiple=True, type=click.Choice([f.__name__ for f in FAULTS]))
-@click.option("--json", "out", type=_PATH)
 def main(
     bundle: Path,
     posts_file: Path,
@@ -226,8 +227,8 @@ def main(
             expected = [triples(engine, posts), triples(engine, poisoned)]
             tier = ["--provider", engine.provider, "--precision", engine.precision]
         requests = [request_bytes(post) for post in posts]
-        module = "amlr.benchmarks.serving.faulty_server"
-        with running(module, ["--engine", str(own), *tier]) as server:
+        module = "amlr.benchmarks.serving.servers"
+        with running(module, ["faulty", "--engine", str(own), *tier]) as server:
             scene = Scene(server, own, requests, [request_bytes(post) for post in poisoned])
             rows = asyncio.run(_run(scene, expected, seconds, clients, faults))
             code = server.process.poll()

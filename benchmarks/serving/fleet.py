@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
+from amlr.benchmarks.harness.machine import memory_mib, thread_variables
 from amlr.benchmarks.serving.client import request_bytes
 from amlr.benchmarks.serving.fleet_client import RetryingClient, table
 from amlr.benchmarks.serving.fleet_cluster import Fleet
-from amlr.benchmarks.serving.processes import free_port, memory_mb, read_posts, triples
+from amlr.benchmarks.serving.processes import free_port, load_options, read_posts, triples
 from amlr.benchmarks.serving.rebias import rebias
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine
@@ -26,26 +27,20 @@ from amlr.runtime.bundle import read_manifest
 from amlr.serving.ray.arguments import FleetArguments
 from amlr.serving.ray.proxy import CALLBACK, VARIABLE
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command(cls=AmlrCommand)
-@click.option("--engine", "bundle", type=_PATH, required=True)
-@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
-@click.option("--images", type=_PATH, required=True)
-@click.option("--count", default=128, show_default=True, help="Different posts.")
+@load_options(128)
 @click.option("--bias", default=1.5, show_default=True, help="Decoder bias of the second bundle.")
 @click.option("--replicas", default=2, show_default=True)
 @click.option("--clients", default=32, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Of load around each event.")
 @click.option("--ask-again/--no-ask-again", default=True, help="The proxy's second try.")
-@click.option("--json", "out", type=_PATH)
 def main(out: Path | None, **options: Any) -> None:
     """Kill a replica, then change the bundle; exit 1 if a request failed or was answered wrong."""
     read_manifest(options["bundle"])
     # Replicas import this project; Ray hands the environment on to them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= thread_variables(1)
     if options["ask_again"]:
         os.environ[VARIABLE] = CALLBACK
     import ray
@@ -140,9 +135,9 @@ async def _events(
         await asyncio.sleep(0.2)
     note("replaced", pids=now)
     await asyncio.sleep(seconds)
-    before = {pid: round(memory_mb(pid)) for pid in now}
+    before = {pid: round(memory_mib(pid)) for pid in now}
     await asyncio.to_thread(fleet.change, other.absolute().as_uri())
-    note("change begun", rss_mb=before)
+    note("change begun", rss_mib=before)
     digest = read_manifest(other)[1]
     after: list[dict[str, Any]] = []
     while [r["manifest_sha256"] for r in after] != [digest] * len(pids):
@@ -150,8 +145,8 @@ async def _events(
         after = await asyncio.to_thread(fleet.status)
         if refused := [r["refused"] for r in after if r["refused"]]:
             raise RuntimeError(refused[0])
-    peaks = {r["pid"]: round(memory_mb(r["pid"], peak=True)) for r in after}
-    note("changed", replicas=after, peak_rss_mb=peaks)
+    peaks = {r["pid"]: round(memory_mib(r["pid"], peak=True)) for r in after}
+    note("changed", replicas=after, peak_rss_mib=peaks)
     await asyncio.sleep(seconds)
     note("end")
     client.stop()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amlr.benchmarks.serving.client import Connection, Triples, answer_triples, percentiles
+from amlr.benchmarks.harness.stats import percentiles_ms
+from amlr.benchmarks.serving.client import Connection, Triples, answer_triples
 from amlr.serving.client import Retries
 from amlr.serving.ray.proxy import TRIES_HEADER
 from amlr.serving.ray.switch import MANIFEST_HEADER
@@ -124,7 +125,7 @@ class RetryingClient:
                     "client_retries": {str(k or "broken"): v for k, v in tries.items()},
                     "asked_again_by_proxy": sum(r.asked_again for r in answered),
                     "posts_per_s": round(len(answered) / max(end - start, 1e-9), 1),
-                    **percentiles(seconds),
+                    **percentiles_ms(seconds),
                     "max_ms": round(1000 * max(seconds, default=0.0), 1),
                 }
             )

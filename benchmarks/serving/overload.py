@@ -9,12 +9,17 @@ from typing import Any
 import click
 
 from amlr.benchmarks.serving.client import Tally, closed_loop, open_loop, request_bytes
-from amlr.benchmarks.serving.processes import ServerProcess, read_posts, running, triples
+from amlr.benchmarks.serving.processes import (
+    ServerProcess,
+    load_options,
+    read_posts,
+    running,
+    triples,
+)
 from amlr.benchmarks.serving.throughput import cores_used
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine
 
-_PATH = click.Path(path_type=Path)
 # Memory is compared with what it was after this share of the run: caches fill first.
 _SETTLED = 0.2
 
@@ -22,7 +27,7 @@ _SETTLED = 0.2
 async def _watch_memory(server: ServerProcess, samples: list[tuple[float, float]]) -> None:
     begun = time.monotonic()
     while True:
-        samples.append((time.monotonic() - begun, server.rss_mb))
+        samples.append((time.monotonic() - begun, server.memory_mib))
         await asyncio.sleep(1.0)
 
 
@@ -39,14 +44,10 @@ async def _overload(
 
 
 @click.command(cls=AmlrCommand)
-@click.option("--engine", "bundle", type=_PATH, required=True)
-@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
-@click.option("--images", type=_PATH, required=True)
-@click.option("--count", default=512, show_default=True, help="Different posts.")
+@load_options(512)
 @click.option("--seconds", default=600.0, show_default=True)
 @click.option("--times", default=2.0, show_default=True, help="Rate over the sustainable one.")
 @click.option("--deadline-ms", default=1000, show_default=True)
-@click.option("--json", "out", type=_PATH)
 def main(
     bundle: Path,
     posts_file: Path,
@@ -83,7 +84,7 @@ def main(
             )
             load["answered"] = len(tally.seconds)
         alive = server.process.poll() is None
-    settled = [mb for at, mb in samples if at >= _SETTLED * duration]
+    settled = [mib for at, mib in samples if at >= _SETTLED * duration]
     growth = max(settled) / settled[0] - 1 if settled else None
     report: dict[str, Any] = tally.to_dict(duration) | load
     report |= {
@@ -91,8 +92,8 @@ def main(
         "offered_per_s": round(sent / seconds, 2),
         "seconds": round(duration, 1),
         "deadline_ms": deadline_ms,
-        "rss_mb_settled": settled[0] if settled else None,
-        "rss_mb_max": max(settled, default=None),
+        "rss_mib_settled": settled[0] if settled else None,
+        "rss_mib_max": max(settled, default=None),
         "rss_growth": None if growth is None else round(growth, 3),
     }
     answered = sum(tally.statuses.get(status, 0) for status in (200, 429))
@@ -110,7 +111,7 @@ def main(
             growth is not None and growth <= 0.1,
             "not measured" if growth is None else f"{100 * growth:+.1f} % after a fifth of the run",
         ),
-        ("server alive", alive, f"{samples[-1][1]:.0f} MB"),
+        ("server alive", alive, f"{samples[-1][1]:.0f} MiB"),
     ]
     report["promises"] = {promise: kept for promise, kept, _ in verdicts}
     click.echo(json.dumps(report, indent=1))

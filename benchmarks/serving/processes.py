@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from amlr.benchmarks.harness.machine import memory_mib, thread_variables
 from amlr.benchmarks.serving.client import Triples
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
@@ -31,9 +34,9 @@ class ServerProcess:
     port: int
 
     @property
-    def rss_mb(self) -> float:
-        """Its resident memory (Linux)."""
-        return memory_mb(self.process.pid)
+    def memory_mib(self) -> float:
+        """Its resident memory in MiB (Linux)."""
+        return memory_mib(self.process.pid)
 
     @property
     def cpu_s(self) -> float:
@@ -58,19 +61,32 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def memory_mb(pid: int, *, peak: bool = False) -> float:
-    """Resident memory of a process, now or at its peak (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:" if peak else "VmRSS:"):
-            return int(line.split()[1]) / 1000
-    return 0.0
-
-
 def machine_cpu_s() -> float:
     """CPU time that all processes of this machine have used (Linux)."""
     fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = fields[3] + fields[4]  # times of guests, behind the eight, are part of user time
     return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def load_options(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that all load tests share; `count` is the usual number of different posts."""
+    path = click.Path(path_type=Path)
+    options = (
+        click.option("--engine", "bundle", type=path, required=True, help="Folder of the bundle."),
+        click.option(
+            "--posts", "posts_file", type=path, required=True, help="JSON lines {text, image}."
+        ),
+        click.option("--images", type=path, required=True, help="Folder of the pictures."),
+        click.option("--count", default=count, show_default=True, help="Different posts."),
+        click.option("--json", "out", type=path, help="Write the figures here."),
+    )
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def read_posts(path: Path, images: Path, count: int) -> list[Post]:
@@ -111,7 +127,7 @@ def running(module: str, arguments: list[str], *, wait_s: float = 300.0) -> Iter
         stderr=subprocess.DEVNULL if "AMLR_SHOW" not in os.environ else None,
         # A group of its own: some servers start further processes.
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=os.environ | thread_variables(1),
     )
     try:
         _wait_ready(process, port, wait_s)

@@ -13,12 +13,17 @@ from typing import Any
 import click
 
 from amlr.benchmarks.serving.client import Tally, Triples, closed_loop, request_bytes
-from amlr.benchmarks.serving.processes import machine_cpu_s, read_posts, running, triples
+from amlr.benchmarks.serving.processes import (
+    load_options,
+    machine_cpu_s,
+    read_posts,
+    running,
+    triples,
+)
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 from amlr.runtime.cpu import usable_cores
 
-_PATH = click.Path(path_type=Path)
 _BATCH = 16
 _HERE = "amlr.benchmarks.serving"
 
@@ -95,21 +100,17 @@ def measured(
                 closed_loop(server.port, requests, clients=clients, seconds=seconds, take=tally.add)
             )
             row["answered"] = len(tally.seconds)
-        return tally.to_dict(duration) | row | {"rss_mb": round(server.rss_mb)}
+        return tally.to_dict(duration) | row | {"rss_mib": round(server.memory_mib)}
 
 
 @click.command(cls=AmlrCommand)
-@click.option("--engine", "bundle", type=_PATH, required=True)
-@click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
-@click.option("--images", type=_PATH, required=True)
-@click.option("--count", default=512, show_default=True, help="Different posts.")
+@load_options(512)
 @click.option("--clients", default=32, show_default=True)
 @click.option("--seconds", default=30.0, show_default=True, help="For each server.")
 @click.option("--rounds", default=2, show_default=True, help="Servers take turns; the best counts.")
 @click.option("--workers", type=int, help="Of amlr-serve and of the direct calls; default: cores.")
 @click.option("--provider", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
-@click.option("--json", "out", type=_PATH)
 def main(
     bundle: Path,
     posts_file: Path,
@@ -143,8 +144,8 @@ def main(
         own = [*common, "--workers", str(workers)]
         for name, module, arguments in (
             ("amlr-serve", "amlr.serving", own),
-            ("plain FastAPI", f"{_HERE}.peers", common),
-            ("LitServe", f"{_HERE}.litserve_peer", own),
+            ("plain FastAPI", f"{_HERE}.servers", ["plain", *common]),
+            ("LitServe", f"{_HERE}.litserve_server", own),
         ):
             _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
     click.echo(f"all by {provider}, {precision}")
