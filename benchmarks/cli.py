@@ -117,7 +117,7 @@ def bench_command(**given: Any) -> None:
         raise InputError("nothing to measure; give --engine amlr.plan")
     if given["threads"] < 1:
         raise InputError(f"--threads must be at least 1, got {given['threads']}")
-    from amlr.benchmarks.harness.machine import thread_variables
+    from amlr.benchmarks.harness.process import thread_variables
 
     # Before any numeric library is imported: afterwards it is too late.
     os.environ |= thread_variables(given["threads"])

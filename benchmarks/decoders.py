@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
 import numpy as np
 
+from amlr.benchmarks.harness.stats import median
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError
 from amlr.kernels import Units, box_redecode, joint_scores, segmental_decode, viterbi_decode
@@ -202,7 +202,7 @@ def measure(
         plans.append((task, 256, words, "words", calls, "linear chain"))
     for task, batch, steps, kind, calls, baseline in progress(plans, "decoders"):
         times = interleave(calls, CLOCKS[clock], seconds)
-        medians: dict[str, float] = {name: median(taken) for name, taken in times.items()}
+        medians: dict[str, float] = {name: median(values, 12) for name, values in times.items()}
         rows += [
             DecoderRow(
                 task=task,

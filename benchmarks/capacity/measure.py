@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +18,8 @@ import click
 import numpy as np
 
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
-from amlr.benchmarks.harness.machine import thread_variables
+from amlr.benchmarks.harness.process import thread_variables
+from amlr.benchmarks.harness.stats import median
 from amlr.benchmarks.serving.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import running
 from amlr.cli_support import AmlrCommand
@@ -134,10 +134,7 @@ def _measure(
                         cell = times.setdefault((state, row, column), [])
                         cell.append(time.perf_counter() - begun)
     return [
-        [
-            [statistics.median(times[s, t, b]) for b in range(len(batches))]
-            for t in range(len(lengths))
-        ]
+        [[median(times[s, t, b], 9) for b in range(len(batches))] for t in range(len(lengths))]
         for s in range(len(STATES))
     ]
 

@@ -1,7 +1,6 @@
 """What every step shares: where things are, which device, and how a call is timed."""
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from amlr.benchmarks.harness.stats import median
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
@@ -132,8 +132,8 @@ def measure(call: Callable[[], Any], device: str, stream: Any, runs: int) -> dic
             start = time.perf_counter()
             call()
             host.append((time.perf_counter() - start) * 1e3)
-        median = round(statistics.median(host), 4)
-        return {"device_ms": median, "queued_ms": median, "host_ms": median, "runs": runs}
+        host_ms = median(host)
+        return {"device_ms": host_ms, "queued_ms": host_ms, "host_ms": host_ms, "runs": runs}
     import torch
 
     cuda: Any = torch.cuda
@@ -156,9 +156,9 @@ def measure(call: Callable[[], Any], device: str, stream: Any, runs: int) -> dic
     after.record(stream)
     after.synchronize()
     return {
-        "device_ms": round(statistics.median(inside), 4),
+        "device_ms": median(inside),
         "queued_ms": round(before.elapsed_time(after) / runs, 4),
-        "host_ms": round(statistics.median(host), 4),
+        "host_ms": median(host),
         "runs": runs,
     }
 

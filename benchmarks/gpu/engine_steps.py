@@ -1,7 +1,5 @@
 """The engine as a user calls it: posts a second, idle time, decoders, and a trained bundle."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +11,8 @@ from amlr.benchmarks.gpu.onnx_sessions import DirectProvider, import_onnxruntime
 from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
+from amlr.benchmarks.harness.timing import run_threads
+from amlr.export.parity import entity_keys
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -51,8 +51,7 @@ def _decoder_rows(context: Context, engine: Engine, posts: Sequence[Post]) -> It
     scores = [post.scores for post in engine.pipeline.score(posts)]
     on_host = Decoder.of(engine.bundle).entities([each for each in scores if each is not None])
     changed = sum(
-        {(e.start, e.end, e.label) for e in one.entities}
-        != {(e.start, e.end, e.label) for e in other}
+        entity_keys(one.entities) != entity_keys(other)
         for one, other in zip(on_device, on_host, strict=True)
     )
     failed = {"failed": f"decoders: {changed} posts differ"} if changed else {}
@@ -126,10 +125,7 @@ def certificates(context: Context, bundle: Bundle) -> Row:
     sure = decoder.certify(low[half:], [radii] * len(low[half:]))
     answers = [decoder.entities(part[half:]) for part in (exact, low)]
     same = np.array(
-        [
-            {(e.start, e.end, e.label) for e in one} == {(e.start, e.end, e.label) for e in other}
-            for one, other in zip(*answers, strict=True)
-        ]
+        [entity_keys(one) == entity_keys(other) for one, other in zip(*answers, strict=True)]
     )
     wrong = int((sure & ~same).sum())
     row: Row = {
@@ -186,27 +182,10 @@ def _picture_rows(context: Context, engine: Engine) -> Iterator[Row]:
 def _posts_per_second(
     engine: Engine, calls: Sequence[Sequence[Post]], threads: int, seconds: float
 ) -> float:
-    done = [0] * threads
-    errors: list[BaseException] = []
-    start = time.perf_counter()
-
-    def work(thread: int) -> None:
-        number = thread
-        try:
-            while time.perf_counter() - start < seconds:
-                done[thread] += len(engine.tag_batch(calls[number % len(calls)]))
-                number += 1
-        except BaseException as error:
-            errors.append(error)
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if errors:
-        raise errors[0]
-    return sum(done) / (time.perf_counter() - start)
+    posts, took_s = run_threads(
+        lambda number: len(engine.tag_batch(calls[number % len(calls)])), threads, seconds
+    )
+    return posts / took_s
 
 
 def _idle(

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 
+from amlr.benchmarks.harness.stats import median
 from amlr.kernels.cuda_work import DeviceWork
 from amlr.kernels.device import Device
 
@@ -73,7 +73,7 @@ class DeviceClock:
             self._last.synchronize()
             times.append(1e3 * self._last.milliseconds_since(self._first) / launches)
         graph.close()
-        return {"us": round(median(times), 3), "least_us": round(min(times), 3)}
+        return {"us": median(times, 3), "least_us": round(min(times), 3)}
 
     @contextmanager
     def work(self) -> Iterator[DeviceWork]:

@@ -19,14 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import click
 
+from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.kernel_times import kernel_times
+from amlr.benchmarks.gpu.rows import read_rows
 from amlr.cli_support import AmlrCommand
 from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.images import KernelSpec, compile_image
@@ -136,6 +138,71 @@ KERNEL_STEPS: Mapping[str, Callable[[Path, Path, bool], Rows]] = {
     "kernel_sanitizers": kernel_sanitizers,
     "kernel_times": kernel_times,
 }
+
+
+def replay(context: Context) -> Iterator[dict[str, Any]]:
+    """Recorded launches replayed; every byte must be equal."""
+    return _as_step(context, "kernel_replay")
+
+
+def tests(context: Context) -> Iterator[dict[str, Any]]:
+    """The tests that need a device."""
+    return _as_step(context, "kernel_tests")
+
+
+def sanitizers(context: Context) -> Iterator[dict[str, Any]]:
+    """compute-sanitizer's tools on the replay."""
+    return _as_step(context, "kernel_sanitizers")
+
+
+def times(context: Context) -> Iterator[dict[str, Any]]:
+    """Times of the decoders against what they are compared with."""
+    return _as_step(context, "kernel_times")
+
+
+def _as_step(context: Context, name: str) -> Iterator[dict[str, Any]]:
+    """A kernel step as a step of a whole run.
+
+    Raises:
+        NotRunError: The kit has no kernels, or the driver double failed.
+    """
+    if not (context.kit / "kernels").is_dir():
+        raise NotRunError("the kit has no part 'kernels'")
+    rows = (
+        _dry_rows(context, name)
+        if context.dry
+        else KERNEL_STEPS[name](context.kit, context.out, context.smoke)
+    )
+    for row in rows:
+        is_bad = any(row.get(key) is False for key in ("equal", "noticed"))
+        is_reported = row.get("clean") is False and "planted" not in row
+        is_failed = "not_run" not in row and (is_bad or is_reported)
+        yield row | ({"failed": f"{name}: see the rows"} if is_failed else {})
+
+
+def _dry_rows(context: Context, name: str) -> Rows:
+    """The step on the driver double, which needs a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "amlr.benchmarks.gpu.kernel_steps",
+            "--kit",
+            str(context.kit),
+            "--out",
+            folder,
+        ]
+        done = subprocess.run(
+            [*command, "--steps", name, "--smoke", "--dry-run"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(done.stdout, done.stderr, flush=True)
+        if done.returncode:
+            raise NotRunError(f"on the driver double: exit code {done.returncode}; see log.txt")
+        rows = read_rows(Path(folder) / "kernels.jsonl")
+    return [json.loads(json.dumps({n: v for n, v in r.items() if n != "step"})) for r in rows]
 
 
 def build_replay(kit: Path, folder: Path) -> Path:

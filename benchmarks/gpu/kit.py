@@ -5,7 +5,6 @@ A part a bundle: `plan/` (its files without weights), `recipe.json` and `carried
 this machine's CPU in float32.
 """
 
-import importlib
 import io
 import json
 import shutil
@@ -262,13 +261,11 @@ def add_kernels(kit: Path) -> None:
     """Add the part `kernels`, made beside the kernels' own tests.
 
     Raises:
-        InputError: This version of amlr has no kernel steps.
+        AmlrError: The recording failed.
     """
-    try:
-        steps: Any = importlib.import_module("amlr.benchmarks.gpu.kernel_steps")
-    except ModuleNotFoundError as error:
-        raise InputError(f"cannot import {error.name}; --kernels needs a checkout") from error
-    steps.write_kernel_kit(kit)
+    from amlr.benchmarks.gpu.kernel_steps import write_kernel_kit
+
+    write_kernel_kit(kit)
 
 
 def sizes(kit: Path) -> list[str]:

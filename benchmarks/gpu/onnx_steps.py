@@ -24,6 +24,7 @@ from amlr.benchmarks.gpu.workload import (
     text_feed,
     typed,
 )
+from amlr.export.parity import count_changes, entity_keys
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
@@ -86,9 +87,8 @@ def compared(
     }
     changed = 0
     for answer, wanted in zip(answers, expected, strict=True):
-        actual = {(e.start, e.end, e.label) for e in answer.entities}
-        keys = {tuple(entity) for entity in wanted}
-        changed += max(len(actual - keys), len(keys - actual))
+        keys = {(start, end, label) for start, end, label in wanted}
+        changed += count_changes(keys, entity_keys(answer.entities))
     row: Row = {
         "card": context.card, "what": what, "precision": precision, "posts": len(posts),
         "entities": sum(map(len, expected)), "changed": changed, "max_abs_error": errors,

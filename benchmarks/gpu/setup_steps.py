@@ -1,6 +1,5 @@
 """Steps that prepare the machine: its ceilings, and the kit's wheels and bundles."""
 
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from amlr.benchmarks.gpu.context import Context, measure
 from amlr.benchmarks.gpu.kit import unpack_part
 from amlr.benchmarks.gpu.orchestrate import site_folder
 from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.harness.process import package_versions
 from amlr.runtime.manifest import MANIFEST
 
 PARTS = ("paper", "small")
-_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers", "pillow")
 
 
 def ceilings(context: Context) -> Iterator[Row]:
@@ -23,7 +22,7 @@ def ceilings(context: Context) -> Iterator[Row]:
     import torch
 
     yield {"card": context.card, "machine": platform.machine(), "python": platform.python_version(),
-           "versions": {name: _version(name) for name in _PACKAGES}}  # fmt: skip
+           "versions": package_versions()}  # fmt: skip
     if not context.dry:
         query = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
@@ -82,10 +81,3 @@ def _install_wheels(context: Context) -> Row:
 
 def _same_file(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"

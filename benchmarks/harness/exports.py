@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from amlr.benchmarks.harness.machine import worker_environment
+from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.harness.remote import PeerError
 
 _PROGRAM = "amlr.benchmarks.harness.exports"

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from amlr.benchmarks.harness.jobs import Job, Ready, Timing, Verdict
-from amlr.benchmarks.harness.machine import worker_environment
+from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError
 

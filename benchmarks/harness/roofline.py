@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amlr.benchmarks.harness.machine import worker_environment
+from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.report.records import RooflineRecord
 from amlr.benchmarks.systems.base import RESEARCH_STEPS, ModelInput, ModelShape, padded_text
 

@@ -24,6 +24,14 @@ def percentile(values: Sequence[float] | npt.NDArray[np.float64], percent: int) 
     return float(np.percentile(values, percent)) if len(values) >= least else None
 
 
+def median(values: Sequence[float], digits: int = 4) -> float:
+    """Median of at least one value, rounded."""
+    value = percentile(values, 50)
+    if value is None:
+        raise ValueError("a median needs at least one value")
+    return round(value, digits)
+
+
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
     """`p50_ms`, `p95_ms` and `p99_ms` of durations in seconds."""
     values = {f"p{percent}_ms": percentile(seconds, percent) for percent in PERCENTS}

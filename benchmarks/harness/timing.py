@@ -1,5 +1,7 @@
 """Interleaved timing: every round runs each peer once, so that drift hits all alike; deadlines."""
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -159,3 +161,39 @@ class Deadline:
             return budget, float("inf")
         seconds = self.left * weight / all_weights
         return replace(budget, seconds=seconds, min_rounds=min(2, budget.min_rounds)), seconds
+
+
+def run_threads(call: Callable[[int], int], threads: int, seconds: float) -> tuple[int, float]:
+    """Call from several threads until the time is up.
+
+    Args:
+        call: Takes the number of the call, returns the posts it handled.
+        threads: Calls at a time.
+        seconds: No call begins after these.
+
+    Returns:
+        Posts handled, and the seconds they took.
+
+    Raises:
+        BaseException: What a call raised; the others stop.
+    """
+    numbers = itertools.count()
+    counts = [0] * threads
+    errors: list[BaseException] = []
+    begun = time.perf_counter()
+
+    def work(thread: int) -> None:
+        try:
+            while not errors and time.perf_counter() - begun < seconds:
+                counts[thread] += call(next(numbers))
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+    return sum(counts), time.perf_counter() - begun

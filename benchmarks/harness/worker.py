@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from amlr.benchmarks.harness.jobs import Job, Ready, Timing, Verdict
-from amlr.benchmarks.harness.machine import own_peak_mib
+from amlr.benchmarks.harness.process import own_peak_mib
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError, InputError
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -155,12 +155,10 @@ def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> l
     check_groups(groups)
     workloads: list[Workload] = []
     for group in groups:
-        if group in (*MAIN, *BLOCK):
-            workloads += _main(group, pool, quick=quick)
-        elif group in END_TO_END:
-            workloads += _end_to_end(group, pool, quick=quick)
-        else:
+        if group in GROWTH:
             workloads += _growth(group, pool, bundle)
+        else:
+            workloads += _timed(group, pool, quick=quick)
     return sorted(workloads, key=lambda w: 2 if w.group in GROWTH else int(w.batch == 1))
 
 
@@ -171,47 +169,34 @@ def _budgets(quick: bool) -> tuple[Budget, Budget]:
     return Budget(seconds=40, min_rounds=10), Budget(seconds=25, min_rounds=7)
 
 
-def _main(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
-    picture = _PICTURES[group]
-    many, single = _budgets(quick)
-    inputs = pool.inputs
-    batches = tuple(inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH))
-    singles = tuple((item,) for item in inputs[: QUICK_SINGLES if quick else BATCH])
-    sizes = [(BATCH, batches, many), (1, singles, single)]
-    if quick and group != "cold":
-        del sizes[0]
-    peers = BLOCK_PEERS if group in BLOCK else None
-    without = QUICK_WITHOUT if quick and group != "cold" else ()
-    return [
-        Workload(
-            name=group,
-            group=group,
-            batch=batch,
-            budget=budget,
-            job=Job(key=f"{group}-{batch}", picture=picture, batches=calls),
-            peers=peers,
-            without=without,
-        )
-        for batch, calls, budget in sizes
-    ]
-
-
-def _end_to_end(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
+def _timed(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
+    """Whole batches and single posts of one kind of call."""
+    is_whole = group in END_TO_END
     picture = _PICTURES[group.removeprefix("end-to-end-")]
+    items: Sequence[Any] = pool.posts if is_whole else pool.inputs
+    batches = tuple(tuple(items[i : i + BATCH]) for i in range(0, len(items), BATCH))
+    singles = tuple((item,) for item in items[: QUICK_SINGLES if quick else BATCH])
     many, single = _budgets(quick)
-    batches = tuple(pool.posts[i : i + BATCH] for i in range(0, len(pool.posts), BATCH))
-    singles = tuple((post,) for post in pool.posts[: QUICK_SINGLES if quick else BATCH])
-    sizes = ((1, singles, single),) if quick else ((BATCH, batches, many), (1, singles, single))
+    sizes = [(BATCH, batches, many), (1, singles, single)]
+    is_main = group == "cold"
     return [
         Workload(
             name=group,
             group=group,
             batch=batch,
             budget=budget,
-            job=Job(key=f"{group}-{batch}", picture=picture, posts=calls, end_to_end=True),
-            without=QUICK_WITHOUT if quick else (),
+            job=Job(
+                key=f"{group}-{batch}",
+                picture=picture,
+                end_to_end=is_whole,
+                posts=calls if is_whole else (),
+                batches=() if is_whole else calls,
+            ),
+            peers=BLOCK_PEERS if group in BLOCK else None,
+            without=QUICK_WITHOUT if quick and not is_main else (),
         )
-        for batch, calls, budget in sizes
+        # A quick run takes whole batches of the most telling kind only.
+        for batch, calls, budget in (sizes[1:] if quick and not is_main else sizes)
     ]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from amlr.benchmarks.harness.machine import memory_mib
+from amlr.benchmarks.harness.process import memory_mib
 from amlr.benchmarks.serving.processes import family
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from amlr.benchmarks.harness.machine import memory_mib, thread_variables
+from amlr.benchmarks.harness.process import memory_mib, thread_variables
 from amlr.benchmarks.serving.client import request_bytes
 from amlr.benchmarks.serving.fleet_client import RetryingClient, table
 from amlr.benchmarks.serving.fleet_cluster import Fleet

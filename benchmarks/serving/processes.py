@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from amlr.benchmarks.harness.machine import memory_mib, thread_variables
+from amlr.benchmarks.harness.process import memory_mib, thread_variables
 from amlr.benchmarks.serving.client import Triples
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from amlr.benchmarks.harness.timing import run_threads
 from amlr.benchmarks.serving.client import Tally, Triples, closed_loop, request_bytes
 from amlr.benchmarks.serving.processes import (
     load_options,
@@ -55,29 +56,18 @@ def cores_used(row: dict[str, Any], server_cpu_s: Callable[[], float] | None) ->
 
 def direct(engine: Engine, posts: list[Post], workers: int, seconds: float) -> dict[str, Any]:
     """Full batches without a server, `workers` calls at a time."""
-    count, lock = 0, threading.Lock()
     # Never the same batch twice, as in service: some engines are slower on shapes they never saw.
-    state = random.Random(0)
-    begun = time.perf_counter()
+    state, lock = random.Random(0), threading.Lock()
 
-    def work() -> None:
-        nonlocal count
-        while time.perf_counter() - begun < seconds:
-            with lock:
-                batch = state.sample(posts, _BATCH)
-            engine.tag_batch(batch)
-            with lock:
-                count += len(batch)
+    def call(_: int) -> int:
+        with lock:
+            batch = state.sample(posts, _BATCH)
+        return len(engine.tag_batch(batch))
 
-    threads = [threading.Thread(target=work) for _ in range(workers)]
     row: dict[str, Any] = {}
     with cores_used(row, None):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        row["answered"] = count
-    row["posts_per_s"] = round(count / (time.perf_counter() - begun), 2)
+        row["answered"], took_s = run_threads(call, workers, seconds)
+        row["posts_per_s"] = round(row["answered"] / took_s, 2)
     return row
 
 
