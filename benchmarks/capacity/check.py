@@ -18,7 +18,7 @@ from amlr.benchmarks.capacity.fleet import capacity_per_s, mix
 from amlr.benchmarks.capacity.replica import Arrivals, simulate
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.harness.stats import percentile
-from amlr.benchmarks.serving.client import Connection, request_bytes
+from amlr.benchmarks.serving.client import Connection, Reply, open_loop, request_bytes
 from amlr.benchmarks.serving.processes import running
 from amlr.errors import InputError
 from amlr.runtime import Post
@@ -174,39 +174,25 @@ def _plan(traffic: Traffic, hits: float, rate: float, seconds: float, replicas: 
 async def _send(ports: Sequence[int], schedule: _Schedule) -> _Measured:
     count = len(schedule.requests)
     status, latency = np.zeros(count, np.int64), np.full(count, np.nan)
-    idle: list[list[Connection]] = [[] for _ in ports]
-    for port, connections in zip(ports, idle, strict=True):
+    for port in ports:
         connection = Connection(port)
         for request in schedule.warm:
             await connection.ask(request)
-        connections.append(connection)
+        connection.close()
 
-    async def one(index: int) -> None:
-        place = int(schedule.replica[index])
-        connection = idle[place].pop() if idle[place] else Connection(ports[place])
-        sent = time.perf_counter()
-        status[index], _ = await connection.ask(schedule.requests[index])
-        latency[index] = time.perf_counter() - sent
-        idle[place].append(connection)
+    def take(reply: Reply) -> None:
+        status[reply.index], latency[reply.index] = reply.status, reply.seconds
 
-    begun, cpu = time.perf_counter(), time.process_time()
-    tasks = []
-    for index, at in enumerate(schedule.arrivals.at_s.tolist()):
-        pause = begun + at - time.perf_counter()
-        if pause > 0:
-            await asyncio.sleep(pause)
-        tasks.append(asyncio.create_task(one(index)))
-    await asyncio.gather(*tasks)
-    measured = _Measured(
-        status=status,
-        latency_s=latency,
-        span_s=time.perf_counter() - begun,
-        client_s=(time.process_time() - cpu) / count,
+    cpu = time.process_time()
+    span_s = await open_loop(
+        ports,
+        schedule.requests,
+        at_s=schedule.arrivals.at_s.tolist(),
+        take=take,
+        server=schedule.replica.tolist(),
     )
-    for connections in idle:
-        for connection in connections:
-            connection.close()
-    return measured
+    client_s = (time.process_time() - cpu) / count
+    return _Measured(status=status, latency_s=latency, span_s=span_s, client_s=client_s)
 
 
 def _compare(

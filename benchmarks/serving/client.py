@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -166,40 +167,48 @@ async def closed_loop(
 
 
 async def open_loop(
-    port: int,
+    ports: Sequence[int],
     requests: Sequence[bytes],
     *,
-    rate: float,
-    seconds: float,
+    at_s: Sequence[float],
     take: Callable[[Reply], None],
+    server: Sequence[int] | None = None,
     most_open: int = 2000,
-) -> tuple[float, int]:
-    """Requests at a fixed rate, whatever the answers do.
+) -> float:
+    """Requests at certain times, whatever the answers do.
+
+    Args:
+        ports: Of the servers.
+        requests: Sent in turn.
+        at_s: When to send each request, ascending.
+        take: Receives every answer.
+        server: Which server gets each; the first one if not given.
+        most_open: Above so many open requests the next ones wait.
 
     Returns:
-        Seconds from the start to the last answer, and requests sent.
+        Seconds from the start to the last answer.
     """
     begun = time.perf_counter()
-    idle: list[Connection] = []
+    idle: list[list[Connection]] = [[] for _ in ports]
     tasks: set[asyncio.Task[None]] = set()
-    sent = 0
 
-    async def one(index: int) -> None:
-        connection = idle.pop() if idle else Connection(port)
+    async def one(number: int) -> None:
+        place = 0 if server is None else server[number]
+        connection = idle[place].pop() if idle[place] else Connection(ports[place])
+        index = number % len(requests)
         take(await _timed(connection, index, requests[index], begun))
-        idle.append(connection)
+        idle[place].append(connection)
 
-    while (now := time.perf_counter() - begun) < seconds:
-        while sent < now * rate and len(tasks) < most_open:
-            task = asyncio.create_task(one(sent % len(requests)))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            sent += 1
-        await asyncio.sleep(0.002)
+    for number, at in enumerate(at_s):
+        while (pause := begun + at - time.perf_counter()) > 0 or len(tasks) >= most_open:
+            await asyncio.sleep(max(pause, 0.002 if len(tasks) >= most_open else 0.0))
+        task = asyncio.create_task(one(number))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
-    for connection in idle:
+    for connection in itertools.chain(*idle):
         connection.close()
-    return time.perf_counter() - begun, sent
+    return time.perf_counter() - begun
 
 
 async def _timed(connection: Connection, index: int, request: bytes, begun: float) -> Reply:

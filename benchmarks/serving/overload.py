@@ -36,11 +36,10 @@ async def _overload(
 ) -> tuple[float, int, list[tuple[float, float]]]:
     samples: list[tuple[float, float]] = []
     watcher = asyncio.create_task(_watch_memory(server, samples))
-    duration, sent = await open_loop(
-        server.port, requests, rate=rate, seconds=seconds, take=tally.add
-    )
+    at_s = [number / rate for number in range(int(rate * seconds))]
+    duration = await open_loop([server.port], requests, at_s=at_s, take=tally.add)
     watcher.cancel()
-    return duration, sent, samples
+    return duration, len(at_s), samples
 
 
 @click.command(cls=AmlrCommand)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amlr.benchmarks.tally import Tally, is_held
+from amlr.benchmarks.parity import Tally, is_held
 from amlr.kernels import is_tuning_half
 
 TEXTS = [f"post number {number}" for number in range(40)]

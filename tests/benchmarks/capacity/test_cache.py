@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from amlr.benchmarks.capacity.cache import hit_rate
+from amlr.benchmarks.capacity.fleet import hit_rate
 from amlr.benchmarks.capacity.traffic import Pictures
 
 
