@@ -221,18 +221,15 @@ def auto_lines(report: Report) -> list[str]:
     ]
 
 
-def markdown_table(
-    head: Sequence[str], lines: Iterable[Sequence[str]], *, words: int | None = 3
-) -> str:
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], *, words: int = 3) -> str:
     """A Markdown table.
 
     Args:
         head: Column names.
         lines: Cells.
-        words: Columns of text; those behind them align right. None aligns all left.
+        words: Columns of text; those behind them align right.
     """
-    left = len(head) if words is None else words
-    rule = ["---" if i < left else "--:" for i in range(len(head))]
+    rule = ["---" if i < words else "--:" for i in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *lines])
 
 
