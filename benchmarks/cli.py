@@ -249,7 +249,9 @@ def _plan_capacity(given: dict[str, Any]) -> None:
         say=lambda line: click.echo(line, err=True),
     )
     if given["json_path"]:
-        write_whole(given["json_path"], json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_whole(
+            given["json_path"], json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
+        )
     if given["html_path"]:
         write_whole(given["html_path"], render_page(report))
     _print_table(render_text(report), given)

@@ -1,14 +1,16 @@
-"""`amlr-bench --capacity`: from costs and traffic to a report of plain values."""
+"""`amlr-bench --capacity`: from costs and traffic to a report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amlr.benchmarks.capacity.check import check_replicas
+from amlr.benchmarks.capacity.check import Check, check_replicas
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.fleet import (
     CACHE_MB,
+    Day,
+    Load,
     best_utilisation,
     capacity_per_s,
     day_hits,
@@ -18,22 +20,76 @@ from amlr.benchmarks.capacity.fleet import (
 from amlr.benchmarks.capacity.measure import measure_grid
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.harness.machine import describe_machine
+from amlr.benchmarks.report.records import MachineRecord
 from amlr.errors import InputError
 
 Say = Callable[[str], None]
 _ROUNDS = 3
 
 
-def plan_capacity(traffic: Traffic, costs: CostGrid) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheChoice:
+    """What a size of the picture cache would give: hits, capacity of a server, price."""
+
+    cache_mb: float
+    hits: float
+    capacity_per_s: float
+    price_per_million: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A simulated day.
+
+    Attributes:
+        hits: Share of pictures that are found in the cache.
+        capacity_per_s: Posts a second of one server that never waits.
+        most_utilisation: Highest load that keeps the latency.
+        utilisation: Load that the autoscaler aims at.
+        curve: One server's latency over its load.
+        scaled: The day with replicas that follow the rate.
+        fixed: The day with the peak's replicas all day.
+        caches: Other sizes of the picture cache.
+    """
+
+    hits: float
+    capacity_per_s: float
+    most_utilisation: float
+    utilisation: float
+    curve: list[Load]
+    scaled: Day
+    fixed: Day
+    caches: list[CacheChoice]
+
+
+@dataclass(slots=True, kw_only=True)
+class CapacityReport:
+    """The plan, what it rests on, and how it compares with real servers."""
+
+    machine: MachineRecord
+    costs: CostGrid
+    traffic: Traffic
+    plan: Plan
+    checks: list[Check] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "schema": 1,
+            "machine": asdict(self.machine),
+            "costs": self.costs.to_dict(),
+            "traffic": asdict(self.traffic),
+            "plan": asdict(self.plan),
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+
+def plan_capacity(traffic: Traffic, costs: CostGrid) -> Plan:
     """Simulate a day.
 
     Args:
         traffic: What comes, and what it may cost.
         costs: Measured on a machine like those to be rented, with all its cores busy.
-
-    Returns:
-        The plan as plain values: `hits`, `capacity_per_s`, `curve`, `utilisation`, `scaled` and
-        `fixed` days, `caches`.
 
     Raises:
         InputError: Not even an idle server keeps the latency.
@@ -47,19 +103,16 @@ def plan_capacity(traffic: Traffic, costs: CostGrid) -> dict[str, Any]:
             f"above p99_ms {traffic.p99_ms:g}; allow more, or take a faster tier"
         )
     utilisation = traffic.autoscaling.utilisation or most
-    days = {
-        name: simulate_day(traffic, curve, utilisation, fixed=name == "fixed")
-        for name in ("scaled", "fixed")
-    }
-    return {
-        "hits": hits,
-        "capacity_per_s": capacity_per_s(traffic, costs, hits),
-        "most_utilisation": most,
-        "utilisation": utilisation,
-        "curve": [asdict(load) for load in curve],
-        **{name: asdict(day) for name, day in days.items()},
-        "caches": [_with_cache(traffic, costs, size, utilisation) for size in CACHE_MB],
-    }
+    return Plan(
+        hits=hits,
+        capacity_per_s=capacity_per_s(traffic, costs, hits),
+        most_utilisation=most,
+        utilisation=utilisation,
+        curve=curve,
+        scaled=simulate_day(traffic, curve, utilisation, fixed=False),
+        fixed=simulate_day(traffic, curve, utilisation, fixed=True),
+        caches=[_with_cache(traffic, costs, size, utilisation) for size in CACHE_MB],
+    )
 
 
 def _settle_hits(traffic: Traffic, costs: CostGrid, cache_mb: float) -> float:
@@ -74,17 +127,17 @@ def _settle_hits(traffic: Traffic, costs: CostGrid, cache_mb: float) -> float:
 
 def _with_cache(
     traffic: Traffic, costs: CostGrid, cache_mb: float, utilisation: float
-) -> dict[str, float]:
+) -> CacheChoice:
     hits = _settle_hits(traffic, costs, cache_mb)
     capacity = capacity_per_s(traffic, costs, hits)
     per_machine = max(1, traffic.machine.cores // traffic.replica.workers)
     hourly = 3600 * capacity * utilisation * per_machine
-    return {
-        "cache_mb": cache_mb,
-        "hits": hits,
-        "capacity_per_s": capacity,
-        "price_per_million": traffic.machine.price_per_hour / hourly * 1e6,
-    }
+    return CacheChoice(
+        cache_mb=cache_mb,
+        hits=hits,
+        capacity_per_s=capacity,
+        price_per_million=traffic.machine.price_per_hour / hourly * 1e6,
+    )
 
 
 def run_capacity(
@@ -94,7 +147,7 @@ def run_capacity(
     check_seconds: float = 0.0,
     engine_options: Sequence[str] = (),
     say: Say = lambda line: None,
-) -> dict[str, Any]:
+) -> CapacityReport:
     """Measure, simulate, and compare with real servers if asked to.
 
     Args:
@@ -116,29 +169,17 @@ def run_capacity(
 
     costs = grid(busy)
     say("simulating a day")
-    report: dict[str, Any] = {
-        "schema": 1,
-        "machine": asdict(machine),
-        "costs": costs.to_dict(),
-        "traffic": asdict(traffic),
-        "plan": plan_capacity(traffic, costs),
-        "checks": [],
-    }
-    if check_seconds:
-        hits = report["plan"]["hits"]
-        for replicas in sorted({1, min(2, busy)}):
-            measured = costs if replicas == busy else grid(replicas)
-            report["checks"] += [
-                check.to_dict()
-                for check in check_replicas(
-                    bundle,
-                    traffic,
-                    measured,
-                    hits,
-                    replicas,
-                    seconds=check_seconds,
-                    engine_options=engine_options,
-                    say=say,
-                )
-            ]
+    plan = plan_capacity(traffic, costs)
+    report = CapacityReport(machine=machine, costs=costs, traffic=traffic, plan=plan)
+    for replicas in sorted({1, min(2, busy)}) if check_seconds else ():
+        report.checks += check_replicas(
+            bundle,
+            traffic,
+            costs if replicas == busy else grid(replicas),
+            plan.hits,
+            replicas,
+            seconds=check_seconds,
+            engine_options=engine_options,
+            say=say,
+        )
     return report

@@ -1,13 +1,17 @@
 """A day of many servers: replicas follow the rate, money adds up, the page shows it."""
 
+import json
+
 import numpy as np
 import pytest
 
+from amlr.benchmarks.capacity.check import Check
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.fleet import best_utilisation, load_curve, simulate_day
 from amlr.benchmarks.capacity.page import render_page, render_text
-from amlr.benchmarks.capacity.plan import plan_capacity
+from amlr.benchmarks.capacity.plan import CapacityReport, plan_capacity
 from amlr.benchmarks.capacity.traffic import Traffic
+from amlr.benchmarks.report.records import MachineRecord
 from amlr.errors import InputError
 
 COSTS = CostGrid(
@@ -34,23 +38,23 @@ def traffic(**changes: object) -> Traffic:
 
 def test_replicas_follow_the_rate_and_cost_less_than_the_peak() -> None:
     plan = plan_capacity(traffic(), COSTS)
-    scaled, fixed = plan["scaled"], plan["fixed"]
-    night, noon = scaled["hours"][4], scaled["hours"][17]
-    assert night["replicas"] < noon["replicas"]
-    assert scaled["machine_hours"] < fixed["machine_hours"]
-    assert fixed["price"] == pytest.approx(0.5 * fixed["machine_hours"])
-    assert fixed["refused"] < 0.001
-    assert all(hour["p99_s"] <= 0.25 for hour in fixed["hours"])
+    scaled, fixed = plan.scaled, plan.fixed
+    night, noon = scaled.hours[4], scaled.hours[17]
+    assert night.replicas < noon.replicas
+    assert scaled.machine_hours < fixed.machine_hours
+    assert fixed.price == pytest.approx(0.5 * fixed.machine_hours)
+    assert fixed.refused < 0.001
+    assert all(hour.p99_s <= 0.25 for hour in fixed.hours)
     posts = 0.5 * 86_400 * (50 + 900)
-    assert fixed["posts"] == pytest.approx(posts, rel=0.001)
-    per_million = scaled["price"] / scaled["posts"] * 1e6
-    assert scaled["price_per_million"] == pytest.approx(per_million)
+    assert fixed.posts == pytest.approx(posts, rel=0.001)
+    per_million = scaled.price / scaled.posts * 1e6
+    assert scaled.price_per_million == pytest.approx(per_million)
 
 
 def test_bigger_caches_never_hurt() -> None:
-    caches = plan_capacity(traffic(), COSTS)["caches"]
-    assert [row["hits"] for row in caches] == sorted(row["hits"] for row in caches)
-    prices = [row["price_per_million"] for row in caches]
+    caches = plan_capacity(traffic(), COSTS).caches
+    assert [row.hits for row in caches] == sorted(row.hits for row in caches)
+    prices = [row.price_per_million for row in caches]
     assert prices == sorted(prices, reverse=True)
 
 
@@ -78,23 +82,17 @@ def test_an_impossible_promise_is_refused() -> None:
 
 
 def test_text_and_page_hold_the_figures() -> None:
-    check = {
-        "replicas": 2, "utilisation": 0.65, "offered_per_s": 80.0, "predicted_per_s": 80.0,
-        "measured_per_s": 78.0, "predicted_p95_ms": 90.0, "measured_p95_ms": 100.0, "refused": 0.0,
-        "failed": 0, "throughput_error": 0.0256, "p95_error": -0.1,
-    }  # fmt: skip
-    spec = traffic()
-    report = {
-        "machine": {"cpu": "<CPU & co>"},
-        "costs": COSTS.to_dict(),
-        "traffic": {
-            "p99_ms": spec.p99_ms,
-            "machine": {"currency": "EUR"},
-            "replica": {"image_cache_mb": 256.0},
-        },
-        "plan": plan_capacity(spec, COSTS),
-        "checks": [check],
-    }
+    check = Check(
+        replicas=2, utilisation=0.65, offered_per_s=80.0, predicted_per_s=80.0,
+        measured_per_s=78.0, predicted_p95_ms=90.0, measured_p95_ms=100.0, refused=0.0, failed=0,
+    )  # fmt: skip
+    machine = MachineRecord(
+        cpu="<CPU & co>", cores=4, memory_gb=None, system=None, python="3", packages={}
+    )
+    spec = traffic(machine={"cores": 4, "price_per_hour": 0.5, "currency": "EUR"})
+    plan = plan_capacity(spec, COSTS)
+    report = CapacityReport(machine=machine, costs=COSTS, traffic=spec, plan=plan, checks=[check])
+    json.dumps(report.to_dict(), allow_nan=False)
     text, page = render_text(report), render_page(report)
     assert "| 2 | 65% | 78.0 | 80.0 | +3% | 100 | 90 | -10% |" in text
     assert "EUR per million posts" in text
