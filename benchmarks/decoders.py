@@ -1,4 +1,4 @@
-"""Decoder speed: NumPy and Numba beside pytorch-crf, and segmental beside linear chain.
+"""Decoder speed: beside pytorch-crf, and segmental beside linear chain.
 
     python -m amlr.benchmarks.decoders
 
@@ -235,7 +235,7 @@ def format_rows(rows: list[DecoderRow]) -> str:
 
 
 @click.command("decoders", cls=AmlrCommand)
-@click.option("--backends", default="numpy,numba", show_default=True, help="Comma-separated.")
+@click.option("--backends", default="numpy", show_default=True, help="Comma-separated.")
 @click.option(
     "--lengths",
     type=click.Choice(["full", "ragged", "both"]),

@@ -1,4 +1,4 @@
-"""Decoders and their certificates: linear chain, segmental and joint, on NumPy, Numba and CUDA."""
+"""Decoders and their certificates: linear chain, segmental and joint, on NumPy and CUDA."""
 
 from amlr.kernels.calibration import Reliability as Reliability
 from amlr.kernels.calibration import expected_calibration_error as expected_calibration_error

@@ -32,27 +32,6 @@ from amlr.kernels.validation import (
 )
 
 
-def viterbi_decode(
-    emissions_bty: npt.ArrayLike,
-    lengths_b: npt.ArrayLike,
-    *,
-    start_y: npt.ArrayLike,
-    transitions_yy: npt.ArrayLike,
-    end_y: npt.ArrayLike,
-    allowed_yy: npt.ArrayLike | None = None,
-) -> tuple[npt.NDArray[np.int32], Floats]:
-    """Linear-chain Viterbi; arguments and results as `amlr.kernels.viterbi_decode`."""
-    parts = (start_y, transitions_yy, end_y, allowed_yy)
-    return default_decoders().viterbi_decode(emissions_bty, lengths_b, *parts)
-
-
-def segmental_decode(
-    units: Units, lengths_b: npt.ArrayLike
-) -> tuple[list[npt.NDArray[np.int32]], Floats]:
-    """Segmental Viterbi; arguments and results as `amlr.kernels.segmental_decode`."""
-    return default_decoders().segmental_decode(units, lengths_b)
-
-
 @lru_cache(maxsize=1)
 def default_decoders() -> "HostDecoders":
     """Decoders on device 0 of the preferred binding, compiled at first use.

@@ -17,9 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from amlr.kernels.backends import load_backend
 from amlr.kernels.units import Units
-from amlr.kernels.validation import INF, AnyFloats, Floats, Ints, raise_not_finite
+from amlr.kernels.validation import (
+    INF,
+    AnyFloats,
+    Floats,
+    Ints,
+    check_backend,
+    raise_not_finite,
+)
 
 
 def segmental_decode(
@@ -30,7 +36,7 @@ def segmental_decode(
     Args:
         units: Scored units of all posts.
         lengths_b: Words of each post, shape (B,).
-        backend: "numpy", "numba" or "cuda"; every one returns the same.
+        backend: "numpy" or "cuda"; both return the same.
 
     Returns:
         Per post an int32 array (E, 3) of (start word, end word inclusive, class), in text order;
@@ -38,7 +44,8 @@ def segmental_decode(
 
     Raises:
         ShapeError: A unit ends past its post's last word, or scores overflow.
-        BackendUnavailableError: The backend's library is not installed.
+        InputError: No such backend.
+        BackendUnavailableError: CUDA cannot be used here.
 
     Example:
         >>> import numpy as np
@@ -47,10 +54,12 @@ def segmental_decode(
         >>> entities[0].tolist(), scores.tolist()
         ([[0, 1, 0]], [5.0])
     """
-    if backend != "numpy":
-        decoded: tuple[list[npt.NDArray[np.int32]], Floats]
-        decoded = load_backend(backend).segmental_decode(units, lengths_b)
-        return decoded
+    check_backend(backend)
+    if backend == "cuda":
+        # Loaded when asked for: the device layer doubles the import time of this package.
+        from amlr.kernels.cuda import default_decoders
+
+        return default_decoders().segmental_decode(units, lengths_b)
     units.check_lengths(lengths_b)
     with np.errstate(invalid="ignore", over="ignore"):  # found in the sums below
         found, scores = decode_table(units, units.scores_uc)

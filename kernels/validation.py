@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import ShapeError
+from amlr.errors import InputError, ShapeError
 
 AnyFloats = npt.NDArray[np.floating[Any]]
 Floats = npt.NDArray[np.float32]
@@ -22,6 +22,19 @@ Bools = npt.NDArray[np.bool_]
 INF = float("inf")
 FLOAT32 = np.dtype(np.float32)
 INTP = np.dtype(np.intp)
+
+
+BACKENDS = ("numpy", "cuda")
+
+
+def check_backend(name: str) -> None:
+    """Refuse a backend that does not exist.
+
+    Raises:
+        InputError: No such backend.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"no decoder backend {name!r}; use {' or '.join(BACKENDS)}")
 
 
 class Chain(NamedTuple):

@@ -13,28 +13,22 @@ One tie rule: the lowest last tag, then from the end backwards the lowest tag th
 
 import math
 import threading
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from amlr.kernels.backends import load_backend
-from amlr.kernels.chunked import decode_chunks, spread_indices
 from amlr.kernels.validation import (
     INF,
     AnyFloats,
     Chain,
     Floats,
+    check_backend,
     check_chain,
     explain_bad_scores,
 )
 
 _CACHE_LINE = 64
-# From this batch on, a trace whose time does not depend on the data wins on random scores.
-_WIDE_FROM = 192
-# Shorter than this, stepping through one sequence is as fast as advancing its chunks together.
-_CHUNKED_FROM = 48
-# Chunks do Y times the arithmetic; with more tags than this it costs more than it saves.
-_CHUNKED_MOST_TAGS = 13
 
 
 def viterbi_decode(
@@ -57,7 +51,7 @@ def viterbi_decode(
         transitions_yy: Score of tag i (row) followed by tag j (column), shape (Y, Y).
         end_y: Score of ending with a tag, shape (Y,).
         allowed_yy: Moves that may be used, shape (Y, Y), boolean; None allows all.
-        backend: "numpy", "numba" or "cuda"; every one returns the same path and score.
+        backend: "numpy" or "cuda"; both return the same path and score.
 
     Returns:
         Tags (B, T) int32, -1 past the end; path scores (B,) float32. An empty sequence scores 0. A
@@ -65,7 +59,8 @@ def viterbi_decode(
 
     Raises:
         ShapeError: A shape or length does not fit, or a score that is used is NaN or +inf.
-        BackendUnavailableError: The backend's library is not installed.
+        InputError: No such backend.
+        BackendUnavailableError: CUDA cannot be used here.
 
     Example:
         >>> tags, scores = viterbi_decode(
@@ -74,21 +69,15 @@ def viterbi_decode(
         >>> tags.tolist(), scores.tolist()
         ([[0, 1]], [4.0])
     """
-    tags: npt.NDArray[np.int32]
+    check_backend(backend)
     if backend == "cuda":
-        tags, scores = load_backend(backend).viterbi_decode(
-            emissions_bty,
-            lengths_b,
-            start_y=start_y,
-            transitions_yy=transitions_yy,
-            end_y=end_y,
-            allowed_yy=allowed_yy,
+        # Loaded when asked for: the device layer doubles the import time of this package.
+        from amlr.kernels.cuda import default_decoders
+
+        return default_decoders().viterbi_decode(
+            emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy
         )
-        return tags, scores
     chain = check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
-    if backend != "numpy":
-        tags, scores = load_backend(backend).viterbi_decode(chain)
-        return tags, scores
     batch, steps, _ = chain.emissions_bty.shape
     if not batch or not steps:
         return np.full((batch, steps), -1, np.int32), np.zeros(batch, np.float32)
@@ -143,9 +132,7 @@ def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
     final_by = alphas_tyb[lengths - 1, :, rows] + end
     last = final_by.argmax(1)
     scores = final_by[rows, last]
-    is_wide = batch >= _WIDE_FROM and tags < 256
-    trace = _trace_wide if is_wide else _trace
-    path_bt = trace(alphas_tyb, lengths, transitions, last)
+    path_bt = _trace(alphas_tyb, lengths, transitions, last)
     if int(lengths.min()) < steps:
         path_bt[np.arange(steps) >= lengths[:, None]] = -1
         scores[lengths == 0] = 0
@@ -193,48 +180,6 @@ def _trace(
     return path_tb.T.astype(np.int32)
 
 
-def _trace_wide(
-    alphas_tyb: Floats,
-    lengths: npt.NDArray[np.intp],
-    transitions: Floats,
-    last: npt.NDArray[np.intp],
-) -> npt.NDArray[np.int32]:
-    """As `_trace`, for many sequences, where mispredicted branches of `argmax` cost most.
-
-    The batch stays the last axis. A tag i is kept as Y - i, so the lowest of the tags that reach
-    the maximum is the largest mark.
-    """
-    steps, tags, batch = alphas_tyb.shape
-    marks_yb = np.empty((tags, batch), np.uint8)
-    marks_yb[:] = np.arange(tags, 0, -1, dtype=np.uint8)[:, None]
-    into = np.empty((tags, tags + 1), np.float32)  # column Y - j; column 0 is never read
-    into[:, 1:] = transitions[:, ::-1]
-    candidates = _buffers.take("candidates", tags, batch)
-    best: Floats = np.empty(batch, np.float32)
-    reaches = np.empty((tags, batch), np.bool_)
-    marked = reaches.view(np.uint8)
-    path_tb = np.empty((steps, batch), np.uint8)
-    entry = (tags - last).astype(np.uint8)
-    ends_tb = lengths - 1 == np.arange(steps)[:, None]
-    enters = ends_tb.any(1).tolist()
-    add, equal, multiply = np.add, np.equal, np.multiply
-    reduce_max, take = np.maximum.reduce, into.take
-    path_tb[-1] = previous = entry
-    for t in range(steps - 2, -1, -1):
-        current = path_tb[t]
-        take(previous, 1, candidates, "clip")
-        add(candidates, alphas_tyb[t], candidates)
-        reduce_max(candidates, 0, out=best)
-        equal(candidates, best, reaches)
-        multiply(marked, marks_yb, marked)
-        reduce_max(marked, 0, out=current)
-        if enters[t]:
-            np.copyto(current, entry, where=ends_tb[t])
-        previous = current
-    path: npt.NDArray[np.int32] = np.subtract(tags, path_tb.T, dtype=np.int32)
-    return path
-
-
 def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
     """One sequence: the same sums on two axes, where fixed costs per call are all that matters."""
     emissions, lengths, start, transitions, end = chain
@@ -244,14 +189,8 @@ def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
     if not length:
         return path, np.zeros(1, np.float32)
     emissions_ty = emissions[0, :length]
-    found = None
-    if length >= _CHUNKED_FROM and 2 <= len(start) <= _CHUNKED_MOST_TAGS:
-        found = decode_chunks(emissions_ty, start, transitions, end)
-    tags, score = found or _decode_steps(emissions_ty, start, transitions, end)
-    path[0, :length] = tags
-    scores = np.empty(1, np.float32)
-    scores[0] = score
-    return path, scores
+    path[0, :length], score = _decode_steps(emissions_ty, start, transitions, end)
+    return path, np.array([score])
 
 
 def _decode_steps(
@@ -264,7 +203,7 @@ def _decode_steps(
     where `argmax` found it.
     """
     steps, tags = emissions_ty.shape
-    spread_index, row_starts = spread_indices(tags)
+    spread_index, row_starts = _spread_indices(tags)
     into = np.ascontiguousarray(transitions.T).reshape(-1)  # next tag, previous tag
     spread, sums = np.empty(tags * tags, np.float32), np.empty(tags * tags, np.float32)
     best, alpha = np.empty(tags, np.float32), np.empty(tags, np.float32)
@@ -288,3 +227,10 @@ def _decode_steps(
         tag = row[tag]
         path.append(tag)
     return np.array(path[::-1]), score
+
+
+@lru_cache(maxsize=16)
+def _spread_indices(tags: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Tag of each cell of a flat (Y, Y) table's columns, and the first cell of each row."""
+    columns = np.tile(np.arange(tags), tags)
+    return columns, np.arange(tags) * tags

@@ -17,14 +17,12 @@ from kernel_oracles import (
     segment_scores,
 )
 
-BACKENDS = pytest.mark.parametrize("backend", ["numpy", "numba"])
 NO_UNITS = SegmentCase(lengths_b=[3, 0], spans_b=[[], []], scores_uc=np.zeros((0, 2), np.float32))
 SHORT_OR_LONG = SegmentCase(
     lengths_b=[2], spans_b=[[(0, 0), (1, 1), (0, 1)]], scores_uc=f32([[1], [1], [2]])
 )
 
 
-@BACKENDS
 @example(case=dense_case(5, 2, 0.0))
 @example(case=dense_case(4, 2, 1.0, posts=2))
 @example(case=dense_case(1, 1, 2.0))
@@ -33,8 +31,8 @@ SHORT_OR_LONG = SegmentCase(
 @example(case=SHORT_OR_LONG)
 @settings(max_examples=150)
 @given(case=segment_cases())
-def test_answer_equals_exhaustive_search(backend: str, case: SegmentCase) -> None:
-    entities, scores = segmental_decode(case.units, case.lengths_b, backend=backend)
+def test_answer_equals_exhaustive_search(case: SegmentCase) -> None:
+    entities, scores = segmental_decode(case.units, case.lengths_b)
     assert scores.dtype == np.float32
     assert len(entities) == len(case.lengths_b)
     for b in range(len(case.lengths_b)):
@@ -45,11 +43,10 @@ def test_answer_equals_exhaustive_search(backend: str, case: SegmentCase) -> Non
         assert entities[b].tolist() == [list(s) for s in answers[int(totals.argmax())]]
 
 
-@BACKENDS
-def test_tie_rule(backend: str) -> None:
+def test_tie_rule() -> None:
     def answer(spans: list[tuple[int, int]], scores: list[list[float]]) -> Any:
         case = SegmentCase(lengths_b=[2], spans_b=[spans], scores_uc=f32(scores))
-        return segmental_decode(case.units, [2], backend=backend)[0][0].tolist()
+        return segmental_decode(case.units, [2])[0][0].tolist()
 
     assert answer([(0, 0)], [[0.0, 0.0]]) == []  # nothing rather than a zero
     assert answer([(0, 0), (0, 1)], [[2, 2], [2, 2]]) == [[0, 0, 0]]  # no entity ends at word 1
@@ -57,8 +54,7 @@ def test_tie_rule(backend: str) -> None:
     assert answer([(0, 0), (1, 1), (0, 1)], [[1, 1], [1, 1], [2, 2]]) == [[0, 1, 0]]  # in any order
 
 
-@BACKENDS
-def test_posts_do_not_see_each_other(backend: str) -> None:
+def test_posts_do_not_see_each_other() -> None:
     rng = np.random.default_rng(0)
     spans = []
     lengths = rng.integers(0, 25, 60).tolist()
@@ -67,7 +63,7 @@ def test_posts_do_not_see_each_other(backend: str) -> None:
         spans.append([span for span in every if rng.random() < 0.7])
     scores = (rng.standard_normal((sum(map(len, spans)), 4)) - 1).astype(np.float32)
     case = SegmentCase(lengths_b=lengths, spans_b=spans, scores_uc=scores)
-    together, totals = segmental_decode(case.units, lengths, backend=backend)
+    together, totals = segmental_decode(case.units, lengths)
     first = 0
     for b, post in enumerate(spans):
         own = scores[first : first + len(post)]
@@ -132,6 +128,5 @@ def test_lengths_and_sums_are_checked() -> None:
         segmental_decode(units, [3, 3])
     with pytest.raises(InputError, match="no decoder backend"):
         segmental_decode(units, [3], backend="cupy")
-    for backend in ("numpy", "numba"):
-        with pytest.raises(ShapeError, match="sum of scores_uc"):
-            segmental_decode(dense_case(3, 1, 3e38).units, [3], backend=backend)
+    with pytest.raises(ShapeError, match="sum of scores_uc"):
+        segmental_decode(dense_case(3, 1, 3e38).units, [3])

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HEAVY = ("torch", "transformers", "onnx", "accelerate", "matplotlib")
-LAZY = ("onnxruntime", "openvino", "tensorrt", "PIL", "tokenizers", "safetensors", "numba", "cuda")
+LAZY = ("onnxruntime", "openvino", "tensorrt", "PIL", "tokenizers", "safetensors", "cuda")
 BLOCK = f"""
 import sys
 
