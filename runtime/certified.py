@@ -101,6 +101,10 @@ class Certified:
         self._low.close()
         self._low.provider.close()
 
+    def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
+        """Raw float32 scores of one post."""
+        return next(self._exact.score([post]))
+
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
         for start, stop in post_chunks(posts):

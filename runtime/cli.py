@@ -12,11 +12,12 @@ from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import InputError
 from amlr.runtime.bundle import check_file, read_manifest
 from amlr.runtime.cli_options import speed_options
+from amlr.runtime.decode import MAX_ALTERNATIVES
 from amlr.runtime.engine import Engine
 from amlr.runtime.inspection import describe
 from amlr.runtime.jsonl import Line, answer, read_chunks, tag_lines
 from amlr.runtime.options import CHECKS
-from amlr.runtime.results import Post, Result
+from amlr.runtime.results import Alternative, Post, Result
 from amlr.runtime.tier_timing import describe_choice
 
 _PATH = click.Path(path_type=Path)
@@ -27,6 +28,7 @@ Examples:
   echo '{"id": 7, "text": "Paris in May"}' | amlr-tag --engine amlr.plan --pretty
   amlr-tag --engine amlr.plan --precision escalate --answer-cache 10000 < posts.jsonl
   amlr-tag --engine amlr.plan --image-mode when-needed < posts.jsonl
+  amlr-tag --engine amlr.plan --n-best 3 < posts.jsonl | jq '.alternatives[1]'
 """
 INSPECT_EXAMPLES = """\b
 Examples:
@@ -48,6 +50,11 @@ Examples:
 @click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash.")
 @click.option("--check", type=click.Choice(CHECKS), default="full", show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Most lines.")
+@click.option(
+    "--n-best",
+    type=click.IntRange(1, MAX_ALTERNATIVES),
+    help="Also give the N best answers, best first, as alternatives; reads each post once more.",
+)
 @click.option("--json/--pretty", "as_json", default=True, help="JSON lines, or text for people.")
 @click.option("--verbose", is_flag=True, help="Say on stderr which tier serves, and why.")
 def tag_command(
@@ -65,6 +72,7 @@ def tag_command(
     manifest_sha256: str | None,
     check: str,
     batch: int,
+    n_best: int | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -72,7 +80,7 @@ def tag_command(
 
     Answers are JSON lines {"id", "entities", "image_used", "warnings", "error"} in the order of
     the input. A line that cannot be read is answered with its error; a picture that cannot be used
-    gives a warning.
+    gives a warning. With --n-best they also hold "alternatives": [{"entities", "score"}].
     """
     if text is None and image is not None:
         raise InputError("--image goes with --text; lines from stdin name their own pictures")
@@ -94,29 +102,48 @@ def tag_command(
         if verbose:
             for row in describe_choice(engine.choice, engine.skipped):
                 click.echo(row, err=True)
+        answers: Iterator[tuple[Line, Result]]
         if text is not None:
-            _write(iter([(Line(id=None), engine.tag(text, image))]), text, as_json)
-            return
-        chunks = read_chunks(sys.stdin.buffer, batch, image_root)
-        _write(progress(tag_lines(engine, chunks), "tagged"), None, as_json)
+            answers = iter([(Line(id=None, post=Post(text, image)), engine.tag(text, image))])
+        else:
+            chunks = read_chunks(sys.stdin.buffer, batch, image_root)
+            answers = progress(tag_lines(engine, chunks), "tagged")
+        _write(
+            ((*pair, _alternatives(engine, *pair, n_best)) for pair in answers),
+            as_json,
+        )
 
 
-def _write(answers: Iterator[tuple[Line, Result]], text: str | None, as_json: bool) -> None:
+def _alternatives(
+    engine: Engine, line: Line, result: Result, n: int | None
+) -> list[Alternative] | None:
+    if n is None:
+        return None
+    return [] if line.post is None or result.error else engine.alternatives(line.post, n)
+
+
+def _write(
+    answers: Iterator[tuple[Line, Result, list[Alternative] | None]],
+    as_json: bool,
+) -> None:
     try:
-        for line, result in answers:
+        for line, result, alternatives in answers:
             # JSON lines are UTF-8 whatever the terminal's encoding.
-            row = answer(line, result).encode() if as_json else _pretty(line, result, text)
-            click.echo(row)
+            row = answer(line, result, alternatives).encode() if as_json else None
+            click.echo(_pretty(line, result, alternatives) if row is None else row)
     except BrokenPipeError:
         # The reader (say, `head`) has enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _pretty(line: Line, result: Result, text: str | None) -> str:
-    post = line.post or Post(text or "")
+def _pretty(line: Line, result: Result, alternatives: list[Alternative] | None) -> str:
+    text = "" if line.post is None else line.post.text
     picture = " [picture used]" if result.image_used else ""
-    rows = [f"{'' if line.id is None else f'{line.id}: '}{post.text}{picture}"]
+    rows = [f"{'' if line.id is None else f'{line.id}: '}{text}{picture}"]
     rows += [f"    {e.label:<8} {e.score:.2f}  {e.text}" for e in result.entities]
+    for rank, other in enumerate(alternatives or (), start=1):
+        entities = ", ".join(f"{e.text} ({e.label})" for e in other.entities)
+        rows.append(f"    answer {rank}, score {other.score:.3f}: {entities or 'no entity'}")
     rows += [f"    warning: {warning['message']}" for warning in result.warnings]
     if result.error:
         rows.append(f"    error: {result.error['message']}")

@@ -16,6 +16,7 @@ from amlr.kernels import (
     entity_marginals,
     joint_scores,
     margin,
+    n_best,
     segmental_decode,
     tag_marginals,
     viterbi_decode,
@@ -23,12 +24,13 @@ from amlr.kernels import (
 from amlr.runtime.bundle import Bundle, DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.radii import Radii
-from amlr.runtime.results import Entity
+from amlr.runtime.results import Alternative, Entity
 from amlr.runtime.windows import DecodedPost, PostScores
 
 # Decoders lay a group of posts out as one dense table; this bounds words x posts in it, so that a
 # very long text does not make the table of its short neighbours long as well.
 GROUP_CELLS = 16_384
+MAX_ALTERNATIVES = 16
 _Spans = list[tuple[int, int, int, float]]
 
 
@@ -83,6 +85,23 @@ class Decoder:
                 index, post = open_posts[place]
                 results[index] = tuple(_entity(post, self.labels, *span) for span in spans)
         return results
+
+    def alternatives(self, post: PostScores, n: int) -> list[Alternative]:
+        """The n best different answers to a post of at least one word, best first.
+
+        Fewer come back where there are no more, or where a linear chain's 16 best paths hold fewer.
+
+        Args:
+            post: Raw scores.
+            n: 1..`MAX_ALTERNATIVES`.
+        """
+        best = _best_paths if self.settings.kind == "linear-chain" else _best_segmentations
+        different: dict[tuple[tuple[int, int, int], ...], Alternative] = {}
+        for spans, score in best(post, self, n):
+            entities = tuple(_entity(post, self.labels, *span) for span in spans)
+            key = tuple((first, last, label) for first, last, label, _ in spans)
+            different.setdefault(key, Alternative(entities=entities, score=score))
+        return list(different.values())[:n]
 
     def margins(self, posts: Sequence[PostScores]) -> npt.NDArray[np.float64]:
         """Score of each post's answer minus that of the best other answer."""
@@ -189,18 +208,35 @@ def _segmental(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
     if not any(map(len, chosen)):
         return [[] for _ in posts]
     marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
-    spans: list[_Spans] = []
-    for post, rows in enumerate(chosen):
-        of_post = slice(units.post_offsets[post], units.post_offsets[post + 1])
-        # At most one unit per (start, end), so both words in one number find the unit.
-        words = int(lengths[post])
-        key = units.end_u[of_post].astype(np.int64) * words + units.start_u[of_post]
-        position = np.searchsorted(key, rows[:, 1].astype(np.int64) * words + rows[:, 0])
-        scores = marginals[of_post][position, rows[:, 2]]
-        spans.append(
-            [(*row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
-        )
-    return spans
+    return [
+        _with_marginals(rows, units, marginals, post, int(lengths[post]))
+        for post, rows in enumerate(chosen)
+    ]
+
+
+def _best_segmentations(post: PostScores, decoder: Decoder, n: int) -> list[tuple[_Spans, float]]:
+    units, lengths = decoder.units([post])
+    (segmentations,), sums = n_best(units, lengths, n)
+    marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
+    words = int(lengths[0])
+    spans = [_with_marginals(rows, units, marginals, 0, words) for rows in segmentations]
+    return list(zip(spans, sums[0].tolist(), strict=False))
+
+
+def _with_marginals(
+    rows_e3: npt.NDArray[np.int32],
+    units: Units,
+    marginals_uc: npt.NDArray[np.float32],
+    post: int,
+    words: int,
+) -> _Spans:
+    """Segments (start, end, class) of one post, each with its marginal probability."""
+    of_post = slice(units.post_offsets[post], units.post_offsets[post + 1])
+    # At most one unit per (start, end), so both words in one number find the unit.
+    key = units.end_u[of_post].astype(np.int64) * words + units.start_u[of_post]
+    position = np.searchsorted(key, rows_e3[:, 1].astype(np.int64) * words + rows_e3[:, 0])
+    scores = marginals_uc[of_post][position, rows_e3[:, 2]]
+    return [(*row, score) for row, score in zip(rows_e3.tolist(), scores.tolist(), strict=True)]
 
 
 def _linear_chain(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
@@ -209,14 +245,27 @@ def _linear_chain(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]
     tags_bn, _ = viterbi_decode(emissions, lengths, **chain)
     marginals = tag_marginals(emissions, lengths, **chain)
     return [
-        tag_spans(
-            tags_bn[row, :words],
-            np.take_along_axis(marginals[row, :words], tags_bn[row, :words, None], axis=1)[:, 0],
-            decoder.labels,
-            decoder.tags,
-        )
+        _spans_of_path(tags_bn[row, :words], marginals[row, :words], decoder)
         for row, words in enumerate(lengths.tolist())
     ]
+
+
+def _best_paths(post: PostScores, decoder: Decoder, n: int) -> list[tuple[_Spans, float]]:
+    emissions, lengths = _word_emissions([post], len(decoder.tags))
+    chain = decoder._chain()
+    # Paths may differ in tags that mean no entity, so more of them than answers are looked at.
+    paths, sums = n_best(emissions, lengths, MAX_ALTERNATIVES, **chain)
+    marginals = tag_marginals(emissions, lengths, **chain)[0]
+    reachable = sums[0] > -np.inf
+    spans = [_spans_of_path(path, marginals, decoder) for path in paths[0, reachable]]
+    return list(zip(spans, sums[0, reachable].tolist(), strict=True))
+
+
+def _spans_of_path(
+    path_n: npt.NDArray[np.int32], marginals_ny: npt.NDArray[np.float32], decoder: Decoder
+) -> _Spans:
+    sure = np.take_along_axis(marginals_ny, path_n[:, None], axis=1)[:, 0]
+    return tag_spans(path_n, sure, decoder.labels, decoder.tags)
 
 
 def tag_spans(

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from amlr.errors import AmlrError
+from amlr.errors import AmlrError, InputError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.certified import Certified, open_low_tier, uncalibrated
 from amlr.runtime.cpu import usable_cores
-from amlr.runtime.decode import Decoder
+from amlr.runtime.decode import MAX_ALTERNATIVES, Decoder
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
@@ -23,7 +23,7 @@ from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider, provider_names
 from amlr.runtime.raw import raw_of
-from amlr.runtime.results import Post, Raw, Result, error_of, problem
+from amlr.runtime.results import Alternative, Post, Raw, Result, error_of, problem
 from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measured_margin
 from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
@@ -261,6 +261,27 @@ class Engine:
         if self._answers is not None:
             return self._answers.tag_batch(posts, self._answer_key(), self._tag_batch)
         return self._tag_batch(posts)
+
+    def alternatives(self, post: Post, n: int = 5) -> list[Alternative]:
+        """The n best different answers to one post, best first; the first is the one of `tag`.
+
+        Args:
+            post: The post.
+            n: How many, 1..16; fewer come back where there are no more.
+
+        Raises:
+            InputError: The post cannot be used, or n is out of range.
+        """
+        self._check_usable()
+        if not isinstance(n, int) or not 1 <= n <= MAX_ALTERNATIVES:
+            raise InputError(f"n must be a whole number in 1..{MAX_ALTERNATIVES}, got {n!r}")
+        decoder = Decoder.of(self._bundle, self.decoder)
+        scored = self.strategy.scores(post, decoder)
+        if scored.error is not None:
+            raise scored.error
+        if scored.scores is None:  # without words there is one answer
+            return [Alternative(entities=(), score=0.0)]
+        return decoder.alternatives(scored.scores, n)
 
     @property
     def answer_cache(self) -> AnswerStats | None:

@@ -3,14 +3,14 @@
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from amlr.errors import InputError
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Post, Problem, Result, problem
+from amlr.runtime.results import Alternative, Post, Problem, Result, problem
 
 _END = object()
 
@@ -108,11 +108,13 @@ def tag_lines(engine: Engine, chunks: Iterator[list[Line]]) -> Iterator[tuple[Li
                 yield line, next(results)
 
 
-def answer(line: Line, result: Result) -> str:
+def answer(line: Line, result: Result, alternatives: Sequence[Alternative] | None = None) -> str:
     """One output line; not ASCII-only unless the text holds half a surrogate pair."""
     values = result.to_dict()
     kept = ("entities", "image_used", "warnings", "error")
     row = {"id": line.id} | {name: values[name] for name in kept}
+    if alternatives is not None:
+        row["alternatives"] = [alternative.to_dict() for alternative in alternatives]
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode()

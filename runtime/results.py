@@ -80,6 +80,26 @@ class Entity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """One possible answer to a post.
+
+    Attributes:
+        entities: In text order, never overlapping; each with its own probability as its score.
+        score: The decoder's sum for this answer; differences between answers of one post count.
+    """
+
+    entities: tuple[Entity, ...]
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "entities": [entity.to_dict() for entity in self.entities],
+            "score": round(self.score, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """Answer to one post.
 

@@ -45,6 +45,9 @@ class Strategy(Protocol):
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order, a chunk at a time, so that the caller need not hold all raw scores."""
 
+    def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
+        """Raw float32 scores of one post, read with its picture where its answer was."""
+
     def close(self) -> None:
         """Release what it holds besides the engine's own pipeline."""
 
@@ -60,6 +63,10 @@ class Always:
         """Answers in order."""
         for chunk in self._pipeline.score_chunks(posts, decode=decoder.settings):
             yield [Answer(scored=scored, precision=self.precision) for scored in chunk]
+
+    def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
+        """Raw scores of one post."""
+        return next(self._pipeline.score([post]))
 
     def close(self) -> None:
         """The pipeline is its owner's."""
@@ -99,6 +106,11 @@ class WhenNeeded:
             for i, scored in zip(again, seen, strict=True):
                 chunk[i] = scored
             yield [Answer(scored=scored, precision=self.precision) for scored in chunk]
+
+    def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
+        """Raw scores of one post."""
+        ((answer,),) = self.answers([post], decoder)
+        return answer.scored
 
     def close(self) -> None:
         """The pipeline is its owner's."""

@@ -22,7 +22,7 @@ EXAMPLES = (
   amlr-tag --engine amlr.plan --input posts.jsonl --output tagged/ --ray
 """
 )
-_ONLY_STDIN = ("text", "image", "threads")
+_ONLY_STDIN = ("text", "image", "threads", "n_best")
 
 
 def _option(*names: str, **settings: Any) -> click.Option:
@@ -82,7 +82,8 @@ def _tag_archive(archive: dict[str, Any], values: dict[str, Any]) -> None:
     for name in _ONLY_STDIN:
         if values[name] is not None:
             hint = "; workers have one thread each: give --workers" if name == "threads" else ""
-            raise InputError(f"--{name} and --input exclude each other{hint}")
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} and --input exclude each other{hint}")
     names = Columns.__dataclass_fields__
     columns = Columns(**{name: archive.pop(f"{name}_column") for name in names})
     archive["workers"] = archive["workers"] or usable_cores()

@@ -9,7 +9,7 @@ import pytest
 
 from amlr.errors import BackendUnavailableError
 from amlr.export.samples import sample_posts
-from amlr.runtime import Engine
+from amlr.runtime import Alternative, Engine
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.decode import Decoder
 from amlr.runtime.device.decoding import UnitDecoder
@@ -83,7 +83,7 @@ def test_entities_equal_the_host_decoder_and_no_logit_comes_back(double: Any, ki
     assert device.kernels.launches > 0
 
 
-def keys(result: Result) -> list[tuple[int, int, str]]:
+def keys(result: Result | Alternative) -> list[tuple[int, int, str]]:
     return [(e.start, e.end, e.label) for e in result.entities]
 
 
@@ -114,6 +114,20 @@ def test_the_engine_decodes_on_the_device(
             [e.score for e in a.entities], [e.score for e in b.entities], rtol=0, atol=2e-5
         )
     assert sum(len(result.entities) for result in found) > 200
+
+
+@pytest.mark.parametrize("kind", ["joint", "segmental", "linear-chain"])
+def test_the_first_alternative_is_the_device_answer(double: Any, kind: Any) -> None:
+    bundle, _, provider = double
+    engine = Engine(bundle, provider)
+    engine.decoder = replace(bundle.manifest.decoder, kind=kind)
+    for post in POSTS[:8]:
+        first, *others = engine.alternatives(post, 3)
+        assert keys(first) == keys(engine.tag(post.text, post.image, post.words))
+        assert [other.score for other in others] == sorted(
+            (other.score for other in others), reverse=True
+        )
+        assert all(other.score <= first.score for other in others)
 
 
 def test_a_post_with_nan_fails_alone(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
