@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
+from amlr.kernels.arrays import Bools, Doubles, Indices
 from amlr.kernels.confidence import log_sum_exp, outside_scores
 from amlr.kernels.units import Units
-from amlr.kernels.validation import Bools, Doubles
 
 _GOLDEN = (5**0.5 - 1) / 2
 # Neighbours differ by a factor of 1.3 between the default bounds.
@@ -33,7 +33,7 @@ class Reliability(NamedTuple):
         accuracies_m: Share of them that is right.
     """
 
-    counts_m: npt.NDArray[np.intp]
+    counts_m: Indices
     mean_scores_m: Doubles
     accuracies_m: Doubles
 

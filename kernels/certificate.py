@@ -1,4 +1,4 @@
-"""Box re-decode: has the answer survived every error within the radii?
+"""How safe an answer is: box re-decode within radii, and exact margins.
 
 Shape letters: B batch or posts, T steps, Y tags, U units, C classes, N words, E entities.
 
@@ -14,50 +14,23 @@ decoder's own rounding is not part of the proof and belongs in the radii. Radii 
 """
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
+from amlr.kernels.arrays import AnyInts, Bools, Doubles, Indices
+from amlr.kernels.confidence import chain_sums, maximum, outside_scores
 from amlr.kernels.segmental import decode_table
 from amlr.kernels.units import Units
 from amlr.kernels.validation import (
-    Bools,
     Chain,
-    Doubles,
-    Ints,
-    check_chain,
-    mask_padding,
+    check_chain_values,
+    check_errors,
+    check_lengths,
+    check_path,
 )
 from amlr.kernels.viterbi import advance, viterbi_decode
-
-
-@overload
-def box_redecode(
-    scores: Units,
-    lengths_b: npt.ArrayLike,
-    *,
-    radius: npt.ArrayLike = 0.0,
-    unit_logit_radius: npt.ArrayLike = 0.0,
-    token_radius: float = 0.0,
-    weight: float = 0.0,
-    answer: Sequence[Ints] | None = None,
-) -> Bools: ...
-
-
-@overload
-def box_redecode(
-    scores: npt.ArrayLike,
-    lengths_b: npt.ArrayLike,
-    *,
-    radius: npt.ArrayLike = 0.0,
-    start_y: npt.ArrayLike,
-    transitions_yy: npt.ArrayLike,
-    end_y: npt.ArrayLike,
-    allowed_yy: npt.ArrayLike | None = None,
-    answer: npt.ArrayLike | None = None,
-) -> Bools: ...
 
 
 def box_redecode(
@@ -72,7 +45,7 @@ def box_redecode(
     transitions_yy: npt.ArrayLike | None = None,
     end_y: npt.ArrayLike | None = None,
     allowed_yy: npt.ArrayLike | None = None,
-    answer: Sequence[Ints] | npt.ArrayLike | None = None,
+    answer: Sequence[AnyInts] | npt.ArrayLike | None = None,
 ) -> Bools:
     """Certify answers: True where no error within the radii can change one.
 
@@ -104,20 +77,14 @@ def box_redecode(
     Raises:
         ShapeError: As the decoders; a negative radius; an answer that is not made of units.
     """
-    for name, value in (
-        ("radius", radius),
-        ("unit_logit_radius", unit_logit_radius),
-        ("token_radius", token_radius),
-        ("weight", weight),
-    ):
-        if not np.all((np.asarray(value) >= 0) & (np.asarray(value) < np.inf)):
-            raise ShapeError(f"{name} must be finite and not negative, got {value}")
+    check_errors(
+        radius=radius,
+        unit_logit_radius=unit_logit_radius,
+        token_radius=token_radius,
+        weight=weight,
+    )
     if not isinstance(scores, Units):
-        if start_y is None or transitions_yy is None or end_y is None:
-            raise ShapeError("a linear chain needs start_y, transitions_yy and end_y")
-        chain = mask_padding(
-            check_chain(scores, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
-        )
+        chain = check_chain_values(scores, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
         return _certify_chain(chain, np.asarray(radius, np.float64), answer)
     lengths = scores.check_lengths(lengths_b)
     unit, label = _answer_units(scores, answer)
@@ -133,14 +100,14 @@ def box_redecode(
 
 
 def _answer_units(
-    units: Units, answer: Sequence[Ints] | npt.ArrayLike | None
-) -> tuple[npt.NDArray[np.intp], Ints]:
+    units: Units, answer: Sequence[AnyInts] | npt.ArrayLike | None
+) -> tuple[Indices, AnyInts]:
     """Unit and class of each entity of an answer."""
     if answer is None:
         found, _ = decode_table(units, units.scores_uc)
         return found.unit_e, found.rows_e3[:, 2]
     posts = len(units.post_offsets) - 1
-    per_post: list[Ints] = list(answer)  # type: ignore[arg-type]
+    per_post: list[AnyInts] = list(answer)  # type: ignore[arg-type]
     if len(per_post) != posts:
         raise ShapeError(f"answer must hold one array per post ({posts}), got {len(per_post)}")
     post = np.repeat(np.arange(posts), [len(rows) for rows in per_post])
@@ -163,7 +130,7 @@ def _answer_units(
 
 
 def _spread_logits(
-    units: Units, unit: npt.NDArray[np.intp], label: Ints, radius: Doubles, corner: Doubles
+    units: Units, unit: Indices, label: AnyInts, radius: Doubles, corner: Doubles
 ) -> None:
     """Move raw logits within their radius e: g is z_c - z_none - b, so it moves by up to 2e.
 
@@ -178,9 +145,7 @@ def _spread_logits(
     corner[unit, label] -= reach[unit]
 
 
-def _token_shift(
-    units: Units, lengths: npt.NDArray[np.intp], unit: npt.NDArray[np.intp], label: Ints
-) -> Doubles:
+def _token_shift(units: Units, lengths: Indices, unit: Indices, label: AnyInts) -> Doubles:
     """How a unit's g moves in the corner, in steps of 2 w e.
 
     In the corner the emission of the answer's tag falls by e at every word (O included) and all
@@ -216,7 +181,7 @@ def _token_shift(
 
 
 def _posts_that_differ(
-    units: Units, unit: npt.NDArray[np.intp], label: Ints, other: Ints, other_label: Ints
+    units: Units, unit: Indices, label: AnyInts, other: AnyInts, other_label: AnyInts
 ) -> Bools:
     """True for posts whose two answers are not the same units with the same classes."""
     chosen = np.zeros((2, len(units.start_u)), np.intp)
@@ -227,24 +192,21 @@ def _posts_that_differ(
     return np.bincount(post, minlength=len(units.post_offsets) - 1) > 0
 
 
-def _certify_chain(chain: Chain, radius: Doubles, answer: object) -> Bools:
+def _certify_chain(
+    chain: Chain, radius: Doubles, answer: Sequence[AnyInts] | npt.ArrayLike | None
+) -> Bools:
     """Check every decision of the answer against the forward maxima of the corner."""
     emissions, lengths, start, transitions, end = chain
     batch, steps, tags = emissions.shape
     if not batch or not steps:
         return np.ones(batch, np.bool_)
+    path: AnyInts
     if answer is None:
         path, _ = viterbi_decode(
             emissions, lengths, start_y=start, transitions_yy=transitions, end_y=end
         )
     else:
-        path = np.asarray(answer)
-        valid = np.arange(steps) < lengths[:, None]
-        if path.shape != (batch, steps) or np.any(valid & ((path < 0) | (path >= tags))):
-            raise ShapeError(
-                f"answer must hold tags 0..{tags - 1} of shape ({batch}, {steps}), "
-                f"got shape {path.shape}"
-            )
+        path = check_path("answer", answer, chain)
     path_tb = np.where(np.arange(steps) < lengths[:, None], path, 0).T
     corner = emissions + np.broadcast_to(radius, emissions.shape)
     own = np.take_along_axis(corner, path_tb.T[:, :, None], 2)
@@ -267,3 +229,101 @@ def _certify_chain(chain: Chain, radius: Doubles, answer: object) -> Bools:
     certified &= chosen.all(0)
     certified[lengths == 0] = True
     return certified
+
+
+def margin(
+    scores: Units | npt.ArrayLike,
+    lengths_b: npt.ArrayLike,
+    *,
+    start_y: npt.ArrayLike | None = None,
+    transitions_yy: npt.ArrayLike | None = None,
+    end_y: npt.ArrayLike | None = None,
+    allowed_yy: npt.ArrayLike | None = None,
+) -> Doubles:
+    """Score of the best answer minus that of the best different answer.
+
+    Args:
+        scores: `Units` for segmental and joint decoding, or emissions (B, T, Y) for a linear chain,
+            which needs the other arguments too (as in `viterbi_decode`).
+        lengths_b: Words of each post, or steps of each sequence, shape (B,).
+        start_y: Score of starting with a tag, shape (Y,).
+        transitions_yy: Score of tag i (row) followed by tag j (column), shape (Y, Y).
+        end_y: Score of ending with a tag, shape (Y,).
+        allowed_yy: Moves that may be used, shape (Y, Y); None allows all.
+
+    Returns:
+        Margins (B,), float64, from float64 sums: 0 where two answers tie, inf where there is no
+        other answer, 0 where no path is allowed at all.
+
+    Raises:
+        ShapeError: As the decoders.
+    """
+    if isinstance(scores, Units):
+        return _segmental_margin(scores, lengths_b)
+    chain = check_chain_values(scores, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+    batch, steps, tags = chain.emissions_bty.shape
+    if tags < 2 or not batch or not steps:
+        return np.full(batch, np.inf)
+    forward, backward, _ = chain_sums(chain, maximum)
+    # A different path has another tag at some step; there it scores at most the second best of the
+    # paths through each tag.
+    best_two = np.partition(forward + backward, tags - 2, axis=2)[:, :, -2:]
+    with np.errstate(invalid="ignore"):
+        gaps = best_two[:, :, 1] - best_two[:, :, 0]
+    gaps[np.isneginf(best_two[:, :, 1])] = 0
+    gaps[np.arange(steps) >= chain.lengths_b[:, None]] = np.inf
+    return -maximum(-gaps, 1)
+
+
+def _segmental_margin(units: Units, lengths_b: npt.ArrayLike) -> Doubles:
+    """min(weakest chosen unit, best minus the best segmentation with a unit not chosen)."""
+    units.check_lengths(lengths_b)
+    posts = len(units.post_offsets) - 1
+    scores = units.scores_uc.astype(np.float64)
+    margins = np.full(posts, np.inf)
+    if not len(scores):
+        return margins
+    outside, _ = outside_scores(units, scores, maximum)
+    found, _ = decode_table(units, scores)
+    classes = found.rows_e3[:, 2]
+    gaps: Doubles = -(outside[:, None] + scores)
+    gaps[found.unit_e, classes] = scores[found.unit_e, classes]
+    filled = np.diff(units.post_offsets) > 0
+    starts = units.post_offsets[:-1][filled].astype(np.intp)
+    margins[filled] = np.minimum.reduceat(gaps.min(1), starts)
+    return margins.clip(min=0.0)  # rounding may leave -1e-16 at a tie
+
+
+def required_margin(
+    lengths_b: npt.ArrayLike,
+    *,
+    score_error: float = 0.0,
+    unit_logit_error: float = 0.0,
+    token_error: float = 0.0,
+    weight: float = 1.0,
+) -> Doubles:
+    """The margin that suffices: above it, no error within the radii can change the answer.
+
+    Loose: `box_redecode` certifies everything this does, and more.
+
+    Args:
+        lengths_b: Words (steps) of each post, shape (B,).
+        score_error: Largest error of any g.
+        unit_logit_error: Largest error of any raw unit logit.
+        token_error: Largest error of any emission.
+        weight: w of the joint score; 1 for a linear chain.
+
+    Returns:
+        Margins (B,): N * (2 score_error + 3 unit_logit_error + 2 weight token_error).
+    """
+    lengths = check_lengths(lengths_b, len(np.asarray(lengths_b)))
+    errors = {
+        "score_error": score_error,
+        "unit_logit_error": unit_logit_error,
+        "token_error": token_error,
+        "weight": weight,
+    }
+    check_errors(**errors)
+    return lengths.astype(np.float64) * (
+        2.0 * score_error + 3.0 * unit_logit_error + 2.0 * weight * token_error
+    )

@@ -10,15 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
+from amlr.kernels.arrays import AnyFloats, Doubles, Floats
 from amlr.kernels.units import Units
-from amlr.kernels.validation import (
-    AnyFloats,
-    Chain,
-    Doubles,
-    Floats,
-    check_chain,
-    mask_padding,
-)
+from amlr.kernels.validation import Chain, check_chain_values, check_temperature
 
 
 def log_sum_exp(values: AnyFloats, axis: int) -> Doubles:
@@ -47,8 +41,7 @@ def entity_marginals(units: Units, lengths_b: npt.ArrayLike, *, temperature: flo
         ShapeError: A unit ends past its post, or the temperature is not positive and finite.
     """
     units.check_lengths(lengths_b)
-    if not 0 < temperature < np.inf:
-        raise ShapeError(f"temperature must be positive and finite, got {temperature}")
+    check_temperature(temperature)
     scores = units.scores_uc.astype(np.float64) / temperature
     outside, _ = outside_scores(units, scores, log_sum_exp)
     return np.exp(outside[:, None] + scores).astype(np.float32)
@@ -75,10 +68,7 @@ def outside_scores(
     if combine is log_sum_exp and posts == 1:
         return _outside_of_one(units, gains_u, words)
     cells = np.append(gains_u, -np.inf).take(table)
-    if combine is log_sum_exp:
-        forward, backward = _segment_log_sums(cells)
-    else:
-        forward, backward = _segment_sums(cells, combine)
+    forward, backward = _segment_sums(cells, maximum if combine is maximum else _log_sum_rows)
     rows = np.arange(words)[:, None] + np.arange(longest)
     outside_u = np.empty(len(scores_uc) + 1)
     outside_u[table] = forward[:-1][rows] + backward[1:, None] - forward[-1]
@@ -116,51 +106,36 @@ def maximum(values: Doubles, axis: int) -> Doubles:
     return largest
 
 
+def _log_sum_rows(terms: Doubles, axis: int) -> Doubles:
+    """As `log_sum_exp`, where the largest term is finite; overwrites the terms."""
+    peak = np.maximum.reduce(terms, axis)
+    np.exp(np.subtract(terms, peak, terms), terms)
+    total: Doubles = np.log(np.add.reduce(terms, axis)) + peak
+    return total
+
+
 def _segment_sums(
     cells_nlb: Doubles, combine: Callable[[Doubles, int], Doubles]
 ) -> tuple[Doubles, Doubles]:
-    """Forward sums (L-1 + N+1, B), padded in front, and backward sums (N+1, B)."""
-    words, longest, posts = cells_nlb.shape
-    forward = np.zeros((longest + words, posts))
-    for j in range(words):
-        carry = forward[j + longest - 1 : j + longest]
-        ending = forward[j : j + longest] + cells_nlb[j]
-        forward[j + longest] = combine(np.concatenate([carry, ending]), 0)
-    backward = np.zeros((words + 1, posts))
-    flat = cells_nlb.reshape(words * longest, posts)
-    for j in range(words - 1, -1, -1):
-        starting = flat[_rows_starting_at(j, words, longest)]
-        following = backward[j + 1 : j + 1 + len(starting)]
-        backward[j] = combine(np.concatenate([backward[j + 1 : j + 2], starting + following]), 0)
-    return forward, backward
+    """Forward sums (L-1 + N+1, B), padded in front, and backward sums (N+1, B).
 
-
-def _segment_log_sums(cells_nlb: Doubles) -> tuple[Doubles, Doubles]:
-    """`_segment_sums` with `log_sum_exp`, the same numbers for half the calls.
-
-    "No entity here" is always possible, so every sum has a finite largest term: nothing to guard.
+    "No entity here" is always possible, so of the terms of every sum the first is finite.
     """
     words, longest, posts = cells_nlb.shape
     forward = np.zeros((longest + words, posts))
     terms = np.empty((longest + 1, posts))
-    add, exp, log, subtract = np.add, np.exp, np.log, np.subtract
-    largest, total = np.maximum.reduce, np.add.reduce
     for j in range(words):
         terms[0] = forward[j + longest - 1]
-        add(forward[j : j + longest], cells_nlb[j], terms[1:])
-        peak = largest(terms, 0)
-        exp(subtract(terms, peak, terms), terms)
-        add(log(total(terms, 0)), peak, forward[j + longest])
+        np.add(forward[j : j + longest], cells_nlb[j], terms[1:])
+        forward[j + longest] = combine(terms, 0)
     backward = np.zeros((words + 1, posts))
     flat = cells_nlb.reshape(words * longest, posts)
     for j in range(words - 1, -1, -1):
         starting = flat[_rows_starting_at(j, words, longest)]
         used = terms[: len(starting) + 1]
         used[0] = backward[j + 1]
-        add(starting, backward[j + 1 : j + 1 + len(starting)], used[1:])
-        peak = largest(used, 0)
-        exp(subtract(used, peak, used), used)
-        add(log(total(used, 0)), peak, backward[j])
+        np.add(starting, backward[j + 1 : j + 1 + len(starting)], used[1:])
+        backward[j] = combine(used, 0)
     return forward, backward
 
 
@@ -197,9 +172,7 @@ def tag_marginals(
     Raises:
         ShapeError: As `viterbi_decode`.
     """
-    chain = mask_padding(
-        check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
-    )
+    chain = check_chain_values(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     forward, backward, total = chain_sums(chain, log_sum_exp)
     with np.errstate(invalid="ignore"):
         marginals = np.exp(forward + backward - total[:, None, None])
@@ -261,9 +234,7 @@ def span_marginals(
     Raises:
         ShapeError: As `viterbi_decode`, or a span lies outside its sequence.
     """
-    chain = mask_padding(
-        check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
-    )
+    chain = check_chain_values(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     spans = np.asarray(spans_e3, np.intp).reshape(-1, 3)
     tags = np.asarray(tags_bt)
     if tags.shape != chain.emissions_bty.shape[:2]:

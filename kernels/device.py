@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import BackendUnavailableError, InputError
+from amlr.kernels.arrays import AnyArray
 from amlr.kernels.driver import DeviceError, DeviceMemoryError, Graph, probe_driver
 
 __all__ = [
@@ -106,13 +107,13 @@ class Device(Protocol):
     def free(self, pointer: int) -> None:
         """Give memory back."""
 
-    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AnyArray:
         """An uninitialised array in page-locked memory, which async copies need to be async."""
 
-    def upload(self, pointer: int, array: npt.NDArray[Any], stream: Stream) -> None:
+    def upload(self, pointer: int, array: AnyArray, stream: Stream) -> None:
         """Copy a C-contiguous host array to the device; it must stay alive until the copy ran."""
 
-    def download(self, array: npt.NDArray[Any], pointer: int, stream: Stream) -> None:
+    def download(self, array: AnyArray, pointer: int, stream: Stream) -> None:
         """Copy from the device into a C-contiguous host array."""
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:

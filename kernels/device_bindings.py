@@ -1,4 +1,4 @@
-"""The device layer over cuda-bindings, NVIDIA's own Python binding."""
+"""The device layer over cuda-bindings, NVIDIA's own binding; `device` documents the methods."""
 
 import ctypes
 import weakref
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver as cuda
 
+from amlr.kernels.arrays import AnyArray
 from amlr.kernels.driver import (
     OUT_OF_MEMORY,
     DeviceError,
@@ -30,7 +31,7 @@ def _call(function: Any, *arguments: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-class BindingsStream:
+class _Stream:
     """A CUstream."""
 
     def __init__(self) -> None:
@@ -38,42 +39,35 @@ class BindingsStream:
         self.handle = int(self._stream)
 
     def synchronize(self) -> None:
-        """Wait until everything enqueued so far is done."""
         _call(cuda.cuStreamSynchronize, self._stream)
 
-    def wait(self, event: "BindingsEvent") -> None:
-        """Let later work wait for an event."""
+    def wait(self, event: "_Event") -> None:
         _call(cuda.cuStreamWaitEvent, self._stream, event.raw, 0)
 
     def close(self) -> None:
-        """Destroy the stream."""
         _call(cuda.cuStreamDestroy, self._stream)
 
 
-class BindingsEvent:
+class _Event:
     """A CUevent."""
 
     def __init__(self) -> None:
         self.raw = _call(cuda.cuEventCreate, 0)
 
-    def record(self, stream: BindingsStream) -> None:
-        """Mark the work enqueued so far."""
+    def record(self, stream: _Stream) -> None:
         _call(cuda.cuEventRecord, self.raw, stream.handle)
 
     def synchronize(self) -> None:
-        """Wait until the marked work is done."""
         _call(cuda.cuEventSynchronize, self.raw)
 
-    def milliseconds_since(self, earlier: "BindingsEvent") -> float:
-        """Device time between two recorded marks."""
+    def milliseconds_since(self, earlier: "_Event") -> float:
         return float(_call(cuda.cuEventElapsedTime, earlier.raw, self.raw))
 
     def close(self) -> None:
-        """Destroy the event."""
         _call(cuda.cuEventDestroy, self.raw)
 
 
-class BindingsModule:
+class _Module:
     """A CUmodule."""
 
     def __init__(self, image: bytes) -> None:
@@ -82,11 +76,10 @@ class BindingsModule:
         self._module = _call(cuda.cuModuleLoadData, self._image)
 
     def function(self, name: str) -> Any:
-        """A kernel by name."""
         return _call(cuda.cuModuleGetFunction, self._module, name.encode())
 
 
-class BindingsDevice:
+class _Device:
     """One device through cuda-bindings; see `Device` for the methods."""
 
     binding = "cuda-bindings"
@@ -108,7 +101,6 @@ class BindingsDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the primary context current for a block."""
         _call(cuda.cuCtxPushCurrent, self._context)
         try:
             yield
@@ -116,15 +108,12 @@ class BindingsDevice:
             _call(cuda.cuCtxPopCurrent)
 
     def alloc(self, nbytes: int) -> int:
-        """Allocate device memory."""
         return int(_call(cuda.cuMemAlloc, max(nbytes, 1)))
 
     def free(self, pointer: int) -> None:
-        """Give memory back."""
         _call(cuda.cuMemFree, pointer)
 
-    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An uninitialised array in page-locked memory, freed with its last view."""
+    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AnyArray:
         kind = np.dtype(dtype)
         nbytes = max(int(np.prod(shape)) * kind.itemsize, 1)
         address = int(_call(cuda.cuMemHostAlloc, nbytes, 0))
@@ -132,44 +121,37 @@ class BindingsDevice:
         # Not at exit: the driver may be gone by then, and frees everything anyway.
         weakref.finalize(memory, self._free_pinned, address).atexit = False
         # The view keeps `memory` alive, and `memory` its finalizer.
-        array: npt.NDArray[Any] = np.ndarray(shape, kind, memoryview(memory))
+        array: AnyArray = np.ndarray(shape, kind, memoryview(memory))
         return array
 
     def _free_pinned(self, address: int) -> None:
         with self.current():
             _call(cuda.cuMemFreeHost, address)
 
-    def upload(self, pointer: int, array: npt.NDArray[Any], stream: BindingsStream) -> None:
-        """Copy a host array to the device."""
+    def upload(self, pointer: int, array: AnyArray, stream: _Stream) -> None:
         if array.nbytes:
             address = array.ctypes.data
             _call(cuda.cuMemcpyHtoDAsync, pointer, address, array.nbytes, stream.handle)
 
-    def download(self, array: npt.NDArray[Any], pointer: int, stream: BindingsStream) -> None:
-        """Copy from the device into a host array."""
+    def download(self, array: AnyArray, pointer: int, stream: _Stream) -> None:
         if array.nbytes:
             address = array.ctypes.data
             _call(cuda.cuMemcpyDtoHAsync, address, pointer, array.nbytes, stream.handle)
 
-    def copy(self, target: int, source: int, nbytes: int, stream: BindingsStream) -> None:
-        """Copy within the device."""
+    def copy(self, target: int, source: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.cuMemcpyDtoDAsync, target, source, nbytes, stream.handle)
 
-    def fill(self, pointer: int, value: int, nbytes: int, stream: BindingsStream) -> None:
-        """Set bytes to a value."""
+    def fill(self, pointer: int, value: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.cuMemsetD8Async, pointer, value, nbytes, stream.handle)
 
-    def stream(self) -> BindingsStream:
-        """A new non-blocking stream."""
-        return BindingsStream()
+    def stream(self) -> _Stream:
+        return _Stream()
 
-    def event(self) -> BindingsEvent:
-        """A new event."""
-        return BindingsEvent()
+    def event(self) -> _Event:
+        return _Event()
 
-    def load_module(self, image: bytes) -> BindingsModule:
-        """Load a cubin or PTX text."""
-        return BindingsModule(image)
+    def load_module(self, image: bytes) -> _Module:
+        return _Module(image)
 
     def launch(
         self,
@@ -178,10 +160,9 @@ class BindingsDevice:
         grid: int,
         block: int,
         shared_bytes: int,
-        stream: BindingsStream,
+        stream: _Stream,
         arguments: Sequence[np.generic],
     ) -> None:
-        """Enqueue a kernel."""
         # The driver copies the arguments during the call, so they need not outlive it.
         values = b"".join(argument.tobytes().ljust(8, b"\0") for argument in arguments)
         storage = ctypes.create_string_buffer(values, len(values))
@@ -200,15 +181,13 @@ class BindingsDevice:
             0,
         )
 
-    def capture(self, stream: BindingsStream) -> AbstractContextManager[Graph]:
-        """Record a block's work into a graph."""
+    def capture(self, stream: _Stream) -> AbstractContextManager[Graph]:
         return capture_graph(stream)
 
     def close(self) -> None:
-        """Release the primary context."""
         _call(cuda.cuDevicePrimaryCtxRelease, self._device)
 
 
-def open_device(ordinal: int) -> BindingsDevice:
+def open_device(ordinal: int) -> _Device:
     """Open a device; the driver has been probed."""
-    return BindingsDevice(ordinal)
+    return _Device(ordinal)

@@ -1,4 +1,7 @@
-"""The device layer over pycuda. Never `pycuda.autoinit`: it makes a context of its own."""
+"""The device layer over pycuda; `device` documents the methods.
+
+Never `pycuda.autoinit`: it makes a context of its own.
+"""
 
 import atexit
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pycuda.driver as cuda
 
+from amlr.kernels.arrays import AnyArray
 from amlr.kernels.driver import (
     DeviceError,
     DeviceMemoryError,
@@ -28,7 +32,7 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise DeviceError(str(error)) from error
 
 
-class PycudaStream:
+class _Stream:
     """A pycuda stream."""
 
     def __init__(self) -> None:
@@ -36,42 +40,35 @@ class PycudaStream:
         self.handle = int(self.raw.handle)
 
     def synchronize(self) -> None:
-        """Wait until everything enqueued so far is done."""
         _call(self.raw.synchronize)
 
-    def wait(self, event: "PycudaEvent") -> None:
-        """Let later work wait for an event."""
+    def wait(self, event: "_Event") -> None:
         _call(self.raw.wait_for_event, event.raw)
 
     def close(self) -> None:
-        """Drop the stream; pycuda destroys it with its last reference."""
         self.raw = None
 
 
-class PycudaEvent:
+class _Event:
     """A pycuda event."""
 
     def __init__(self) -> None:
         self.raw = _call(cuda.Event)
 
-    def record(self, stream: PycudaStream) -> None:
-        """Mark the work enqueued so far."""
+    def record(self, stream: _Stream) -> None:
         _call(self.raw.record, stream.raw)
 
     def synchronize(self) -> None:
-        """Wait until the marked work is done."""
         _call(self.raw.synchronize)
 
-    def milliseconds_since(self, earlier: "PycudaEvent") -> float:
-        """Device time between two recorded marks."""
+    def milliseconds_since(self, earlier: "_Event") -> float:
         return float(_call(self.raw.time_since, earlier.raw))
 
     def close(self) -> None:
-        """Drop the event; pycuda destroys it with its last reference."""
         self.raw = None
 
 
-class PycudaModule:
+class _Module:
     """A loaded image."""
 
     def __init__(self, image: bytes) -> None:
@@ -79,11 +76,10 @@ class PycudaModule:
         self._module = _call(cuda.module_from_buffer, image + b"\0")
 
     def function(self, name: str) -> Any:
-        """A kernel by name."""
         return _call(self._module.get_function, name)
 
 
-class PycudaDevice:
+class _Device:
     """One device through pycuda; see `Device` for the methods."""
 
     binding = "pycuda"
@@ -102,7 +98,6 @@ class PycudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the primary context current for a block."""
         _call(self._context.push)
         try:
             yield
@@ -110,53 +105,43 @@ class PycudaDevice:
             _call(cuda.Context.pop)
 
     def alloc(self, nbytes: int) -> int:
-        """Allocate device memory."""
         allocation = _call(cuda.mem_alloc, max(nbytes, 1))
         pointer = int(allocation)
         self._allocations[pointer] = allocation
         return pointer
 
     def free(self, pointer: int) -> None:
-        """Give memory back."""
         _call(self._allocations.pop(pointer).free)
 
-    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An uninitialised array in page-locked memory, freed with its last view."""
+    def pinned_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AnyArray:
         kind = np.dtype(dtype)
         count = int(np.prod(shape))
         flat = _call(cuda.pagelocked_empty, max(count, 1), kind)
-        array: npt.NDArray[Any] = flat[:count].reshape(shape)
+        array: AnyArray = flat[:count].reshape(shape)
         return array
 
-    def upload(self, pointer: int, array: npt.NDArray[Any], stream: PycudaStream) -> None:
-        """Copy a host array to the device."""
+    def upload(self, pointer: int, array: AnyArray, stream: _Stream) -> None:
         if array.nbytes:
             _call(cuda.memcpy_htod_async, pointer, array, stream.raw)
 
-    def download(self, array: npt.NDArray[Any], pointer: int, stream: PycudaStream) -> None:
-        """Copy from the device into a host array."""
+    def download(self, array: AnyArray, pointer: int, stream: _Stream) -> None:
         if array.nbytes:
             _call(cuda.memcpy_dtoh_async, array, pointer, stream.raw)
 
-    def copy(self, target: int, source: int, nbytes: int, stream: PycudaStream) -> None:
-        """Copy within the device."""
+    def copy(self, target: int, source: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.memcpy_dtod_async, target, source, nbytes, stream.raw)
 
-    def fill(self, pointer: int, value: int, nbytes: int, stream: PycudaStream) -> None:
-        """Set bytes to a value."""
+    def fill(self, pointer: int, value: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.memset_d8_async, pointer, value, nbytes, stream.raw)
 
-    def stream(self) -> PycudaStream:
-        """A new non-blocking stream."""
-        return PycudaStream()
+    def stream(self) -> _Stream:
+        return _Stream()
 
-    def event(self) -> PycudaEvent:
-        """A new event."""
-        return PycudaEvent()
+    def event(self) -> _Event:
+        return _Event()
 
-    def load_module(self, image: bytes) -> PycudaModule:
-        """Load a cubin or PTX text."""
-        return PycudaModule(image)
+    def load_module(self, image: bytes) -> _Module:
+        return _Module(image)
 
     def launch(
         self,
@@ -165,10 +150,9 @@ class PycudaDevice:
         grid: int,
         block: int,
         shared_bytes: int,
-        stream: PycudaStream,
+        stream: _Stream,
         arguments: Sequence[np.generic],
     ) -> None:
-        """Enqueue a kernel."""
         # pycuda packs NumPy scalars with the alignment of C.
         _call(
             function,
@@ -179,12 +163,10 @@ class PycudaDevice:
             stream=stream.raw,
         )
 
-    def capture(self, stream: PycudaStream) -> AbstractContextManager[Graph]:
-        """Record a block's work into a graph."""
+    def capture(self, stream: _Stream) -> AbstractContextManager[Graph]:
         return capture_graph(stream)
 
     def close(self) -> None:
-        """Release the primary context; a second call does nothing."""
         if self._context is None:
             return
         atexit.unregister(self.close)
@@ -195,6 +177,6 @@ class PycudaDevice:
         self._context = None
 
 
-def open_device(ordinal: int) -> PycudaDevice:
+def open_device(ordinal: int) -> _Device:
     """Open a device; the driver has been probed."""
-    return PycudaDevice(ordinal)
+    return _Device(ordinal)

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.units import Units, check_unit_table
-from amlr.kernels.validation import Floats, Ints, as_scores
+from amlr.kernels.arrays import AnyInts, Bools, Floats, Ints32
+from amlr.kernels.units import Units
+from amlr.kernels.validation import as_scores, check_offsets, check_unit_table
 
 
 def joint_scores(
@@ -70,17 +71,10 @@ def joint_scores(
     if word_offsets is None or word_emissions_wy is None:
         raise ShapeError("weight > 0 needs word_offsets and word_emissions_wy; pass them or w = 0")
     begin, inside = _tag_gains(word_emissions_wy, tags, labels, logits.shape[1] - 1)
-    bounds = np.asarray(word_offsets)
-    if (
-        bounds.shape != offsets.shape
-        or bounds.dtype.kind not in "iu"
-        or bounds[0] != 0
-        or bounds[-1] != len(begin)
-        or np.any(np.diff(bounds) < 0)
-    ):
+    bounds = check_offsets("word_offsets", word_offsets, len(begin))
+    if bounds.shape != offsets.shape:
         raise ShapeError(
-            f"word_offsets must rise from 0 to {len(begin)} (rows of word_emissions_wy) and have "
-            f"{len(offsets)} entries like post_offsets, got shape {bounds.shape}"
+            f"word_offsets must have {len(offsets)} entries like post_offsets, got {len(bounds)}"
         )
     post_u = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if np.any(end >= np.diff(bounds)[post_u]):
@@ -122,9 +116,9 @@ def _run_sums(begin: Floats, inside: Floats, longest: int) -> Floats:
 
 
 def _merge(
-    bounds: Ints,
-    last_word_u: Ints,
-    extra_u: Ints,
+    bounds: AnyInts,
+    last_word_u: AnyInts,
+    extra_u: AnyInts,
     scores: Floats,
     sums_lwc: Floats,
     b: np.float32,
@@ -167,15 +161,15 @@ class RunLayout:
         cell_u: Row in a table of (length - 1, last word), flattened, (U,).
     """
 
-    post_offsets: Ints
-    start_u: npt.NDArray[np.int32]
-    end_u: npt.NDArray[np.int32]
-    has_unit_u: npt.NDArray[np.bool_]
-    cell_u: Ints
+    post_offsets: AnyInts
+    start_u: Ints32
+    end_u: Ints32
+    has_unit_u: Bools
+    cell_u: AnyInts
 
 
 def lay_out_runs(
-    bounds: Ints, last_word_u: Ints, extra_u: Ints, longest: int, max_entity_words: int
+    bounds: AnyInts, last_word_u: AnyInts, extra_u: AnyInts, longest: int, max_entity_words: int
 ) -> RunLayout:
     """Where the units and every run of at most `max_entity_words` words without a unit come.
 

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
+from amlr.kernels.arrays import Floats, Indices, Ints32
 from amlr.kernels.units import Units
-from amlr.kernels.validation import Chain, Floats, check_chain, mask_padding
+from amlr.kernels.validation import Chain, check_chain_values
 
-Paths = tuple[npt.NDArray[np.int32], Floats]
-Segmentations = tuple[list[list[npt.NDArray[np.int32]]], Floats]
+Paths = tuple[Ints32, Floats]
+Segmentations = tuple[list[list[Ints32]], Floats]
 _MOST = 16
 
 
@@ -71,13 +72,11 @@ def n_best(
     if isinstance(scores, Units):
         lengths = scores.check_lengths(lengths_b)
         return _best_segmentations(scores, len(lengths), n)
-    if start_y is None or transitions_yy is None or end_y is None:
-        raise ShapeError("a linear chain needs start_y, transitions_yy and end_y")
-    chain = mask_padding(check_chain(scores, lengths_b, start_y, transitions_yy, end_y, allowed_yy))
+    chain = check_chain_values(scores, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     return _best_paths(chain, n)
 
 
-def _best_of(candidates_bk: Floats, n: int) -> tuple[Floats, npt.NDArray[np.intp]]:
+def _best_of(candidates_bk: Floats, n: int) -> tuple[Floats, Indices]:
     """The n largest of each row and where they stood, earlier ones first among equals."""
     order = np.argsort(-candidates_bk, axis=1, kind="stable")[:, :n]
     return np.take_along_axis(candidates_bk, order, 1), order
@@ -132,7 +131,7 @@ def _best_segmentations(units: Units, posts: int, n: int) -> Segmentations:
         # First "no entity ends here", then longer units, lower classes, better prefixes.
         candidates = np.concatenate([best[j + longest - 1], ending], axis=1)
         best[j + longest], pointers[j] = _best_of(candidates, n)
-    answers: list[list[npt.NDArray[np.int32]]] = []
+    answers: list[list[Ints32]] = []
     found = best[-1]
     for post in range(posts):
         ranks = range(int(np.count_nonzero(found[post] > -np.inf)))
@@ -141,9 +140,7 @@ def _best_segmentations(units: Units, posts: int, n: int) -> Segmentations:
     return answers, found
 
 
-def _trace(
-    moves: list[list[int]], rank: int, longest: int, classes: int, n: int
-) -> npt.NDArray[np.int32]:
+def _trace(moves: list[list[int]], rank: int, longest: int, classes: int, n: int) -> Ints32:
     """Entities of one answer, from its rank after the last word."""
     rows = []
     stop = len(moves)

@@ -17,20 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.arrays import AnyFloats, AnyInts, Bools, Floats, Indices, Ints32
 from amlr.kernels.units import Units
-from amlr.kernels.validation import (
-    INF,
-    AnyFloats,
-    Floats,
-    Ints,
-    check_backend,
-    raise_not_finite,
-)
+from amlr.kernels.validation import INF, check_backend, raise_not_finite
 
 
 def segmental_decode(
     units: Units, lengths_b: npt.ArrayLike, *, backend: str = "numpy"
-) -> tuple[list[npt.NDArray[np.int32]], Floats]:
+) -> tuple[list[Ints32], Floats]:
     """Find the best non-overlapping units of each post.
 
     Args:
@@ -77,11 +71,11 @@ class Found(NamedTuple):
         counts_b: Entities of each post.
     """
 
-    unit_e: npt.NDArray[np.intp]
-    rows_e3: npt.NDArray[np.int32]
-    counts_b: npt.NDArray[np.intp]
+    unit_e: Indices
+    rows_e3: Ints32
+    counts_b: Indices
 
-    def split(self) -> list[npt.NDArray[np.int32]]:
+    def split(self) -> list[Ints32]:
         """One array of rows per post."""
         stops = np.cumsum(self.counts_b).tolist()
         rows = self.rows_e3
@@ -134,20 +128,20 @@ def decode_table(units: Units, scores_uc: AnyFloats) -> tuple[Found, AnyFloats]:
     return Found(unit, rows, np.bincount(post, minlength=candidates.shape[2])), best[-1]
 
 
-def _unit_ending_at(candidates_nlb: AnyFloats, best: AnyFloats) -> Ints:
+def _unit_ending_at(candidates_nlb: AnyFloats, best: AnyFloats) -> AnyInts:
     """Words of the unit the tie rule picks at each end position, 0 for none, shape (N, B)."""
     longest = candidates_nlb.shape[1]
     dtype = np.uint8 if longest < 256 else np.uint32
     reaches = candidates_nlb == best[longest:, None]
     # Slot s holds units of L - s words, so the largest is the longest unit that reaches the best.
     lengths = np.arange(longest, 0, -1, dtype=dtype)[:, None]
-    words_nb: Ints = np.maximum.reduce(reaches * lengths, 1)
+    words_nb: AnyInts = np.maximum.reduce(reaches * lengths, 1)
     # An entity ends exactly where best rises: equal means "no entity ends here".
     words_nb *= best[longest:] > best[longest - 1 : -1]
     return words_nb
 
 
-def _visited(words_nb: Ints) -> npt.NDArray[np.bool_]:
+def _visited(words_nb: AnyInts) -> Bools:
     """Where an entity on the best path ends, shape (N, B): all posts step back a word at a time."""
     words, posts = words_nb.shape
     visited = np.empty((words, posts), np.bool_)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.validation import Floats, Ints, as_scores, check_lengths
+from amlr.kernels.arrays import AnyInts, Bools, Floats, Indices
+from amlr.kernels.validation import as_scores, check_lengths, check_unit_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +32,11 @@ class Units:
             twice, or a score is NaN or +inf.
     """
 
-    post_offsets: Ints
-    start_u: Ints
-    end_u: Ints
+    post_offsets: AnyInts
+    start_u: AnyInts
+    end_u: AnyInts
     scores_uc: Floats
-    has_logits_u: npt.NDArray[np.bool_] | None = None
+    has_logits_u: Bools | None = None
     layout: "Layout" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Units:
         object.__setattr__(units, "scores_uc", scores)
         return units
 
-    def check_lengths(self, lengths_b: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    def check_lengths(self, lengths_b: npt.ArrayLike) -> Indices:
         """Word counts as intp, after checking that no unit ends past its post.
 
         Raises:
@@ -82,38 +83,6 @@ class Units:
         return lengths
 
 
-def check_unit_table(
-    post_offsets: npt.ArrayLike, start_u: npt.ArrayLike, end_u: npt.ArrayLike, units: int
-) -> tuple[Ints, Ints, Ints]:
-    """Offsets, starts and ends as checked integer arrays.
-
-    Raises:
-        ShapeError: Shapes disagree, offsets are not sorted, or a unit is empty.
-    """
-    offsets, start, end = np.asarray(post_offsets), np.asarray(start_u), np.asarray(end_u)
-    for name, array in (("post_offsets", offsets), ("start_u", start), ("end_u", end)):
-        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-            raise ShapeError(f"{name} must be 1-D integers, got {array.dtype} {array.shape}")
-    if start.shape != (units,) or end.shape != (units,):
-        raise ShapeError(
-            f"start_u and end_u must have one entry per row of the scores ({units}), "
-            f"got {start.shape} and {end.shape}"
-        )
-    if not offsets.size or offsets[0] != 0 or offsets[-1] != units or np.any(np.diff(offsets) < 0):
-        raise ShapeError(
-            f"post_offsets must rise from 0 to the number of units ({units}), got "
-            f"{offsets.tolist() if offsets.size < 9 else f'{offsets[0]}..{offsets[-1]}'}; "
-            "build it as the cumulative sum of units per post, with a leading 0"
-        )
-    if units and (int(start.min()) < 0 or np.any(end < start)):
-        unit = int(((start < 0) | (end < start)).argmax())
-        raise ShapeError(
-            f"unit {unit} spans words {start[unit]}..{end[unit]}; "
-            "ends are inclusive, so 0 <= start <= end"
-        )
-    return offsets, start, end
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """Where each unit sits in a dense table of (end word, start slot, post).
@@ -127,11 +96,11 @@ class Layout:
         words_b: Words covered by units: one more than the last end, shape (B,).
     """
 
-    unit_nlb: npt.NDArray[np.intp]
-    words_b: npt.NDArray[np.intp]
+    unit_nlb: Indices
+    words_b: Indices
 
     @classmethod
-    def build(cls, offsets: Ints, start: Ints, end: Ints) -> "Layout":
+    def build(cls, offsets: AnyInts, start: AnyInts, end: AnyInts) -> "Layout":
         """Lay units out.
 
         Raises:

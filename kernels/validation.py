@@ -7,18 +7,14 @@ and every maximum, so they show in the path scores. `explain_bad_scores` then fi
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError, ShapeError
+from amlr.kernels.arrays import AnyFloats, AnyInts, Floats, Indices
 
-AnyFloats = npt.NDArray[np.floating[Any]]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.integer[Any]]
-Bools = npt.NDArray[np.bool_]
 INF = float("inf")
 FLOAT32 = np.dtype(np.float32)
 INTP = np.dtype(np.intp)
@@ -49,7 +45,7 @@ class Chain(NamedTuple):
     """
 
     emissions_bty: Floats
-    lengths_b: npt.NDArray[np.intp]
+    lengths_b: Indices
     start_y: Floats
     transitions_yy: Floats
     end_y: Floats
@@ -58,16 +54,18 @@ class Chain(NamedTuple):
 def check_chain(
     emissions_bty: npt.ArrayLike,
     lengths_b: npt.ArrayLike,
-    start_y: npt.ArrayLike,
-    transitions_yy: npt.ArrayLike,
-    end_y: npt.ArrayLike,
+    start_y: npt.ArrayLike | None,
+    transitions_yy: npt.ArrayLike | None,
+    end_y: npt.ArrayLike | None,
     allowed_yy: npt.ArrayLike | None,
 ) -> Chain:
     """Bring the inputs of a linear chain into one form.
 
     Raises:
-        ShapeError: A shape, dtype or length does not fit the others.
+        ShapeError: A shape, dtype or length does not fit the others, or a part is missing.
     """
+    if start_y is None or transitions_yy is None or end_y is None:
+        raise ShapeError("a linear chain needs start_y, transitions_yy and end_y")
     emissions = _as_float32("emissions_bty", emissions_bty)
     if emissions.ndim != 3:
         raise ShapeError(
@@ -98,9 +96,7 @@ def check_chain(
     return Chain(emissions, lengths, start, transitions, end)
 
 
-def check_lengths(
-    lengths_b: npt.ArrayLike, batch: int, longest: int | None = None
-) -> npt.NDArray[np.intp]:
+def check_lengths(lengths_b: npt.ArrayLike, batch: int, longest: int | None = None) -> Indices:
     """Lengths as intp, each in 0..longest.
 
     Raises:
@@ -156,7 +152,7 @@ def as_scores(name: str, array: npt.ArrayLike, shape: tuple[int | None, ...]) ->
     return found
 
 
-def raise_not_finite(name: str, array: npt.NDArray[np.floating[Any]]) -> NoReturn:
+def raise_not_finite(name: str, array: AnyFloats) -> NoReturn:
     """Raise the error for the first NaN or +inf of an array."""
     place = tuple(int(i) for i in np.argwhere(~(array < INF))[0])
     raise ShapeError(
@@ -188,8 +184,20 @@ def explain_bad_scores(chain: Chain) -> NoReturn:
     )
 
 
-def mask_padding(chain: Chain) -> Chain:
-    """The same chain with the steps past each length set to 0, after a full check for NaN."""
+def check_chain_values(
+    emissions_bty: npt.ArrayLike,
+    lengths_b: npt.ArrayLike,
+    start_y: npt.ArrayLike | None,
+    transitions_yy: npt.ArrayLike | None,
+    end_y: npt.ArrayLike | None,
+    allowed_yy: npt.ArrayLike | None,
+) -> Chain:
+    """As `check_chain`, with every number checked and the steps past each length set to 0.
+
+    Raises:
+        ShapeError: As `check_chain`, or a score that is used is NaN or +inf.
+    """
+    chain = check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     _, steps, _ = chain.emissions_bty.shape
     valid = np.arange(steps) < chain.lengths_b[:, None]
     emissions = np.where(valid[:, :, None], chain.emissions_bty, np.float32(0))
@@ -198,3 +206,86 @@ def mask_padding(chain: Chain) -> Chain:
     if not all(np.all(part < INF) for part in parts):
         explain_bad_scores(clean)
     return clean
+
+
+def check_path(name: str, path_bt: npt.ArrayLike, chain: Chain) -> AnyInts:
+    """Tags of a chain's valid steps, as a decoder returned them.
+
+    Raises:
+        ShapeError: Another shape, or a valid step without a tag of the chain.
+    """
+    path = np.asarray(path_bt)
+    batch, steps, tags = chain.emissions_bty.shape
+    valid = np.arange(steps) < chain.lengths_b[:, None]
+    if path.shape != (batch, steps) or np.any(valid & ((path < 0) | (path >= tags))):
+        raise ShapeError(
+            f"{name} must have shape {(batch, steps)} and hold 0..{tags - 1} at valid steps, "
+            f"got {path.shape}; pass what viterbi_decode returned for the same batch"
+        )
+    return path
+
+
+def check_unit_table(
+    post_offsets: npt.ArrayLike, start_u: npt.ArrayLike, end_u: npt.ArrayLike, units: int
+) -> tuple[AnyInts, AnyInts, AnyInts]:
+    """Offsets, starts and ends as checked integer arrays.
+
+    Raises:
+        ShapeError: Shapes disagree, offsets are not sorted, or a unit is empty.
+    """
+    start, end = np.asarray(start_u), np.asarray(end_u)
+    for name, array in (("start_u", start), ("end_u", end)):
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise ShapeError(f"{name} must be 1-D integers, got {array.dtype} {array.shape}")
+    if start.shape != (units,) or end.shape != (units,):
+        raise ShapeError(
+            f"start_u and end_u must have one entry per row of the scores ({units}), "
+            f"got {start.shape} and {end.shape}"
+        )
+    offsets = check_offsets("post_offsets", post_offsets, units)
+    if units and (int(start.min()) < 0 or np.any(end < start)):
+        unit = int(((start < 0) | (end < start)).argmax())
+        raise ShapeError(
+            f"unit {unit} spans words {start[unit]}..{end[unit]}; "
+            "ends are inclusive, so 0 <= start <= end"
+        )
+    return offsets, start, end
+
+
+def check_offsets(name: str, offsets: npt.ArrayLike, total: int) -> AnyInts:
+    """Where the rows of each post begin and end, rising from 0 to a total.
+
+    Raises:
+        ShapeError: No integers, or they do not rise from 0 to the total.
+    """
+    array = np.asarray(offsets)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ShapeError(f"{name} must be 1-D integers, got {array.dtype} {array.shape}")
+    if not array.size or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
+        raise ShapeError(
+            f"{name} must rise from 0 to the number of rows ({total}), got "
+            f"{array.tolist() if array.size < 9 else f'{array[0]}..{array[-1]}'}; "
+            "build it as the cumulative sum of rows per post, with a leading 0"
+        )
+    return array
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive and finite.
+
+    Raises:
+        ShapeError: It is not.
+    """
+    if not 0 < temperature < INF:
+        raise ShapeError(f"temperature must be positive and finite, got {temperature}")
+
+
+def check_errors(**errors: npt.ArrayLike) -> None:
+    """Refuse radii, errors and weights, by name, that are negative or not finite.
+
+    Raises:
+        ShapeError: One is.
+    """
+    for name, value in errors.items():
+        if not np.all((np.asarray(value) >= 0) & (np.asarray(value) < INF)):
+            raise ShapeError(f"{name} must be finite and not negative, got {value!r}")

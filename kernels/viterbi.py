@@ -18,11 +18,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.arrays import AnyFloats, Floats, Indices, Ints32
 from amlr.kernels.validation import (
     INF,
-    AnyFloats,
     Chain,
-    Floats,
     check_backend,
     check_chain,
     explain_bad_scores,
@@ -40,7 +39,7 @@ def viterbi_decode(
     end_y: npt.ArrayLike,
     allowed_yy: npt.ArrayLike | None = None,
     backend: str = "numpy",
-) -> tuple[npt.NDArray[np.int32], Floats]:
+) -> tuple[Ints32, Floats]:
     """Find the best tag path of each sequence.
 
     Args:
@@ -110,7 +109,7 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def _decode(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
+def _decode(chain: Chain) -> tuple[Ints32, Floats]:
     """Forward maxima of all sequences in lock-step, then one trace.
 
     The batch is the last axis, so the maximum over the previous tag is an elementwise SIMD
@@ -154,10 +153,10 @@ def advance(
 
 def _trace(
     alphas_tyb: Floats,
-    lengths: npt.NDArray[np.intp],
+    lengths: Indices,
     transitions: Floats,
-    last: npt.NDArray[np.intp],
-) -> npt.NDArray[np.int32]:
+    last: Indices,
+) -> Ints32:
     """Best tags (B, T), each sequence entering at its own last step; later steps are arbitrary."""
     steps, tags, batch = alphas_tyb.shape
     alphas_tby = _buffers.take("transposed", steps, batch, tags)
@@ -180,7 +179,7 @@ def _trace(
     return path_tb.T.astype(np.int32)
 
 
-def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
+def _decode_one(chain: Chain) -> tuple[Ints32, Floats]:
     """One sequence: the same sums on two axes, where fixed costs per call are all that matters."""
     emissions, lengths, start, transitions, end = chain
     length = int(lengths[0])
@@ -195,7 +194,7 @@ def _decode_one(chain: Chain) -> tuple[npt.NDArray[np.int32], Floats]:
 
 def _decode_steps(
     emissions_ty: Floats, start: Floats, transitions: Floats, end: Floats
-) -> tuple[npt.NDArray[np.intp], np.float32]:
+) -> tuple[Indices, np.float32]:
     """Best path of one sequence, step by step.
 
     On a few dozen numbers a call of `take`, or an addition of equal shapes, costs a third of a
@@ -230,7 +229,7 @@ def _decode_steps(
 
 
 @lru_cache(maxsize=16)
-def _spread_indices(tags: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _spread_indices(tags: int) -> tuple[Indices, Indices]:
     """Tag of each cell of a flat (Y, Y) table's columns, and the first cell of each row."""
     columns = np.tile(np.arange(tags), tags)
     return columns, np.arange(tags) * tags

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from amlr.benchmarks.harness.stats import median
-from amlr.kernels.cuda_work import DeviceWork
+from amlr.kernels.cuda import DeviceWork
 from amlr.kernels.device import Device
 
 _BYTES_PER_US = 3.0e6  # a device-to-device copy on an H100

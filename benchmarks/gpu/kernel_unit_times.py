@@ -14,7 +14,7 @@ from amlr.benchmarks.decoders import TAGS, random_posts
 from amlr.benchmarks.gpu.kernel_baselines import host_us
 from amlr.benchmarks.gpu.kernel_clock import DeviceClock, memory_floor
 from amlr.kernels import box_redecode, entity_marginals, joint_scores, segmental_decode
-from amlr.kernels.cuda_work import DeviceWork, SegmentalOutputs
+from amlr.kernels.cuda import DeviceWork, SegmentalOutputs
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_segmental import JointInputs, SegmentalKernels, UnitTable, Winner
 from amlr.kernels.units import Units

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from amlr.errors import BackendUnavailableError
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.device import Device, open_device
 from amlr.kernels.images import KernelSpec, compile_image
 from amlr.kernels.launch import Compile, KernelLibrary
 from requirements import require
+from shims.full_decoders import FullDecoders
 from shims.host_build import HostBuilder
 from shims.shim_device import ShimDevice
 
@@ -71,5 +71,5 @@ def library(request: pytest.FixtureRequest) -> KernelLibrary:
 
 
 @pytest.fixture
-def decoders(library: KernelLibrary) -> HostDecoders:
-    return HostDecoders(library)
+def decoders(library: KernelLibrary) -> FullDecoders:
+    return FullDecoders(library)

@@ -289,7 +289,7 @@ def test_chain_options_are_checked() -> None:
     emissions: Any = chain.emissions_bty
     with pytest.raises(ShapeError, match="needs start_y"):
         box_redecode(emissions, [3])
-    with pytest.raises(ShapeError, match="answer must hold tags"):
+    with pytest.raises(ShapeError, match="answer must have shape"):
         box_redecode(chain.emissions_bty, [3], answer=np.full((1, 3), 2), **chain.parameters)
-    with pytest.raises(ShapeError, match="errors must be finite"):
+    with pytest.raises(ShapeError, match="token_error must be finite"):
         required_margin([1], token_error=-1)

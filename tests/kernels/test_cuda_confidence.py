@@ -7,16 +7,16 @@ import pytest
 
 from amlr.errors import ShapeError
 from amlr.kernels import tag_marginals
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.launch import KernelLibrary
 from shims.cases import ChainCase, chain_case
+from shims.full_decoders import FullDecoders
 from shims.shim_device import set_schedule
 
 # Measured: 2e-6 on sequences of 128 steps.
 ATOL = 1e-5
 
 
-def assert_close(decoders: HostDecoders, case: ChainCase, temperature: float = 1.0) -> None:
+def assert_close(decoders: FullDecoders, case: ChainCase, temperature: float = 1.0) -> None:
     tags, _ = decoders.viterbi_decode(*case.arguments())
     found = decoders.path_confidence(
         case.emissions_bty,
@@ -61,22 +61,22 @@ def _log_total(case: ChainCase, b: int) -> float:
 
 
 @pytest.mark.parametrize("tags", [2, 9, 32])
-def test_equals_forward_backward(library: KernelLibrary, decoders: HostDecoders, tags: int) -> None:
+def test_equals_forward_backward(library: KernelLibrary, decoders: FullDecoders, tags: int) -> None:
     for steps, constrained in itertools.product((1, 2, 4, 5, 13), (False, True)):
         set_schedule(library, steps % 3)
         assert_close(decoders, chain_case(steps, 5, steps, tags, constrained=constrained))
 
 
-def test_long_sequences_keep_their_digits(decoders: HostDecoders) -> None:
+def test_long_sequences_keep_their_digits(decoders: FullDecoders) -> None:
     assert_close(decoders, chain_case(0, 1, 512, 9))
 
 
-def test_half_precision_and_temperature(decoders: HostDecoders) -> None:
+def test_half_precision_and_temperature(decoders: FullDecoders) -> None:
     assert_close(decoders, chain_case(1, 4, 11, 9, half=True))
     assert_close(decoders, chain_case(2, 4, 11, 9), temperature=1.7)
 
 
-def test_confidence_equals_exhaustive_search(decoders: HostDecoders) -> None:
+def test_confidence_equals_exhaustive_search(decoders: FullDecoders) -> None:
     case = chain_case(7, 1, 5, 3)
     tags, _ = decoders.viterbi_decode(*case.arguments())
     emissions, lengths, *parts = case.arguments()
@@ -98,7 +98,7 @@ def _score(case: ChainCase, path: tuple[int, ...]) -> float:
     return score + sum(float(case.transitions_yy[pair]) for pair in itertools.pairwise(path))
 
 
-def test_nan_is_an_error(decoders: HostDecoders) -> None:
+def test_nan_is_an_error(decoders: FullDecoders) -> None:
     case = chain_case(0, 3, 9, 9)
     tags, _ = decoders.viterbi_decode(*case.arguments())
     case.emissions_bty[0, 4, 7] = np.nan
@@ -107,7 +107,7 @@ def test_nan_is_an_error(decoders: HostDecoders) -> None:
         decoders.path_confidence(emissions, lengths, tags, *parts)
 
 
-def test_paths_and_temperatures_are_checked(decoders: HostDecoders) -> None:
+def test_paths_and_temperatures_are_checked(decoders: FullDecoders) -> None:
     case = chain_case(0, 3, 9, 9)
     emissions, lengths, *parts = case.arguments()
     tags = np.zeros((3, 9), np.int32)

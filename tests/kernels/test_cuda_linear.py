@@ -7,14 +7,14 @@ import pytest
 
 from amlr.errors import ShapeError
 from amlr.kernels import viterbi_decode
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.launch import KernelLibrary
 from shims.cases import ChainCase, chain_case
+from shims.full_decoders import FullDecoders
 from shims.raw import decode_gathered, decode_strided
 from shims.shim_device import set_schedule
 
 
-def assert_equal(decoders: HostDecoders, case: ChainCase) -> None:
+def assert_equal(decoders: FullDecoders, case: ChainCase) -> None:
     tags, scores = decoders.viterbi_decode(*case.arguments())
     expected_tags, expected_scores = viterbi_decode(
         case.emissions_bty, case.lengths_b, **case.parameters()
@@ -25,7 +25,7 @@ def assert_equal(decoders: HostDecoders, case: ChainCase) -> None:
 
 # 4-bit and 5-bit survivors, one below, at and one above their limits; every lane live at 32.
 @pytest.mark.parametrize("tags", [2, 3, 9, 13, 16, 17, 32])
-def test_equals_reference(library: KernelLibrary, decoders: HostDecoders, tags: int) -> None:
+def test_equals_reference(library: KernelLibrary, decoders: FullDecoders, tags: int) -> None:
     # Around the chunk sizes 6 and 8, and several chunks.
     for steps, integers, constrained in itertools.product(
         (1, 2, 6, 7, 8, 9, 10, 17, 26), (True, False), (False, True)
@@ -39,14 +39,14 @@ def test_equals_reference(library: KernelLibrary, decoders: HostDecoders, tags: 
 
 
 @pytest.mark.parametrize("tags", [9, 32])
-def test_half_precision_emissions(decoders: HostDecoders, tags: int) -> None:
+def test_half_precision_emissions(decoders: FullDecoders, tags: int) -> None:
     for steps in (1, 9, 20):
         case = chain_case(steps, 5, steps, tags, half=True)
         assert case.emissions_bty.dtype == np.float16
         assert_equal(decoders, case)
 
 
-def test_half_precision_extremes(decoders: HostDecoders) -> None:
+def test_half_precision_extremes(decoders: FullDecoders) -> None:
     # Subnormal, largest, negative zero, -inf: every branch of the conversion.
     values = np.array([6e-8, 6e-5, 65504, -65504, -0.0, -np.inf, 1, -2.5, 0.1], np.float16)
     rng = np.random.default_rng(3)
@@ -62,11 +62,11 @@ def test_half_precision_extremes(decoders: HostDecoders) -> None:
     assert_equal(decoders, case)
 
 
-def test_longest_sequence(decoders: HostDecoders) -> None:
+def test_longest_sequence(decoders: FullDecoders) -> None:
     assert_equal(decoders, chain_case(1, 3, 512, 9))
 
 
-def test_all_tied_takes_the_lowest_tag(decoders: HostDecoders) -> None:
+def test_all_tied_takes_the_lowest_tag(decoders: FullDecoders) -> None:
     zeros = np.zeros(5, np.float32)
     tags, scores = decoders.viterbi_decode(
         np.zeros((2, 20, 5), np.float32), [20, 3], zeros, np.zeros((5, 5), np.float32), zeros
@@ -77,7 +77,7 @@ def test_all_tied_takes_the_lowest_tag(decoders: HostDecoders) -> None:
 
 
 @pytest.mark.parametrize(("tags", "steps"), [(2, 7), (3, 6), (4, 5)])
-def test_equals_exhaustive_search(decoders: HostDecoders, tags: int, steps: int) -> None:
+def test_equals_exhaustive_search(decoders: FullDecoders, tags: int, steps: int) -> None:
     for seed in range(4):
         case = chain_case(seed, 4, steps, tags, integers=True, constrained=seed % 2 == 1)
         found_tags, found_scores = decoders.viterbi_decode(*case.arguments())
@@ -100,7 +100,7 @@ def test_equals_exhaustive_search(decoders: HostDecoders, tags: int, steps: int)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_is_an_error_and_not_a_path(decoders: HostDecoders, bad: float) -> None:
+def test_nan_is_an_error_and_not_a_path(decoders: FullDecoders, bad: float) -> None:
     case = chain_case(0, 3, 9, 9)
     case.emissions_bty[0, 4, 7] = bad
     with pytest.raises(ShapeError, match=r"emissions_bty holds .* at index \(0, 4, 7\)"):
@@ -111,7 +111,7 @@ def test_nan_is_an_error_and_not_a_path(decoders: HostDecoders, bad: float) -> N
         decoders.viterbi_decode(*case.arguments())
 
 
-def test_no_allowed_path_scores_minus_infinity(decoders: HostDecoders) -> None:
+def test_no_allowed_path_scores_minus_infinity(decoders: FullDecoders) -> None:
     case = chain_case(0, 2, 6, 4)
     _, scores = decoders.viterbi_decode(
         np.zeros((2, 6, 4)), [6, 1], case.start_y, np.full((4, 4), -np.inf), case.end_y
@@ -120,7 +120,7 @@ def test_no_allowed_path_scores_minus_infinity(decoders: HostDecoders) -> None:
     assert np.isfinite(scores[1])
 
 
-def test_empty_batches(decoders: HostDecoders) -> None:
+def test_empty_batches(decoders: FullDecoders) -> None:
     zeros = np.zeros(3, np.float32)
     for shape in ((0, 4, 3), (2, 0, 3)):
         tags, scores = decoders.viterbi_decode(
@@ -130,16 +130,16 @@ def test_empty_batches(decoders: HostDecoders) -> None:
         assert scores.tolist() == [0] * shape[0]
 
 
-def test_many_sequences_need_many_blocks(decoders: HostDecoders) -> None:
+def test_many_sequences_need_many_blocks(decoders: FullDecoders) -> None:
     assert_equal(decoders, chain_case(5, 37, 4, 9, integers=True))
 
 
-def test_more_tags_than_lanes_is_refused(decoders: HostDecoders) -> None:
+def test_more_tags_than_lanes_is_refused(decoders: FullDecoders) -> None:
     with pytest.raises(ShapeError, match=r"1\.\.32 tags"):
         decoders.viterbi_decode(*chain_case(0, 1, 3, 33).arguments())
 
 
-def test_too_long_for_shared_memory_is_refused(decoders: HostDecoders) -> None:
+def test_too_long_for_shared_memory_is_refused(decoders: FullDecoders) -> None:
     with pytest.raises(ShapeError, match="shared memory"):
         decoders.viterbi_decode(*chain_case(0, 1, 2400, 32).arguments())
 

@@ -9,16 +9,16 @@ import pytest
 
 from amlr.errors import ShapeError
 from amlr.kernels import Units, box_redecode, segmental_decode
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.segmental import decode_table
 from shims.cases import unit_case
+from shims.full_decoders import FullDecoders
 from shims.joint import JointCase, joint_case, run_joint
 from shims.raw import decode_units
 from shims.shim_device import set_schedule
 
 
-def assert_equal(decoders: HostDecoders, units: Units, lengths: npt.NDArray[Any]) -> None:
+def assert_equal(decoders: FullDecoders, units: Units, lengths: npt.NDArray[Any]) -> None:
     entities, scores = decoders.segmental_decode(units, lengths)
     expected, expected_scores = segmental_decode(units, lengths)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -26,7 +26,7 @@ def assert_equal(decoders: HostDecoders, units: Units, lengths: npt.NDArray[Any]
 
 
 @pytest.mark.parametrize("classes", [1, 4, 7])
-def test_equals_reference(library: KernelLibrary, decoders: HostDecoders, classes: int) -> None:
+def test_equals_reference(library: KernelLibrary, decoders: FullDecoders, classes: int) -> None:
     cases = itertools.product((1, 2, 7, 20), (True, False), (True, False))
     for seed, (words, integers, shuffled) in enumerate(cases):
         set_schedule(library, seed % 3)
@@ -34,7 +34,7 @@ def test_equals_reference(library: KernelLibrary, decoders: HostDecoders, classe
         assert_equal(decoders, units, lengths)
 
 
-def test_tiles_of_many_units(decoders: HostDecoders) -> None:
+def test_tiles_of_many_units(decoders: FullDecoders) -> None:
     # More than 32 units end at one word, and the number of units is a multiple of 32, or one off.
     units, lengths = unit_case(0, 3, 60, 3, longest=60, density=1.0, integers=True)
     assert_equal(decoders, units, lengths)
@@ -44,11 +44,11 @@ def test_tiles_of_many_units(decoders: HostDecoders) -> None:
         assert_equal(decoders, units, np.array([count]))
 
 
-def test_longest_post(decoders: HostDecoders) -> None:
+def test_longest_post(decoders: FullDecoders) -> None:
     assert_equal(decoders, *unit_case(2, 2, 512, 4, longest=3, density=0.3))
 
 
-def test_equals_exhaustive_search(decoders: HostDecoders) -> None:
+def test_equals_exhaustive_search(decoders: FullDecoders) -> None:
     for seed in range(8):
         units, lengths = unit_case(seed, 4, 7, 2, longest=4, density=0.6, integers=True)
         entities, scores = decoders.segmental_decode(units, lengths)
@@ -92,7 +92,7 @@ def _search(units: Units, post: int, words: int) -> tuple[list[tuple[int, int, i
     ],
 )  # fmt: skip
 def test_ties(
-    decoders: HostDecoders,
+    decoders: FullDecoders,
     name: str,
     spans: list[tuple[int, int]],
     scores: list[list[float]],
@@ -105,7 +105,7 @@ def test_ties(
     assert_equal(decoders, units, np.array([2]))
 
 
-def test_no_posts_and_no_units(decoders: HostDecoders) -> None:
+def test_no_posts_and_no_units(decoders: FullDecoders) -> None:
     nothing = np.zeros(0, np.int64)
     empty = np.zeros((0, 2), np.float32)
     assert decoders.segmental_decode(Units(np.array([0]), nothing, nothing, empty), [])[0] == []
@@ -116,7 +116,7 @@ def test_no_posts_and_no_units(decoders: HostDecoders) -> None:
     assert scores.tolist() == [0, 0]
 
 
-def test_overflow_is_an_error(decoders: HostDecoders) -> None:
+def test_overflow_is_an_error(decoders: FullDecoders) -> None:
     ends = np.arange(2)
     units = Units(np.array([0, 2]), ends, ends, np.full((2, 1), 3e38, np.float32))
     with pytest.raises(ShapeError, match="sum of scores_uc"):
@@ -124,7 +124,7 @@ def test_overflow_is_an_error(decoders: HostDecoders) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one-radius", "radius-per-score"])
-def test_box_certificate(library: KernelLibrary, decoders: HostDecoders, many: bool) -> None:
+def test_box_certificate(library: KernelLibrary, decoders: FullDecoders, many: bool) -> None:
     verdicts = []
     for seed in range(6):
         set_schedule(library, seed % 3)
@@ -138,12 +138,12 @@ def test_box_certificate(library: KernelLibrary, decoders: HostDecoders, many: b
     assert not all(verdicts)
 
 
-def test_box_of_radius_zero_certifies_everything(decoders: HostDecoders) -> None:
+def test_box_of_radius_zero_certifies_everything(decoders: FullDecoders) -> None:
     units, lengths = unit_case(4, 6, 12, 3, integers=True)
     assert decoders.certify(units, lengths, 0.0)[1].all()
 
 
-def test_bad_radius_is_refused(decoders: HostDecoders) -> None:
+def test_bad_radius_is_refused(decoders: FullDecoders) -> None:
     units, lengths = unit_case(0, 2, 4, 3)
     for radius in (-1.0, np.nan, np.zeros(5)):
         with pytest.raises(ShapeError, match="radius"):

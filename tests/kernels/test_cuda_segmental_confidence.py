@@ -9,9 +9,9 @@ import pytest
 
 from amlr.errors import ShapeError
 from amlr.kernels import Units, segmental_decode
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.launch import KernelLibrary
 from shims.cases import chosen_marginals, unit_case
+from shims.full_decoders import FullDecoders
 from shims.joint import joint_case
 from shims.shim_device import set_schedule
 
@@ -20,7 +20,7 @@ ATOL = 5e-6
 
 
 def assert_close(
-    decoders: HostDecoders, units: Units, lengths: npt.NDArray[Any], temperature: float = 1.0
+    decoders: FullDecoders, units: Units, lengths: npt.NDArray[Any], temperature: float = 1.0
 ) -> npt.NDArray[np.float32]:
     entities, sure = decoders.entity_confidence(units, lengths, temperature=temperature)
     expected, _ = segmental_decode(units, lengths)
@@ -35,7 +35,7 @@ def assert_close(
 
 @pytest.mark.parametrize("classes", [1, 4])
 def test_equals_forward_backward(
-    library: KernelLibrary, decoders: HostDecoders, classes: int
+    library: KernelLibrary, decoders: FullDecoders, classes: int
 ) -> None:
     cases = itertools.product((1, 2, 7, 20), (True, False), (True, False))
     for seed, (words, integers, shuffled) in enumerate(cases):
@@ -45,24 +45,24 @@ def test_equals_forward_backward(
             assert_close(decoders, units, lengths, temperature)
 
 
-def test_runs_scored_by_emissions_alone(decoders: HostDecoders) -> None:
+def test_runs_scored_by_emissions_alone(decoders: FullDecoders) -> None:
     case = joint_case(2)
     assert len(assert_close(decoders, case.expected, case.lengths_b, 1.4)) > 3
 
 
-def test_long_posts_and_large_scores_keep_their_digits(decoders: HostDecoders) -> None:
+def test_long_posts_and_large_scores_keep_their_digits(decoders: FullDecoders) -> None:
     units, lengths = unit_case(2, 2, 512, 4, longest=3, density=0.5)
     assert len(assert_close(decoders, units, lengths)) > 50
     large = units.with_scores(units.scores_uc * np.float32(90))
     assert len(assert_close(decoders, large, lengths)) > 50
 
 
-def test_sparse_posts_of_more_words_than_lanes(decoders: HostDecoders) -> None:
+def test_sparse_posts_of_more_words_than_lanes(decoders: FullDecoders) -> None:
     units, lengths = unit_case(5, 4, 100, 2, density=0.03)
     assert len(assert_close(decoders, units, lengths)) > 1
 
 
-def test_tiles_of_many_units(decoders: HostDecoders) -> None:
+def test_tiles_of_many_units(decoders: FullDecoders) -> None:
     units, lengths = unit_case(0, 3, 60, 3, longest=60, density=1.0, integers=True)
     assert_close(decoders, units, lengths, 2.0)
     for count in (31, 32, 33, 64, 65):
@@ -71,7 +71,7 @@ def test_tiles_of_many_units(decoders: HostDecoders) -> None:
         assert_close(decoders, units, np.array([count + 3]))
 
 
-def test_equals_exhaustive_search(decoders: HostDecoders) -> None:
+def test_equals_exhaustive_search(decoders: FullDecoders) -> None:
     for seed in range(6):
         units, lengths = unit_case(seed, 4, 6, 2, longest=3, density=0.6)
         entities, sure = decoders.entity_confidence(units, lengths)
@@ -101,14 +101,14 @@ def _segmentations(
     return found
 
 
-def test_temperatures_are_checked(decoders: HostDecoders) -> None:
+def test_temperatures_are_checked(decoders: FullDecoders) -> None:
     units, lengths = unit_case(0, 2, 4, 2)
     for temperature in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(ShapeError, match="temperature"):
             decoders.entity_confidence(units, lengths, temperature=temperature)
 
 
-def test_nothing_to_decode(decoders: HostDecoders) -> None:
+def test_nothing_to_decode(decoders: FullDecoders) -> None:
     none = Units(np.array([0, 0]), np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2), np.float32))
     entities, sure = decoders.entity_confidence(none, np.array([3]))
     assert [len(rows) for rows in entities] == [len(values) for values in sure] == [0]

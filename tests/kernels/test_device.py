@@ -12,13 +12,13 @@ import pytest
 
 from amlr.errors import BackendUnavailableError, InputError
 from amlr.kernels import segmental_decode, viterbi_decode
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.device import Device, DeviceError, DeviceMemoryError
 from amlr.kernels.driver import DriverInfo
 from amlr.kernels.images import KernelRecord, KernelSpec, build_images
 from amlr.kernels.launch import Compile, KernelLibrary
 from amlr.kernels.launch_linear import Chains, LinearKernels
 from shims.cases import chain_case
+from shims.full_decoders import FullDecoders
 from shims.host_build import HostBuilder
 from shims.joint import joint_case, run_joint
 
@@ -269,7 +269,7 @@ def test_joint_pipeline(gpu: KernelLibrary) -> None:
 
 @pytest.mark.gpu
 def test_threads_share_decoders(gpu: KernelLibrary) -> None:
-    decoders, failures = HostDecoders(gpu), []
+    decoders, failures = FullDecoders(gpu), []
 
     def work(seed: int) -> None:
         case = chain_case(seed, 5, 11, 9)
@@ -319,7 +319,7 @@ def test_bundled_images_come_first(
     records = [record for record in all_records if kind == "cubin" or record.file.endswith("ptx")]
     library = KernelLibrary(opened_device, folder=folder, records=records, compile_with=refuse)
     case = chain_case(0, 3, 9, 9)
-    tags, _ = HostDecoders(library).viterbi_decode(*case.arguments())
+    tags, _ = FullDecoders(library).viterbi_decode(*case.arguments())
     expected, _ = viterbi_decode(case.emissions_bty, case.lengths_b, **case.parameters())
     np.testing.assert_array_equal(tags, expected)
     assert all(origin.endswith(kind) for origin in library.origins.values())

@@ -127,7 +127,7 @@ def test_longer_entities_than_runs_keep_their_units() -> None:
         ({"labels": ("PER", "ORG")}, r"tags lack \['B-ORG', 'I-ORG'\]"),
         ({"word_emissions_wy": np.zeros((3, 4))}, "word_emissions_wy must have shape"),
         ({"word_emissions_wy": np.full((3, 7), np.nan)}, "word_emissions_wy holds nan"),
-        ({"word_offsets": [0, 2]}, "word_offsets must rise from 0 to 3"),
+        ({"word_offsets": [0, 2]}, r"word_offsets must rise from 0 to the number of rows \(3\)"),
         ({"end_u": [0, 3]}, "a unit ends past its post's last word"),
         ({"post_offsets": [0, 1]}, "post_offsets must rise"),
     ],

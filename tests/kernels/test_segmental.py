@@ -96,7 +96,7 @@ def test_with_scores_keeps_the_rest() -> None:
         ({"scores_uc": np.zeros((3, 0))}, "no classes"),
         ({"scores_uc": f32([[0], [np.nan], [0]])}, r"scores_uc holds nan at index \(1, 0\)"),
         ({"scores_uc": f32([[0], [np.inf], [0]])}, "scores_uc holds inf"),
-        ({"post_offsets": [0, 2]}, "post_offsets must rise from 0 to the number of units"),
+        ({"post_offsets": [0, 2]}, "post_offsets must rise from 0 to the number of rows"),
         ({"post_offsets": [0, 3, 2, 3]}, "post_offsets must rise"),
         ({"post_offsets": [1, 3]}, "post_offsets must rise"),
         ({"post_offsets": [0.0, 3.0]}, "post_offsets must be 1-D integers"),

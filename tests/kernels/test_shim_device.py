@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amlr.kernels.cuda_work import DeviceWork
+from amlr.kernels.cuda import DeviceWork
 from amlr.kernels.launch_linear import Chains, LinearKernels
 from shims.cases import chain_case
 from shims.host_build import HostBuilder

@@ -11,9 +11,9 @@ import numpy as np
 
 from amlr.errors import ShapeError
 from amlr.kernels import segmental_decode, viterbi_decode
-from amlr.kernels.cuda import HostDecoders
 from amlr.kernels.images import KernelSpec
 from shims.cases import ChainCase, chain_case, chosen_marginals, unit_case
+from shims.full_decoders import FullDecoders
 from shims.host_build import HostBuilder
 from shims.joint import joint_case, run_joint
 from shims.raw import decode_gathered, decode_strided, decode_units
@@ -38,7 +38,7 @@ def record_corpus(builder: HostBuilder, target: Path, *, small: bool = False) ->
         small: Few launches, for ThreadSanitizer, where a launch takes seconds.
     """
     device = ShimDevice(builder, record=True)
-    decoders = HostDecoders(device.library(), unit_tags=13)
+    decoders = FullDecoders(device.library(), unit_tags=13)
     if small:
         _linear(decoders, chain_case(1, 3, 11, 9), 9)
         _linear(decoders, chain_case(2, 3, 8, 17), 17)
@@ -50,7 +50,7 @@ def record_corpus(builder: HostBuilder, target: Path, *, small: bool = False) ->
     return target
 
 
-def _record_all(device: ShimDevice, decoders: HostDecoders) -> None:
+def _record_all(device: ShimDevice, decoders: FullDecoders) -> None:
     library = device.library()
     for steps, integers, constrained in itertools.product(
         (1, 2, 8, 9, 10, 17), (True, False), (False, True)
@@ -87,7 +87,7 @@ def _record_all(device: ShimDevice, decoders: HostDecoders) -> None:
         run_joint(library, joint_case(seed), unit_radius=0.05, tag_radius=0.03)
 
 
-def _linear(decoders: HostDecoders, case: ChainCase, tags: int) -> None:
+def _linear(decoders: FullDecoders, case: ChainCase, tags: int) -> None:
     path, scores = decoders.viterbi_decode(*case.arguments())
     expected = viterbi_decode(case.emissions_bty, case.lengths_b, **case.parameters())
     np.testing.assert_array_equal(path, expected[0])
@@ -99,7 +99,7 @@ def _linear(decoders: HostDecoders, case: ChainCase, tags: int) -> None:
 
 
 def _segmental(
-    decoders: HostDecoders, seed: int, words: int, *, longest: int = 5, density: float = 0.7
+    decoders: FullDecoders, seed: int, words: int, *, longest: int = 5, density: float = 0.7
 ) -> None:
     units, lengths = unit_case(
         seed,

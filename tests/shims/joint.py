@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels import Units, joint_scores
-from amlr.kernels.cuda_work import DeviceWork
+from amlr.kernels.cuda import DeviceWork
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_segmental import JointInputs, SegmentalKernels, UnitTable, Winner
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.kernels.cuda_work import DeviceWork
+from amlr.kernels.cuda import DeviceWork
 from amlr.kernels.launch import KernelLibrary
 from amlr.kernels.launch_linear import Chains, LinearKernels
 from amlr.kernels.launch_segmental import SegmentalKernels, UnitTable, Winner
