@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amlr.runtime.bundle import DecoderWeights
-from amlr.runtime.decode import Decoder
+from amlr.runtime.decode import Decoder, tag_spans
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.windows import PostScores, window_units
 from encoders import wordpiece_encoder
@@ -108,3 +108,29 @@ def test_groups_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_posts_without_entities_cost_no_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amlr.runtime.decode.entity_marginals", None)
     assert decode(POSTS[1:2], kind="segmental", bias=5.0) == [[]]
+
+
+@pytest.mark.parametrize("kind", ["segmental", "joint", "linear-chain"])
+def test_a_post_is_as_sure_alone_as_among_others(kind: Any) -> None:
+    settings = DecoderSettings(kind=kind, weight=0.5)
+    decoder = Decoder(settings=settings, weights=WEIGHTS, labels=LABELS, tags=TAGS)
+    for post, entities in zip(POSTS, decoder.entities(POSTS), strict=True):
+        (alone,) = decoder.entities([post])
+        assert [entity.score for entity in alone] == pytest.approx([e.score for e in entities])
+        assert [(e.start, e.end) for e in alone] == [(e.start, e.end) for e in entities]
+
+
+def test_words_of_several_subwords_are_read_at_their_first() -> None:
+    post = scored("new yorker", {}, {"yorker": "B-PER"})
+    last = post.sequence.last_n[1]
+    assert last > post.sequence.first_n[1]
+    post.emissions_ty[last, TAGS.index("B-LOC")] = 50
+    assert decode([post], kind="linear-chain") == [[("yorker", "PER")]]
+
+
+def test_a_span_is_as_sure_as_its_least_sure_tag() -> None:
+    path = np.array([1, 2, 0, 3], np.int32)
+    sure = np.array([0.9, 0.5, 0.1, 0.7], np.float32)
+    spans = tag_spans(path, sure, LABELS, TAGS)
+    assert [span[:3] for span in spans] == [(0, 1, 0), (3, 3, 1)]
+    assert [span[3] for span in spans] == pytest.approx([0.5, 0.7])
