@@ -1,8 +1,10 @@
 """`POST /v1/tag`: one or many posts, and `POST /v1/tag/stream`: JSON lines."""
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from amlr.serving.answers import check_open, exchange_of, in_turn, service_of, tag_posts
@@ -14,7 +16,20 @@ from amlr.serving.schemas import errors
 from amlr.serving.settings import MAX_DEADLINE_MS
 from amlr.serving.stream import LinesResponse, tag_lines
 
-router = APIRouter(prefix="/v1", tags=["tagging"])
+
+class _DirectRoute(APIRoute):
+    """Documented like any route, but calls `endpoint(request)` straight away.
+
+    Solving parameters, of which there are none, takes a tenth of the server's own work on a post.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint itself."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+router = APIRouter(prefix="/v1", tags=["tagging"], route_class=_DirectRoute)
 _DEADLINE = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
 _DEADLINE_HEADER: dict[str, Any] = {
     "name": "X-Deadline-Ms",
