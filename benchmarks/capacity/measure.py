@@ -98,7 +98,7 @@ async def _server_costs() -> tuple[float, float]:
     text = sample_text(32)
     kinds = [Post(text), Post(text, picture(source))]
     costs = []
-    with running(_SERVERS, ["idle"]) as server:
+    with running(_SERVERS, ["--kind", "idle"]) as server:
         for post in kinds:
             requests = [request_bytes(post)]
             await closed_loop(server.port, requests, clients=4, seconds=0.5, take=lambda _: None)

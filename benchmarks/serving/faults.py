@@ -228,7 +228,7 @@ def main(
             tier = ["--provider", engine.provider, "--precision", engine.precision]
         requests = [request_bytes(post) for post in posts]
         module = "amlr.benchmarks.serving.servers"
-        with running(module, ["faulty", "--engine", str(own), *tier]) as server:
+        with running(module, ["--kind", "faulty", "--engine", str(own), *tier]) as server:
             scene = Scene(server, own, requests, [request_bytes(post) for post in poisoned])
             rows = asyncio.run(_run(scene, expected, seconds, clients, faults))
             code = server.process.poll()

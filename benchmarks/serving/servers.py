@@ -1,4 +1,4 @@
-"""Servers for load tests: `python -m amlr.benchmarks.serving.servers KIND --port N`.
+"""Servers for load tests: `python -m amlr.benchmarks.serving.servers --kind K --port N`.
 
 `plain` is a FastAPI server as one would write it without this project, `idle` the real server
 around an engine that answers at once (what HTTP, JSON and the queue cost), `faulty` the real server
@@ -79,7 +79,7 @@ class FaultyEngine(Engine):
 
 
 @click.command(cls=AmlrCommand)
-@click.argument("kind", type=click.Choice(["plain", "idle", "faulty"]))
+@click.option("--kind", type=click.Choice(["plain", "idle", "faulty"]), default="plain")
 @click.option("--engine", "bundle", type=click.Path(path_type=Path), help="All but idle need it.")
 @click.option("--threads", default=1)
 @click.option("--provider", default="auto")

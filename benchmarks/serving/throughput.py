@@ -134,7 +134,7 @@ def main(
         own = [*common, "--workers", str(workers)]
         for name, module, arguments in (
             ("amlr-serve", "amlr.serving", own),
-            ("plain FastAPI", f"{_HERE}.servers", ["plain", *common]),
+            ("plain FastAPI", f"{_HERE}.servers", ["--kind", "plain", *common]),
             ("LitServe", f"{_HERE}.litserve_server", own),
         ):
             _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
