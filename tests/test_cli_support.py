@@ -1,10 +1,12 @@
 """What every command shares: errors as one line, exit codes, packages that are missing."""
 
+import logging
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError, ParityError
 
 
@@ -40,3 +42,20 @@ def test_other_missing_modules_keep_their_traceback() -> None:
         raise ModuleNotFoundError("No module named 'amlr.typo'", name="amlr.typo")
 
     assert isinstance(CliRunner().invoke(command, []).exception, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize(("is_quiet", "stderr"), [(False, "step 1\nwarning: odd\n"), (True, "")])
+def test_log_lines_are_printed_while_the_command_runs(is_quiet: bool, stderr: str) -> None:
+    log = logging.getLogger("amlr.test_log.inner")
+
+    @click.command(cls=AmlrCommand)
+    def command() -> None:
+        with log_to_stderr("amlr.test_log", is_quiet=is_quiet):
+            log.info("step 1")
+            log.warning("odd")
+            log.debug("detail")
+        log.info("after")
+
+    for _ in range(2):  # the handler is gone after the first call
+        result = CliRunner().invoke(command, [])
+        assert (result.stderr, result.stdout) == (stderr, "")

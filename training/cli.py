@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError
 from amlr.training.config import PRESETS
 from amlr.whole import stop_signals_raise
@@ -98,14 +98,8 @@ def train_command(**options: Any) -> None:
     with stop_signals_raise():
         run_options, model_options, settings = _collect(options)
     _keep_fonts(options["cache_dir"])
-    with _stop_on_signals() as should_stop:
-        result = run_training(
-            run_options,
-            model_options,
-            settings,
-            should_stop=should_stop,
-            say=lambda message: click.echo(message, err=True),
-        )
+    with _stop_on_signals() as should_stop, log_to_stderr("amlr.training"):
+        result = run_training(run_options, model_options, settings, should_stop=should_stop)
     if options["as_json"]:
         click.echo(json.dumps(result))
     elif result["status"] == "done":

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +32,6 @@ from amlr.training.encoders import (
 )
 from amlr.training.evaluate import Tuned, score_decoders, tune
 from amlr.training.model import AmlrModel
-from amlr.training.plots import plot_metrics
 from amlr.training.predict import predict
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
@@ -40,6 +40,7 @@ from amlr.training.train import Corpus, Trainer
 
 _DEV_NAMES = ("valid.txt", "dev.txt", "valid.conll", "dev.conll")
 _TRAIN_NAMES = ("train.txt", "train.conll")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,6 @@ def run_training(
     settings: TrainSettings,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Train and score a model.
 
@@ -110,7 +110,6 @@ def run_training(
         model_options: What the model looks like.
         settings: How to train it.
         should_stop: Asked after every update.
-        say: Takes lines for the user.
 
     Returns:
         `status` (`done` or `stopped`), paths, dev scores per decoder and what became of pictures.
@@ -122,7 +121,7 @@ def run_training(
     if options.resume:
         require_state(options.out)
     paths = find_split(options.data, _TRAIN_NAMES), find_split(options.data, _DEV_NAMES)
-    train_posts, dev_posts = read_corpora(*paths, say)
+    train_posts, dev_posts = read_corpora(*paths)
     text = load_text_encoder(options.text_source)
     image = load_image_encoder(options.image_source)
     torch.manual_seed(settings.seed)
@@ -144,7 +143,7 @@ def run_training(
         pictures = open_pictures(folder, image.spec, [*train_posts, *dev_posts])
         if not settings.train_image:
             precompute_features(pictures, model)
-        say(f"pictures: {_counts(pictures)}")
+        log.info(f"pictures: {_counts(pictures)}")
     scope: Scope = "all" if settings.loss == "ce" else "aligned"
     trainer = Trainer(
         model,
@@ -158,7 +157,7 @@ def run_training(
     )
     if options.resume:
         trainer.load_state()
-    say(
+    log.info(
         f"{len(train_posts)} posts to train on, {len(dev_posts)} dev posts, types "
         f"{', '.join(config.labels)}; {trainer.updates} updates"
     )
@@ -281,6 +280,42 @@ def finish(
         out, with_decoder(checkpoint, tuned.joint, dev_f1=summary, calibration=calibration)
     )
     return {**reports, **gain, "decoder": asdict(tuned.joint), "calibration": calibration}
+
+
+def plot_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> str | None:
+    """Draw losses and dev F1.
+
+    Args:
+        history: Lines of `metrics.jsonl`.
+        path: PNG to write.
+
+    Returns:
+        The path, or None when matplotlib is not installed or there is nothing to draw.
+    """
+    epochs = [line for line in history if line["kind"] == "epoch" and "dev_f1" in line]
+    steps = [line for line in history if line["kind"] == "step"]
+    if not epochs:
+        return None
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    # A figure of its own: pyplot would pick a display backend and keep global state.
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if steps:
+        updates = [line["update"] for line in steps]
+        for name, label in (("span_loss", "span head"), ("crf_loss", "token head")):
+            left.plot(updates, [line[name] for line in steps], label=label)
+        left.set(xlabel="update", ylabel="loss", yscale="log")
+        left.legend()
+    numbers = [line["epoch"] for line in epochs]
+    for name in epochs[0]["dev_f1"]:
+        right.plot(numbers, [100 * line["dev_f1"][name] for line in epochs], "o-", label=name)
+    right.set(xlabel="epoch", ylabel="dev F1, strict, %", xticks=numbers)
+    right.legend()
+    figure.savefig(path, dpi=110)
+    return str(path)
 
 
 def _provenance(

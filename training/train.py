@@ -25,11 +25,10 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, save_checkpoint
 from amlr.training.conll import LabelledPost
 from amlr.training.data import Batch, Example, Pictures, collate, length_batches
-from amlr.training.evaluate import gold_spans
+from amlr.training.evaluate import gold_spans, tune_joint, tune_segmental
 from amlr.training.model import AmlrModel
-from amlr.training.objective import Objective
+from amlr.training.objective import Objective, lr_factor, parameter_groups
 from amlr.training.predict import PostScores, decode, predict, settings_for
-from amlr.training.schedule import lr_factor, parameter_groups
 from amlr.training.score import count_spans
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
@@ -41,7 +40,6 @@ from amlr.training.state import (
     restore_generators,
     state_path,
 )
-from amlr.training.tune import tune_joint, tune_segmental
 
 _LOG_UPDATES = 20
 

@@ -2,12 +2,13 @@
 
 import errno
 import io
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -162,6 +163,33 @@ def _forget_output() -> None:
     if stdout is not None and sys.stdout is stdout:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+
+
+class _StderrLines(logging.Handler):
+    """Prints records as plain lines on whatever stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(prefix + record.getMessage(), err=True)
+
+
+@contextmanager
+def log_to_stderr(name: str, *, is_quiet: bool = False) -> Iterator[None]:
+    """Print what a logger and those below it log, while a command runs.
+
+    Args:
+        name: Of the logger, e.g. `amlr.export`.
+        is_quiet: Print errors only.
+    """
+    logger, handler = logging.getLogger(name), _StderrLines()
+    level = logger.level
+    logger.setLevel(logging.ERROR if is_quiet else logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def progress(

@@ -14,6 +14,7 @@ from amlr.training.corpus_checks import iob1_note, read_corpora
 from amlr.training.eval_cli import eval_command
 from amlr.training.score import write_tags
 from amlr.training.state import require_state
+from log_lines import log_lines
 
 SPANS = [[(0, 2, "PER"), (3, 4, "LOC")], [(1, 3, "ORG")], [(0, 1, "PER")], []]
 
@@ -46,9 +47,9 @@ def written(folder: Path, train: list[LabelledPost], dev: list[LabelledPost]) ->
 
 
 def test_ordinary_corpora_need_no_word(tmp_path: Path) -> None:
-    lines: list[str] = []
     train, dev = corpus("a"), corpus("b")
-    assert read_corpora(*written(tmp_path, train, dev), lines.append) == (train, dev)
+    with log_lines("amlr.training") as lines:
+        assert read_corpora(*written(tmp_path, train, dev)) == (train, dev)
     assert lines == []
 
 
@@ -56,7 +57,7 @@ def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
     empty = corpus("a", [[], []])
     train, _ = written(tmp_path, empty, corpus("b"))
     with pytest.raises(InputError, match=r"train\.txt holds no entities") as caught:
-        read_corpora(train, tmp_path / "valid.txt", lambda line: None)
+        read_corpora(train, tmp_path / "valid.txt")
     assert "\n" not in str(caught.value)
     out = tmp_path / "best.pt"
     # Encoders are looked at later: nothing is loaded for a corpus that is no use.
@@ -66,8 +67,8 @@ def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_dev_file_without_entities_is_said(tmp_path: Path) -> None:
-    lines: list[str] = []
-    read_corpora(*written(tmp_path, corpus("a"), corpus("b", [[]])), lines.append)
+    with log_lines("amlr.training") as lines:
+        read_corpora(*written(tmp_path, corpus("a"), corpus("b", [[]])))
     assert len(lines) == 1
     assert "valid.txt holds no entities" in lines[0]
 
@@ -75,8 +76,8 @@ def test_a_dev_file_without_entities_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("shared", "warned"), [(0, False), (1, False), (2, True), (4, True)])
 def test_posts_that_are_in_both_files_are_said(tmp_path: Path, shared: int, warned: bool) -> None:
     train, other = corpus("a"), corpus("b")
-    lines: list[str] = []
-    read_corpora(*written(tmp_path, train, train[:shared] + other[shared:]), lines.append)
+    with log_lines("amlr.training") as lines:
+        read_corpora(*written(tmp_path, train, train[:shared] + other[shared:]))
     assert len(lines) == warned
     assert all(f"{shared} of 4 posts" in line and "also in" in line for line in lines)
 
@@ -84,9 +85,9 @@ def test_posts_that_are_in_both_files_are_said(tmp_path: Path, shared: int, warn
 def test_iob1_is_read_as_iob2_and_said(tmp_path: Path) -> None:
     touching = [*SPANS, [(0, 2, "PER"), (2, 4, "PER")], [(0, 1, "PER"), (1, 2, "LOC")]]
     train, dev = corpus("a", touching), corpus("b", touching)
-    lines: list[str] = []
     paths = written(tmp_path, [as_iob1(post) for post in train], [as_iob1(post) for post in dev])
-    assert read_corpora(*paths, lines.append) == (train, dev)
+    with log_lines("amlr.training") as lines:
+        assert read_corpora(*paths) == (train, dev)
     assert [("train.txt looks like IOB1: 7 of 8" in lines[0]), len(lines)] == [True, 2]
 
 

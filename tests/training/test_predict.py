@@ -13,13 +13,19 @@ from amlr.runtime import Engine, Post
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.conll import LabelledPost
 from amlr.training.eval_cli import to_words
-from amlr.training.evaluate import gold_spans, score_decoders, table, tune
+from amlr.training.evaluate import (
+    gold_spans,
+    score_decoders,
+    table,
+    tune,
+    tune_joint,
+    tune_segmental,
+)
 from amlr.training.predict import PostScores, decode_segments, legal_moves, predict
 from amlr.training.run import make_corpus
 from amlr.training.score import Span
 from amlr.training.scorer import Scorer
 from amlr.training.temperature import calibrated
-from amlr.training.tune import tune_joint, tune_segmental
 from corpora import first_posts
 from tiny import tiny_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 
 from amlr.errors import CheckpointError, InputError
 from amlr.training.checkpoint import load_checkpoint
-from amlr.training.plots import plot_metrics
+from amlr.training.run import plot_metrics
 from amlr.training.train import Trainer, lr_factor, parameter_groups
 from corpora import make_trainer
 
