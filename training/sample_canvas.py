@@ -1,5 +1,6 @@
 """A canvas in shares of its size, for the drawn pictures of the sample dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -63,19 +64,24 @@ class Canvas:
         red, green, blue = self.rng.integers(low, high, 3).tolist()
         return red, green, blue
 
+    def pick(self, colours: Sequence[Colour]) -> Colour:
+        """One of some colours."""
+        return colours[self.count(0, len(colours) - 1)]
+
+    def tone(self, colours: Sequence[Colour], low: float, high: float) -> Colour:
+        """One of some colours, darker or lighter by a random factor."""
+        return shade(self.pick(colours), self.uniform(low, high))
+
+    def word(self, left: float, top: float, right: float, bottom: float, fill: Colour) -> None:
+        """Bars like the letters of a sign; no letters, the name must not be readable."""
+        x = left
+        while x < right - 0.03:
+            width = self.uniform(0.025, 0.06)
+            self.box(x, top + self.uniform(0, 0.25) * (bottom - top), x + width, bottom, fill)
+            x += width + 0.014
+
 
 def shade(colour: Colour, factor: float) -> Colour:
     """Lighter (above 1) or darker."""
     red, green, blue = (min(255, round(part * factor)) for part in colour)
     return red, green, blue
-
-
-def draw_word(
-    c: Canvas, left: float, top: float, right: float, bottom: float, fill: Colour
-) -> None:
-    """Bars like the letters of a sign; no letters, the name must not be readable."""
-    x = left
-    while x < right - 0.03:
-        width = c.uniform(0.025, 0.06)
-        c.box(x, top + c.uniform(0, 0.25) * (bottom - top), x + width, bottom, fill)
-        x += width + 0.014

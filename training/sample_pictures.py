@@ -10,29 +10,20 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from amlr.training.sample_canvas import Canvas, Colour, draw_word, shade
+from amlr.training.sample_canvas import Canvas, shade
 
 KINDS = ("PER", "LOC", "ORG", "OTHER")
 
 
-def _skin(c: Canvas) -> Colour:
-    tones: list[Colour] = [(244, 208, 177), (224, 172, 125), (176, 120, 80), (110, 70, 46)]
-    return shade(tones[c.count(0, 3)], c.uniform(0.92, 1.06))
-
-
-def _hair(c: Canvas) -> Colour:
-    tones: list[Colour] = [
-        (40, 28, 20),
-        (96, 60, 30),
-        (200, 160, 90),
-        (150, 60, 30),
-        (120, 120, 120),
-    ]
-    return shade(tones[c.count(0, 4)], c.uniform(0.85, 1.15))
+_SKIN = ((244, 208, 177), (224, 172, 125), (176, 120, 80), (110, 70, 46))
+_HAIR = ((40, 28, 20), (96, 60, 30), (200, 160, 90), (150, 60, 30), (120, 120, 120))
+_SKY = ((120, 180, 235), (250, 190, 130), (60, 80, 130), (190, 210, 225))
+_ROADS = ((255, 255, 255), (250, 205, 110), (245, 160, 90))
+_GLASS = (190, 220, 235)
 
 
 def _head(c: Canvas, x: float, y: float, size: float) -> None:
-    skin, hair = _skin(c), _hair(c)
+    skin, hair = c.tone(_SKIN, 0.92, 1.06), c.tone(_HAIR, 0.85, 1.15)
     c.ellipse(x, y - 0.16 * size, 0.56 * size, 0.68 * size, hair)
     if c.count(0, 1):
         c.box(x - 0.56 * size, y - 0.16 * size, x + 0.56 * size, y + 0.75 * size, hair)
@@ -42,14 +33,10 @@ def _head(c: Canvas, x: float, y: float, size: float) -> None:
         eye = x + side * 0.18 * size
         c.ellipse(eye, y - 0.08 * size, 0.09 * size, 0.06 * size, (250, 250, 250))
         c.ellipse(eye, y - 0.08 * size, 0.045 * size, 0.05 * size, (40, 40, 50))
-        c.line(
-            [(eye - 0.1 * size, y - 0.2 * size), (eye + 0.1 * size, y - 0.22 * size)],
-            hair,
-            0.05 * size,
-        )
-    c.line(
-        [(x, y - 0.02 * size), (x - 0.05 * size, y + 0.15 * size)], shade(skin, 0.75), 0.03 * size
-    )
+        brow = [(eye - 0.1 * size, y - 0.2 * size), (eye + 0.1 * size, y - 0.22 * size)]
+        c.line(brow, hair, 0.05 * size)
+    nose = [(x, y - 0.02 * size), (x - 0.05 * size, y + 0.15 * size)]
+    c.line(nose, shade(skin, 0.75), 0.03 * size)
     c.arc(x, y + 0.2 * size, 0.2 * size, 0.14 * size, (20, 160), (170, 60, 60))
 
 
@@ -63,7 +50,7 @@ def _portrait(c: Canvas) -> None:
 def _standing(c: Canvas) -> None:
     x, size = c.uniform(0.35, 0.65), c.uniform(0.17, 0.22)
     top = c.uniform(0.16, 0.24)
-    shirt, trousers, skin = c.colour(), c.colour(20, 120), _skin(c)
+    shirt, trousers, skin = c.colour(), c.colour(20, 120), c.tone(_SKIN, 0.92, 1.06)
     c.box(0, 0.86, 1, 1, c.colour(90, 170))
     for side in (-1, 1):
         c.line([(x + side * 0.05, 0.58), (x + side * 0.08, 0.92)], trousers, 0.07)
@@ -101,8 +88,7 @@ def _sketch(c: Canvas) -> None:
 
 
 def _sky(c: Canvas, horizon: float) -> None:
-    tones: list[Colour] = [(120, 180, 235), (250, 190, 130), (60, 80, 130), (190, 210, 225)]
-    top = shade(tones[c.count(0, 3)], c.uniform(0.9, 1.1))
+    top = c.tone(_SKY, 0.9, 1.1)
     for band in range(12):
         c.box(0, horizon * band / 12, 1, horizon * (band + 1) / 12, shade(top, 1 + 0.03 * band))
     c.ellipse(c.uniform(0.1, 0.9), c.uniform(0.08, 0.25), 0.06, 0.06, (255, 240, 180))
@@ -116,9 +102,8 @@ def _skyline(c: Canvas) -> None:
         wall = c.colour(50, 130)
         c.box(left, top, left + width, 0.9, wall)
         if c.count(0, 3) == 0:
-            c.polygon(
-                [(left, top), (left + width / 2, top - 0.12), (left + width, top)], shade(wall, 0.8)
-            )
+            roof = [(left, top), (left + width / 2, top - 0.12), (left + width, top)]
+            c.polygon(roof, shade(wall, 0.8))
         for row in np.arange(top + 0.04, 0.86, 0.06).tolist():
             for column in np.arange(left + 0.015, left + width - 0.015, 0.03).tolist():
                 if c.count(0, 2):
@@ -157,12 +142,11 @@ def _map(c: Canvas) -> None:
     river = [(number / 6, c.uniform(0.3, 0.7)) for number in range(-1, 8)]
     c.line(river, (150, 195, 230), 0.06)
     for _ in range(c.count(5, 9)):
-        road: list[Colour] = [(255, 255, 255), (250, 205, 110), (245, 160, 90)]
         if c.count(0, 1):
             ends = [(c.uniform(0, 1), 0.0), (c.uniform(0, 1), 1.0)]
         else:
             ends = [(0.0, c.uniform(0, 1)), (1.0, c.uniform(0, 1))]
-        c.line(ends, road[c.count(0, 2)], c.uniform(0.008, 0.022))
+        c.line(ends, c.pick(_ROADS), c.uniform(0.008, 0.022))
     x, y = c.uniform(0.3, 0.7), c.uniform(0.35, 0.65)
     c.polygon([(x - 0.05, y - 0.1), (x + 0.05, y - 0.1), (x, y)], (215, 45, 45))
     c.ellipse(x, y - 0.12, 0.055, 0.06, (215, 45, 45))
@@ -192,14 +176,14 @@ def _storefront(c: Canvas) -> None:
     c.box(0, 0, 1, 0.88, wall)
     c.box(0, 0.88, 1, 1, (130, 130, 130))
     c.rounded(0.1, 0.06, 0.9, 0.26, shade(awning, 0.7))
-    draw_word(c, 0.2, 0.12, 0.8, 0.2, (250, 250, 240))
+    c.word(0.2, 0.12, 0.8, 0.2, (250, 250, 240))
     stripes = c.count(7, 11)
     for number in range(stripes):
         fill = awning if number % 2 else (245, 245, 245)
         c.box(0.06 + 0.88 * number / stripes, 0.3, 0.06 + 0.88 * (number + 1) / stripes, 0.43, fill)
     door = c.uniform(0.12, 0.6)
     for left in (0.08, 0.54):
-        c.box(left, 0.47, left + 0.38, 0.82, (190, 220, 235))
+        c.box(left, 0.47, left + 0.38, 0.82, _GLASS)
         for _ in range(c.count(2, 4)):
             x = left + c.uniform(0.02, 0.3)
             c.box(x, 0.66, x + 0.06, 0.82, c.colour())
@@ -221,21 +205,15 @@ def _emblem(c: Canvas) -> None:
             left = x - size + number * 0.7 * size
             c.box(left, y + size * (0.2 - 0.4 * number), left + 0.5 * size, y + size, main)
     elif form == 2:
-        star = [
-            (
-                x + size * (1.0 if n % 2 else 0.45) * math.cos(n * math.pi / 5 + 0.3),
-                y + size * (1.0 if n % 2 else 0.45) * math.sin(n * math.pi / 5 + 0.3),
-            )
-            for n in range(10)
-        ]
+        star = []
+        for n in range(10):
+            reach, angle = size * (1.0 if n % 2 else 0.45), n * math.pi / 5 + 0.3
+            star.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
         c.polygon(star, main)
     else:
-        c.polygon([(x, y - size), (x + size, y), (x, y + size), (x - size, y)], main)
-        c.polygon(
-            [(x, y - 0.5 * size), (x + 0.5 * size, y), (x, y + 0.5 * size), (x - 0.5 * size, y)],
-            second,
-        )
-    draw_word(c, c.uniform(0.18, 0.28), 0.74, c.uniform(0.72, 0.84), 0.84, main)
+        for reach, fill in ((size, main), (0.5 * size, second)):
+            c.polygon([(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)], fill)
+    c.word(c.uniform(0.18, 0.28), 0.74, c.uniform(0.72, 0.84), 0.84, main)
 
 
 def _office(c: Canvas) -> None:
@@ -250,7 +228,7 @@ def _office(c: Canvas) -> None:
             c.box(x, y, x + 0.6 * (right - left) / columns, y + 0.028, shade(glass, 1.7))
     c.box(left + 0.06, 0.15, right - 0.06, 0.26, (250, 250, 250))
     c.ellipse(left + 0.13, 0.205, 0.035, 0.04, c.colour())
-    draw_word(c, left + 0.2, 0.175, right - 0.1, 0.235, c.colour(20, 120))
+    c.word(left + 0.2, 0.175, right - 0.1, 0.235, c.colour(20, 120))
     c.box(0.44, 0.76, 0.56, 0.9, (40, 50, 60))
     c.box(0, 0.9, 1, 1, (120, 125, 130))
 
@@ -264,8 +242,8 @@ def _billboard(c: Canvas) -> None:
     c.rounded(0.1, 0.18, 0.9, 0.62, panel)
     c.ellipse(0.25, 0.4, 0.1, 0.13, ink)
     c.polygon([(0.2, 0.44), (0.25, 0.3), (0.3, 0.44)], panel)
-    draw_word(c, 0.4, 0.28, c.uniform(0.7, 0.86), 0.4, ink)
-    draw_word(c, 0.4, 0.47, c.uniform(0.6, 0.8), 0.53, shade(panel, 1.6))
+    c.word(0.4, 0.28, c.uniform(0.7, 0.86), 0.4, ink)
+    c.word(0.4, 0.47, c.uniform(0.6, 0.8), 0.53, shade(panel, 1.6))
 
 
 def _table(c: Canvas) -> None:
@@ -289,17 +267,12 @@ def _car(c: Canvas) -> None:
     _sky(c, 0.7)
     c.box(0, 0.7, 1, 1, (95, 95, 100))
     body, shift = c.colour(), c.uniform(-0.06, 0.06)
-    c.polygon(
-        [(0.28 + shift, 0.48), (0.38 + shift, 0.3), (0.64 + shift, 0.3), (0.76 + shift, 0.48)], body
-    )
-    c.polygon(
-        [(0.33 + shift, 0.47), (0.4 + shift, 0.34), (0.5 + shift, 0.34), (0.5 + shift, 0.47)],
-        (190, 220, 235),
-    )
-    c.polygon(
-        [(0.53 + shift, 0.47), (0.53 + shift, 0.34), (0.62 + shift, 0.34), (0.7 + shift, 0.47)],
-        (190, 220, 235),
-    )
+    for fill, points in (
+        (body, ((0.28, 0.48), (0.38, 0.3), (0.64, 0.3), (0.76, 0.48))),
+        (_GLASS, ((0.33, 0.47), (0.4, 0.34), (0.5, 0.34), (0.5, 0.47))),
+        (_GLASS, ((0.53, 0.47), (0.53, 0.34), (0.62, 0.34), (0.7, 0.47))),
+    ):
+        c.polygon([(x + shift, y) for x, y in points], fill)
     c.rounded(0.1 + shift, 0.46, 0.9 + shift, 0.68, body)
     for x in (0.28 + shift, 0.72 + shift):
         c.ellipse(x, 0.69, 0.085, 0.1, (25, 25, 28))
@@ -323,25 +296,15 @@ def _sneaker(c: Canvas) -> None:
     _table(c)
     upper, sole = c.colour(), (245, 245, 245)
     shift, top = c.uniform(-0.05, 0.05), c.uniform(0.34, 0.42)
-    c.polygon(
-        [
-            (0.14 + shift, top),
-            (0.32 + shift, top - 0.04),
-            (0.5 + shift, top + 0.14),
-            (0.78 + shift, top + 0.22),
-            (0.88 + shift, top + 0.34),
-            (0.12 + shift, top + 0.34),
-        ],
-        upper,
-    )
+    outline = ((0.14, 0), (0.32, -0.04), (0.5, 0.14), (0.78, 0.22), (0.88, 0.34), (0.12, 0.34))
+    c.polygon([(x + shift, top + y) for x, y in outline], upper)
     c.rounded(0.1 + shift, top + 0.32, 0.9 + shift, top + 0.41, sole)
     for number in range(5):
         x = 0.36 + shift + 0.05 * number
         y = top + 0.02 + 0.036 * number
         c.line([(x, y), (x + 0.06, y - 0.05)], sole, 0.012)
-    c.polygon(
-        [(0.3 + shift, top + 0.28), (0.62 + shift, top + 0.17), (0.42 + shift, top + 0.24)], sole
-    )
+    stripe = ((0.3, 0.28), (0.62, 0.17), (0.42, 0.24))
+    c.polygon([(x + shift, top + y) for x, y in stripe], sole)
 
 
 STYLES: dict[str, tuple[Callable[[Canvas], None], ...]] = {

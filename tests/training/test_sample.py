@@ -1,8 +1,10 @@
 """The generated dataset: reproducible, held out, readable."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -62,3 +64,32 @@ def test_every_style_draws_and_varies(kind: str) -> None:
     pictures = [draw_picture(kind, rng, is_dev=number % 2 == 1) for number in range(24)]
     assert len({picture.tobytes() for picture in pictures}) == 24
     assert len({picture.size for picture in pictures}) > 12
+
+
+def test_posts_of_a_seed_never_change() -> None:
+    texts = []
+    for split, count in (("train", 60), ("dev", 40)):
+        posts, kinds = make_posts(split, count, np.random.default_rng([0, count]))
+        for post, kind in zip(posts, kinds, strict=True):
+            texts.append(f"{post.image_id} {kind} {post.words} {post.tags}")
+    assert _digest("\n".join(texts).encode()) == "564df6c8cb8d1872"
+
+
+@pytest.mark.skipif(PIL.__version__ != "13.0.0", reason="another Pillow may round elsewhere")
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [
+        ("PER", "98499f04e48c94f0"),
+        ("LOC", "cb16623776559945"),
+        ("ORG", "ab524fb9d70e7933"),
+        ("OTHER", "ba849a7071b8d42e"),
+    ],
+)
+def test_pictures_of_a_seed_never_change(kind: str, digest: str) -> None:
+    rng = np.random.default_rng(5)
+    pictures = [draw_picture(kind, rng, is_dev=number % 2 == 1) for number in range(60)]
+    assert _digest(b"".join(np.asarray(picture).tobytes() for picture in pictures)) == digest
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
