@@ -98,8 +98,7 @@ def run_benchmark(
         # Peers load in their own processes while this one imports the same libraries.
         import torch
 
-        from amlr.export.eager import EagerProvider
-        from amlr.export.reference import load_reference
+        from amlr.export.eager import EagerProvider, load_reference
 
         torch.set_num_threads(options.threads)
         opened = load_tiers()

@@ -18,14 +18,13 @@ import onnx
 from amlr.benchmarks.data import BenchData, BenchPost, load_data
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError, InputError, ParityError
-from amlr.export.eager import EagerProvider
+from amlr.export.eager import EagerProvider, load_reference
 from amlr.export.fused import variant as fused
-from amlr.export.ladder.measure import Answers, compare
-from amlr.export.ladder.posts import ProofPost
-from amlr.export.parity import Key
+from amlr.export.options import FP16_CUDA
+from amlr.export.parity import Answer, ask, compare
+from amlr.export.posts import CalibrationPost, strict_f1
 from amlr.export.precision.emulate import emulate
-from amlr.export.precision.judge import GRAPHS, GraphProvider, ask, session_runner
-from amlr.export.reference import load_reference
+from amlr.export.precision.judge import GRAPHS, GraphProvider, session_runner
 from amlr.kernels import is_tuning_half
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
@@ -34,7 +33,6 @@ from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.radii import Radii
-from amlr.runtime.windows import PostScores
 
 _PATH = click.Path(path_type=Path)
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
@@ -130,7 +128,7 @@ def measure_variants(
 
     torch.set_num_threads(threads)
     proofs = [
-        ProofPost(post=item.post, gold=None if item.gold is None else frozenset(item.gold))
+        CalibrationPost(post=item.post, gold=None if item.gold is None else frozenset(item.gold))
         for item in data.posts
     ]
     fp32 = bundle.manifest.variants["fp32"]
@@ -160,7 +158,7 @@ def _witnesses(
 ) -> Iterator[tuple[str, Provider]]:
     if variant.precision == "fp16":
         models = {graph: onnx.load(str(bundle.graph_path(variant, graph))) for graph in GRAPHS}
-        if name == fused.NAME:
+        if name == FP16_CUDA:
             # Its operators round inside, which only their own twins can show.
             rounding = fused.emulated(fused.read_parts(bundle))
         else:
@@ -179,44 +177,36 @@ def _witnesses(
 
 def _answers(
     bundle: Bundle, provider: Provider, variant: Variant, posts: Sequence[BenchPost]
-) -> Answers:
-    scores: list[PostScores | None] = []
-    entities: list[frozenset[Key]] = []
+) -> list[Answer]:
+    answers: list[Answer] = []
     with Engine(bundle, provider, variant=variant) as engine:
         for begin in progress(range(0, len(posts), _CHUNK), "batches"):
-            for answer in ask(engine, [item.post for item in posts[begin : begin + _CHUNK]]):
-                scores.append(answer.scores)
-                entities.append(answer.entities)
-    return Answers(
-        scores=scores,
-        entities=entities,
-        # Pictures of a corpus that cannot be used were left out when it was read.
-        image_used=[item.post.image is not None for item in posts],
-        cold_ms=0.0,
-        hit_ms=0.0,
-    )
+            answers += ask(engine, [item.post for item in posts[begin : begin + _CHUNK]])
+    return answers
 
 
 def _judge(
     bundle: Bundle,
     variant: Variant,
-    eager: Answers,
-    found: Answers,
-    proofs: Sequence[ProofPost],
+    eager: Sequence[Answer],
+    found: Sequence[Answer],
+    proofs: Sequence[CalibrationPost],
     tuning: Any,
 ) -> dict[str, Any]:
-    parity = compare(eager, found, proofs)
+    parity = compare(eager, found)
+    f1s = [strict_f1(proofs, side) for side in (eager, found)]
     errors = parity.errors_p2[tuning]
     units, tokens = errors.max(axis=0, initial=0.0).tolist()
     radii = Radii(units=units, tokens=tokens, posts=int(tuning.sum()))
-    held = [row for row in np.flatnonzero(~tuning).tolist() if found.scores[row] is not None]
-    scores = [scores for row in held if (scores := found.scores[row]) is not None]
+    held = [row for row in np.flatnonzero(~tuning).tolist() if found[row].scores is not None]
+    scores = [scores for row in held if (scores := found[row].scores) is not None]
     clear = Decoder.of(bundle).certify(scores, [radii] * len(scores))
-    changed = np.array([eager.entities[row] != found.entities[row] for row in held], np.bool_)
+    changed = np.array([eager[row].entities != found[row].entities for row in held], np.bool_)
     promised = variant.parity.get("changed_entities") == 0
     wrong = int((clear & changed).sum())
     return {
         **parity.to_dict(),
+        **({} if None in f1s else {"f1": dict(zip(("fp32", "variant"), f1s, strict=True))}),
         "radii": radii.to_dict(),
         "held_posts": len(held),
         "cleared": int(clear.sum()),

@@ -1,172 +1,209 @@
-"""What an export adds to the float32 bundle: precisions, engines, compiled decoders.
+"""Adding to a float32 bundle: precisions, engines, compiled decoders.
 
 The same steps serve `amlr-export --ckpt` (where the eager model is at hand) and
 `amlr-export --from`, which needs neither checkpoint nor torch.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amlr.errors import InputError
-from amlr.export.extend import (
-    TargetOptions,
-    add_fp16_cuda,
-    add_gpu_parts,
-    check_targets,
-    copy_bundle,
-    save_manifest,
-)
-from amlr.export.fused.variant import NAME as FP16_CUDA
-from amlr.export.ladder.ladder import PRECISIONS as CPU_PRECISIONS
-from amlr.export.ladder.ladder import LadderOptions, add_variants
-from amlr.export.ladder.posts import read_posts
-from amlr.export.staging import check_target, staged
+from amlr.export.fused.variant import write_fp16_cuda
+from amlr.export.ladder.ladder import add_cpu_variants
+from amlr.export.options import FP16_CUDA, ExportOptions
+from amlr.export.posts import CalibrationPosts, read_posts
+from amlr.export.precision.variant import write_fp16
+from amlr.export.staging import StagedBundle, check_target, staged
+from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.manifest import Manifest
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.tensorrt_library import family_of, load_tensorrt
 
 if TYPE_CHECKING:  # adding to a bundle needs no torch
     from amlr.training.model import AmlrModel
 
-PRECISIONS = ("fp32", "fp16", FP16_CUDA, *CPU_PRECISIONS)
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
-TARGETS = (*ENGINE_TARGETS, "cuda")
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Additions:
-    """What to add to a float32 bundle.
-
-    Attributes:
-        precisions: Of `PRECISIONS`; fp32 is always there.
-        targets: Of `TARGETS`: engines of a TensorRT library, or `cuda` for the decoders alone.
-        calib: JSON lines or CoNLL file of calibration posts; None invents posts.
-        images: Folder of their pictures.
-        most: Posts to read from `calib`.
-        engines: Profiles, architectures and build options of the engines.
-    """
-
-    precisions: tuple[str, ...] = ("fp32",)
-    targets: tuple[str, ...] = ()
-    calib: Path | None = None
-    images: Path | None = None
-    most: int = 1000
-    engines: TargetOptions = field(default_factory=TargetOptions)
-
-    def __post_init__(self) -> None:
-        _known("precision", self.precisions, PRECISIONS)
-        _known("target", self.targets, TARGETS)
-
-    def check_libraries(self) -> None:
-        """Look for the libraries before any work is done.
-
-        Raises:
-            BackendUnavailableError: A target's library is not installed.
-        """
-        check_targets(self.engine_targets)
-
-    @property
-    def engine_targets(self) -> tuple[str, ...]:
-        """Targets that are TensorRT libraries."""
-        return tuple(target for target in self.targets if target in ENGINE_TARGETS)
-
-
-def _known(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InputError(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}")
-
-
-def apply_additions(
-    folder: Path,
-    manifest: Manifest,
-    additions: Additions,
-    *,
-    model: "AmlrModel | None" = None,
-    fold: bool | None = None,
-    reuse: Bundle | None = None,
-    say: Say = lambda line: None,
-) -> Manifest:
-    """Add to a staged bundle, which must be complete in float32.
-
-    Args:
-        folder: The staged bundle, changed in place.
-        manifest: Its manifest, as written.
-        additions: What to add.
-        model: The eager model where there is one; None judges against the fp32 graphs.
-        fold: How the fp32 graphs were folded, for `build_graphs`.
-        reuse: An older bundle whose engines are copied where nothing changed.
-        say: Receives a line per step.
-
-    Returns:
-        The manifest, as written.
-
-    Raises:
-        BackendUnavailableError: A library that was asked for is not installed.
-        ExportError: A graph was not accepted or could not be built.
-        ParityError: A variant changes entities and none of its parts may stay float32.
-    """
-    additions.check_libraries()
-    posts = proof = None
-    if {"fp16", FP16_CUDA} & set(additions.precisions) and additions.calib is not None:
-        read = read_posts(additions.calib, additions.images, most=additions.most)
-        posts, proof = ([item.post for item in half] for half in (read.tuning, read.proof))
-    # fp16 is what engines are for; fp32 ones are built where there is nothing else.
-    has_fp16 = "fp16" in additions.precisions or "fp16" in manifest.variants
-    gpu = replace(
-        additions.engines,
-        targets=additions.engine_targets,
-        precisions=("fp16",) if has_fp16 else ("fp32",),
-        posts=posts,
-        proof=proof,
-    )
-    manifest = add_gpu_parts(folder, manifest, gpu, model=model, fold=fold, reuse=reuse, say=say)
-    if FP16_CUDA in additions.precisions:
-        manifest = add_fp16_cuda(folder, manifest, proof, model=model, say=say)
-    cpu = tuple(p for p in additions.precisions if p in CPU_PRECISIONS)
-    if cpu:
-        options = LadderOptions(
-            precisions=cpu, calib=additions.calib, images=additions.images, most=additions.most
-        )
-        manifest = add_variants(folder, options, say=say)
-    if additions.targets:
-        manifest = _add_kernels(folder, manifest, say)
-    return manifest
-
-
-def _add_kernels(folder: Path, manifest: Manifest, say: Say) -> Manifest:
-    from amlr.kernels.images import build_images
-
-    say("compiling the CUDA decoders")
-    records = build_images(folder / "kernels", tags=len(manifest.tags))
-    architectures = sorted({record.architecture for record in records})
-    say(f"  {len(records)} images for {', '.join(architectures)}")
-    kernels = tuple(record.to_dict() for record in records)
-    return save_manifest(folder, replace(manifest, kernels=kernels))
-
-
-def add_to_bundle(
-    source: Path, out: Path, additions: Additions, *, say: Say = lambda line: None
-) -> Manifest:
+def add_to_bundle(source: Path, out: Path, options: ExportOptions) -> Manifest:
     """Write a bundle that holds all of `source` and what was asked for.
 
     Args:
         source: An exported bundle; never changed, but may be the same folder as `out`.
         out: Where the new one appears, whole or not at all.
-        additions: What to add.
-        say: Receives a line per step.
+        options: Choices; those of the float32 bundle itself have no effect.
 
     Raises:
         BundleError: The source cannot be read.
+        InputError: The calibration posts cannot be used.
         BackendUnavailableError: A library that was asked for is not installed.
         ExportError: A graph was not accepted or could not be built.
         ParityError: A variant changes entities.
     """
     check_target(out)
     old = Bundle.open(source)
-    additions.check_libraries()
+    posts = prepare(options)
     with staged(out) as folder:
-        manifest = copy_bundle(old, folder)
-        return apply_additions(folder, manifest, additions, reuse=old, say=say)
+        bundle = StagedBundle(folder, old.manifest)
+        bundle.copy(old)
+        add_parts(bundle, options, posts, reuse=old)
+    return bundle.manifest
+
+
+def prepare(options: ExportOptions) -> CalibrationPosts | None:
+    """Look for the libraries and read the posts, before any work is done.
+
+    Returns:
+        Calibration posts, or None where only float32 is wanted.
+
+    Raises:
+        BackendUnavailableError: A library that was asked for is not installed.
+        InputError: The calibration posts cannot be used.
+    """
+    for target in options.engine_targets:
+        load_tensorrt(family_of(target))
+    if not set(options.precisions) - {"fp32"}:
+        return None
+    return read_posts(options.calib, options.images, most=options.max_posts)
+
+
+def add_parts(
+    bundle: StagedBundle,
+    options: ExportOptions,
+    posts: CalibrationPosts | None,
+    *,
+    model: "AmlrModel | None" = None,
+    reuse: Bundle | None = None,
+) -> None:
+    """Add to a staged bundle, which must be complete in float32.
+
+    Args:
+        bundle: Changed in place.
+        options: What to add.
+        posts: From `prepare`.
+        model: The eager model where there is one; None compares with the fp32 graphs.
+        reuse: An older bundle whose engines are copied where nothing changed.
+
+    Raises:
+        BackendUnavailableError: A library that was asked for is not installed.
+        ExportError: A graph was not accepted or could not be built.
+        ParityError: A variant changes entities and none of its parts may stay float32.
+    """
+    has_fp16 = "fp16" in bundle.manifest.variants
+    if posts is not None and "fp16" in options.precisions and not has_fp16:
+        add_fp16(bundle, posts, model=model, fold=options.fold)
+        has_fp16 = True
+    for target in options.engine_targets:
+        # fp16 is what engines are for; fp32 ones are built where there is nothing else.
+        add_engines(bundle, target, "fp16" if has_fp16 else "fp32", options, reuse=reuse)
+    if posts is not None and FP16_CUDA in options.precisions:
+        add_fp16_cuda(bundle, posts, model=model)
+    if posts is not None and options.cpu_precisions:
+        add_cpu_variants(bundle, options.cpu_precisions, posts)
+    if options.targets:
+        add_kernels(bundle)
+
+
+def add_fp16(
+    bundle: StagedBundle,
+    posts: CalibrationPosts,
+    *,
+    model: "AmlrModel | None" = None,
+    fold: bool | None = None,
+) -> None:
+    """Add the fp16 variant.
+
+    Args:
+        bundle: With its fp32 variant and golden posts.
+        posts: Islands are searched on one half of them, and verified on the other.
+        model: The eager model: entities are compared with it, and regions are centred before they
+            are rounded. None converts the fp32 graphs and compares with them; needs no torch.
+        fold: As for `build_graphs`.
+
+    Raises:
+        ParityError: Entities change, even with every block float32.
+    """
+    if not posts.given:
+        log.info("  no --calib: float16 is searched and verified on invented posts, not on yours")
+    specs = None
+    if model is not None:
+        from amlr.export.graphs import build_graphs
+
+        size = bundle.manifest.image.size
+        specs = build_graphs(model, image_size=size, fold=fold, centre=True)
+    opened = bundle.open()
+    with _reference_engine(opened, model) as reference:
+        variant, _ = write_fp16(bundle.folder, opened, reference, *posts.half_posts(), specs=specs)
+    _add_variant(bundle, "fp16", variant)
+
+
+def add_fp16_cuda(
+    bundle: StagedBundle, posts: CalibrationPosts, *, model: "AmlrModel | None" = None
+) -> None:
+    """Add the fp16 variant of onnxruntime's CUDA provider; arguments as for `add_fp16`.
+
+    Raises:
+        ExportError: A weight leaves the float16 range, or a fused graph computes something else.
+    """
+    if not posts.given:
+        log.info(f"  no --calib: {FP16_CUDA} is verified on invented posts, not on yours")
+    opened = bundle.open()
+    with _reference_engine(opened, model) as reference:
+        variant = write_fp16_cuda(bundle.folder, opened, reference, posts.half_posts()[1])
+    _add_variant(bundle, FP16_CUDA, variant)
+
+
+def _add_variant(bundle: StagedBundle, name: str, variant: Variant) -> None:
+    bundle.save(variants={**bundle.manifest.variants, name: variant})
+
+
+def _reference_engine(bundle: Bundle, model: "AmlrModel | None") -> Engine:
+    """Whose entities a half variant must keep: the eager model's, or the fp32 graphs'."""
+    if model is None:
+        return Engine.load(bundle.path, provider="onnxruntime", precision="exact", check="off")
+    from amlr.export.eager import EagerProvider
+
+    return Engine(bundle, EagerProvider(model))
+
+
+def add_engines(
+    bundle: StagedBundle,
+    target: str,
+    variant: str,
+    options: ExportOptions,
+    *,
+    reuse: Bundle | None = None,
+) -> None:
+    """Build engines of one variant for one library.
+
+    Args:
+        bundle: Its manifest lists the variant.
+        target: Of `ENGINE_TARGETS`.
+        variant: `fp16` or `fp32`.
+        options: Profiles, architectures and build options.
+        reuse: An older bundle whose engines are copied where nothing changed.
+
+    Raises:
+        BackendUnavailableError: The library is not installed.
+        ExportError: A graph was not accepted or could not be built.
+    """
+    library = load_tensorrt(family_of(target))
+    log.info(f"building {library.name}, {variant}, for {target_sms(library, options)}")
+    record = build_engines(
+        bundle.folder, bundle.open(), library, variant=variant, options=options, reuse=reuse
+    )
+    for line in audit_table(record):
+        log.info(f"  {line}")
+    bundle.save(engines=merge_records(bundle.manifest.engines, record))
+
+
+def add_kernels(bundle: StagedBundle) -> None:
+    """Compile the CUDA decoders into the bundle."""
+    from amlr.kernels.images import build_images
+
+    log.info("compiling the CUDA decoders")
+    records = build_images(bundle.folder / "kernels", tags=len(bundle.manifest.tags))
+    architectures = sorted({record.architecture for record in records})
+    log.info(f"  {len(records)} images for {', '.join(architectures)}")
+    bundle.save(kernels=tuple(record.to_dict() for record in records))

@@ -1,13 +1,13 @@
-"""`amlr-export`: a checkpoint in, a proved bundle out; or a bundle in, and more in it."""
+"""`amlr-export`: makes a verified bundle of a checkpoint, or adds to a bundle."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError
 
 EXAMPLES = """\b
@@ -22,6 +22,7 @@ Examples:
   amlr-export --ckpt release.pt --tokenizer bert-base-uncased/ --labels PER,LOC,ORG,OTHER
 """
 FilePath = click.Path(path_type=Path)
+log = logging.getLogger(__name__)
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -87,119 +88,108 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 def export_command(
     ckpt: Path | None, source: Path | None, out: Path | None, quiet: bool, **options: Any
 ) -> None:
-    """Export a checkpoint to ONNX, prove it against the eager model, and write a bundle.
+    """Export a checkpoint to ONNX, verify it against the eager model, and write a bundle.
 
     The bundle appears only if every number and every entity agrees; a failed or interrupted export
     leaves nothing, and an older bundle stays as it was. Low precisions are judged on posts of
     --calib that they were not calibrated on.
     """
+    with log_to_stderr("amlr.export", is_quiet=quiet):
+        _run(ckpt, source, out, options)
 
-    def say(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
 
+def _run(
+    ckpt: Path | None, source: Path | None, out: Path | None, arguments: dict[str, Any]
+) -> None:
     if (ckpt is None) == (source is None):
         raise InputError("give either --ckpt best.pt or --from amlr.plan")
-    if options["triton"] is not None:
-        _triton(source, options["triton"], say)
+    if arguments["triton"] is not None:
+        _write_triton(source, arguments["triton"])
         return
     # Heavy imports wait until the arguments are known to be good: --help stays instant.
-    if options["plan_buckets"] is not None:
-        _plan(source, options["plan_buckets"], options["as_json"])
+    if arguments["plan_buckets"] is not None:
+        _print_plan(source, arguments["plan_buckets"], arguments["as_json"])
         return
     if ckpt is not None:
         out = out or Path("amlr.plan")
-        manifest = _from_checkpoint(ckpt, out, options, say)
+        manifest = _export(ckpt, out, arguments)
     else:
+        assert source is not None
+        out, options = out or source, _options(arguments)
         from amlr.export.additions import add_to_bundle
 
-        assert source is not None
-        out = out or source
-        manifest = add_to_bundle(source, out, _additions(options), say=say)
+        manifest = add_to_bundle(source, out, options)
     size = sum(entry.bytes for entry in manifest.files.values())
-    say(f"wrote {out} ({size / 1e6:.1f} MB, {len(manifest.files)} files)")
-    engines = [name for name in _list(options["target"]) if name != "cuda"]
+    log.info(f"wrote {out} ({size / 1e6:.1f} MB, {len(manifest.files)} files)")
+    engines = [name for name in _list(arguments["target"]) if name != "cuda"]
     for provider in engines:
-        say(
+        log.info(
             f"next, on the machine with the GPU: amlr-tag --engine {out.name} "
             f'--provider {provider} --text "..."'
         )
-    if options["as_json"]:
+    if arguments["as_json"]:
         variants = {name: variant.parity for name, variant in manifest.variants.items()}
         click.echo(json.dumps({"bundle": str(out), "bytes": size, "variants": variants}))
 
 
-def _from_checkpoint(
-    ckpt: Path, out: Path, options: dict[str, Any], say: Callable[[str], None]
-) -> Any:
-    additions = _additions(options)
-    labels, mean, std = (options[name] for name in ("labels", "image_mean", "image_std"))
-    given = {
-        "tokenizer": options["tokenizer"],
+def _export(ckpt: Path, out: Path, arguments: dict[str, Any]) -> Any:
+    options = _options(arguments)
+    labels, mean, std = (arguments[name] for name in ("labels", "image_mean", "image_std"))
+    values = {
+        "tokenizer": arguments["tokenizer"],
         "image_mean": _numbers(mean, "--image-mean", float, 3) if mean else None,
         "image_std": _numbers(std, "--image-std", float, 3) if std else None,
         "labels": _list(labels) if labels else None,
     }
-    from amlr.export.pipeline import ExportOptions, export_checkpoint
+    from amlr.export.pipeline import export_checkpoint
     from amlr.training.checkpoint import ReleaseOptions
 
-    release = ReleaseOptions(**{name: value for name, value in given.items() if value is not None})
-    settings = ExportOptions(
-        name=options["name"],
-        keep_reference=not options["no_reference"],
-        fold=options["fold"],
-        tolerance=options["tolerance"],
-        release=release,
-        additions=additions,
+    release = ReleaseOptions(**{name: value for name, value in values.items() if value is not None})
+    return export_checkpoint(ckpt, out, options, release=release)
+
+
+def _options(arguments: dict[str, Any]) -> Any:
+    sms = _numbers(arguments["sms"], "--sms", int)
+    from amlr.export.options import ExportOptions
+    from amlr.export.planner import read_plan
+
+    planned: dict[str, Any] = {}
+    if arguments["plan"] is not None:
+        profile, buckets = read_plan(arguments["plan"])
+        planned = {"profiles": (profile,), "buckets": buckets}
+    same = (
+        *("name", "fold", "tolerance", "calib", "images"),
+        *("hardware", "version_compatible", "strip_weights", "timing_cache"),
     )
-    return export_checkpoint(ckpt, out, settings, say=say)
-
-
-def _additions(options: dict[str, Any]) -> Any:
-    sms = _numbers(options["sms"], "--sms", int)
-    from amlr.export.additions import Additions
-    from amlr.export.extend import TargetOptions
-    from amlr.export.plan_report import read_plan
-    from amlr.export.tensorrt.builder import BuildOptions
-
-    build = BuildOptions(
+    return ExportOptions(
+        **{name: arguments[name] for name in same},
+        **planned,
+        keep_reference=not arguments["no_reference"],
+        precisions=_list(arguments["precision"]),
+        targets=_list(arguments["target"]),
+        max_posts=arguments["calib_posts"],
         sms=sms,
-        hardware=options["hardware"],
-        version_compatible=options["version_compatible"],
-        strip_weights=options["strip_weights"],
-        timing_cache=options["timing_cache"],
-    )
-    engines = TargetOptions(build=build)
-    if options["plan"] is not None:
-        profile, buckets = read_plan(options["plan"])
-        engines = TargetOptions(build=build, profiles=(profile,), buckets=buckets)
-    return Additions(
-        precisions=_list(options["precision"]),
-        targets=_list(options["target"]),
-        calib=options["calib"],
-        images=options["images"],
-        most=options["calib_posts"],
-        engines=engines,
     )
 
 
-def _plan(source: Path | None, posts: Path, as_json: bool) -> None:
+def _print_plan(source: Path | None, posts: Path, as_json: bool) -> None:
     if source is None:
         raise InputError("--plan-buckets needs --from amlr.plan: its tokenizer decides the lengths")
-    from amlr.export.plan_report import plan_report
+    from amlr.export.planner import plan_report
     from amlr.runtime.bundle import Bundle
 
     lines, values = plan_report(Bundle.open(source), posts)
     click.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
 
 
-def _triton(source: Path | None, out: Path, say: Callable[[str], None]) -> None:
+def _write_triton(source: Path | None, out: Path) -> None:
     if source is None:
         raise InputError("--triton needs --from amlr.plan: export the bundle first")
     from amlr.serving.triton.repository import MODELS, write_repository
 
     write_repository(source, out)
-    say(f"wrote {out}; serve it with: tritonserver --model-repository={(out / MODELS).absolute()}")
+    models = (out / MODELS).absolute()
+    log.info(f"wrote {out}; serve it with: tritonserver --model-repository={models}")
 
 
 def main() -> None:

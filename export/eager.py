@@ -1,18 +1,28 @@
-"""The eager PyTorch model as a runtime provider: the other side of every parity check.
+"""The eager PyTorch model: stored in a bundle, and behind the runtime's provider protocol.
 
-Text, batching and decoding are the runtime's own, so a difference can only come from the graphs.
-The model runs in its plain form: padded batches, all units of every start, nothing folded.
+It is the other side of every parity check. Text, batching and decoding are the runtime's own, so a
+difference can only come from the graphs. The model runs in its plain form: padded batches, all
+units of every start, nothing folded.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from amlr.errors import BundleError
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import REFERENCE
 from amlr.runtime.units import scale_major_index
+from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
 
 Floats = npt.NDArray[np.float32]
@@ -54,3 +64,32 @@ class EagerProvider:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def write_reference(path: Path, config: AmlrConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write the eager model's configuration and weights as one safetensors file."""
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
+    save_file(tensors, path, metadata={"config": json.dumps(config.to_dict())})
+
+
+def load_reference(bundle: Bundle) -> AmlrModel:
+    """Rebuild the eager model of a bundle.
+
+    Raises:
+        BundleError: The bundle was written without it, or it is damaged.
+    """
+    if REFERENCE not in bundle.manifest.files:
+        raise BundleError(
+            f"{bundle.path} holds no {REFERENCE} (exported with --no-reference), so there is no "
+            "eager model to compare with; export it again from the checkpoint"
+        )
+    path = bundle.verified(REFERENCE)
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = AmlrConfig.from_dict(json.loads(file.metadata()["config"]))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+    model = AmlrModel(config)
+    model.load_state_dict(weights)
+    return model.to(torch.float32).eval()

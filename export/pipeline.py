@@ -1,10 +1,10 @@
-"""Checkpoint to bundle: graphs, proof, golden samples, manifest; whole or not at all."""
+"""Checkpoint to bundle: graphs, their parity, golden samples, manifest; whole or not at all."""
 
 import datetime
 import importlib.metadata
+import logging
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from amlr import __version__
-from amlr.export.additions import Additions, apply_additions
-from amlr.export.eager import EagerProvider
-from amlr.export.extend import save_manifest
+from amlr.export.additions import add_parts, prepare
+from amlr.export.eager import EagerProvider, write_reference
 from amlr.export.golden import save_golden, write_golden
 from amlr.export.graphs import build_graphs, regions_of
-from amlr.export.parity import FP32_TOLERANCE, ParityReport, compare, require
-from amlr.export.reference import write_reference
+from amlr.export.options import ExportOptions
+from amlr.export.parity import ask, compare, require
 from amlr.export.samples import sample_posts
-from amlr.export.staging import check_target, file_entry, staged
+from amlr.export.staging import StagedBundle, check_target, file_entry, staged
 from amlr.export.to_onnx import write_graphs
-from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import ImageLimits
 from amlr.runtime.manifest import (
@@ -41,28 +39,7 @@ from amlr.training.predict import legal_moves
 
 PARITY_POSTS = 64
 GOLDEN_POSTS = 6
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """Choices of an export.
-
-    Attributes:
-        name: Name in the manifest; None takes the bundle's folder name.
-        keep_reference: Store the eager model, so that the bundle can be proved again anywhere.
-        fold: Fold the attention per head; None decides by cost.
-        tolerance: Largest allowed difference of raw logits, absolute.
-        release: What a bare state_dict of the published release lacks.
-        additions: Precisions, engines and kernels beside float32.
-    """
-
-    name: str | None = None
-    keep_reference: bool = True
-    fold: bool | None = None
-    tolerance: float = FP32_TOLERANCE
-    release: ReleaseOptions = field(default_factory=ReleaseOptions)
-    additions: Additions = field(default_factory=Additions)
+log = logging.getLogger(__name__)
 
 
 def export_checkpoint(
@@ -70,59 +47,70 @@ def export_checkpoint(
     out: Path,
     options: ExportOptions | None = None,
     *,
-    say: Say = lambda line: None,
+    release: ReleaseOptions | None = None,
 ) -> Manifest:
-    """Export a checkpoint as a float32 bundle, prove it, and put it at `out`.
+    """Export a checkpoint as a float32 bundle, verify it, add to it, and put it at `out`.
 
     Args:
         ckpt: `best.pt`, or a state_dict of the published release.
         out: Folder of the bundle; an older bundle there is replaced at the very end.
         options: Choices; None takes the defaults.
-        say: Receives one line per step.
+        release: What a bare state_dict of the published release lacks.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
+        InputError: The calibration posts cannot be used.
+        BackendUnavailableError: A library that was asked for is not installed.
         ExportError: A graph could not be exported, or `out` is something else.
         ParityError: The graphs do not give the eager model's numbers; nothing is left behind.
     """
     options = options or ExportOptions()
-    options.additions.check_libraries()
     check_target(out)
-    checkpoint = load_checkpoint(ckpt, options.release)
+    posts = prepare(options)
+    checkpoint = load_checkpoint(ckpt, release or ReleaseOptions())
     model = checkpoint.build_model()
     with staged(out) as folder:
-        say("exporting graphs")
+        log.info("exporting graphs")
         variant = _write_fp32(model, checkpoint, folder, options)
         _write_decoder(model, folder / DECODER)
         (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
         if options.keep_reference:
             write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
-        # The folder's own name, of a link the one it leads to; "v1.0" has no suffix.
-        name = options.name or out.resolve().name.removesuffix(".plan")
-        manifest = _manifest(ckpt, checkpoint, model, variant, name)
         # A bundle always has golden samples; they come from the engine that needs a bundle.
         save_golden(folder / GOLDEN, [], {})
-        save_manifest(folder, manifest)
-
-        say(f"proving {PARITY_POSTS} posts against the eager model")
-        bundle = Bundle.open(folder)
-        report = ParityReport()
-        with Engine(bundle, EagerProvider(model)) as eager:
-            for packed in (True, False):
-                provider = OnnxRuntimeProvider(bundle, variant, ProviderOptions(), packed=packed)
-                with Engine(bundle, provider, variant=variant) as candidate:
-                    compare(eager, candidate, sample_posts(PARITY_POSTS), report)
-            require(report, "fp32", options.tolerance)
-            write_golden(folder / GOLDEN, eager, sample_posts(GOLDEN_POSTS))
-        say(f"  {report.entities} entities, 0 changed; {_errors(report.max_abs_error)}")
-        variant = replace(variant, parity=report.to_dict())
-        manifest = save_manifest(folder, replace(manifest, variants={"fp32": variant}))
-        manifest = apply_additions(
-            folder, manifest, options.additions, model=model, fold=options.fold, say=say
-        )
-        # The last look is the user's first: load it as they will, golden check included.
+        # The folder's own name, of a link the one it leads to; "v1.0" has no suffix.
+        name = options.name or out.resolve().name.removesuffix(".plan")
+        bundle = StagedBundle(folder, _manifest(ckpt, checkpoint, model, variant, name))
+        bundle.save()
+        _verify_fp32(bundle, model, variant, options.tolerance)
+        add_parts(bundle, options, posts, model=model)
+        # Finally load the bundle exactly as a user would, golden check included.
         Engine.load(folder, provider="onnxruntime").close()
-    return manifest
+    return bundle.manifest
+
+
+def _verify_fp32(
+    bundle: StagedBundle, model: AmlrModel, variant: Variant, tolerance: float
+) -> None:
+    """Compare both forms of the float32 graphs with the eager model; record it, write golden posts.
+
+    Raises:
+        ParityError: A number or an entity differs.
+    """
+    log.info(f"verifying {PARITY_POSTS} posts against the eager model")
+    opened, posts = bundle.open(), sample_posts(PARITY_POSTS)
+    with Engine(opened, EagerProvider(model)) as eager:
+        expected = ask(eager, posts)
+        actual = []
+        for packed in (True, False):
+            provider = OnnxRuntimeProvider(opened, variant, ProviderOptions(), packed=packed)
+            with Engine(opened, provider, variant=variant) as candidate:
+                actual += ask(candidate, posts)
+        result = compare([*expected, *expected], actual)
+        require(result, "fp32", tolerance, [*posts, *posts])
+        write_golden(bundle.folder / GOLDEN, eager, sample_posts(GOLDEN_POSTS))
+    log.info(f"  {result.entities} entities, 0 changed; {_errors(result.max_abs_error)}")
+    bundle.save(variants={"fp32": replace(variant, parity=result.to_dict())})
 
 
 def _errors(errors: dict[str, float]) -> str:

@@ -1,36 +1,51 @@
-"""The bucket planner: which fixed shapes to capture as CUDA graphs, and profiles that fit them.
+"""The bucket planner: which fixed shapes to capture as CUDA graphs, and a profile that fits them.
 
 An engine runs any shape inside its profile; what pads is a captured graph (one fixed shape each)
 and batching. Given how long the posts are, the planner chooses G lengths so that the expected
 padded work is least. In length the answer is exact (dynamic programming over all candidates). The
-rest is a heuristic, stated: a bucket's unit count is the largest of its own posts, rounded up to
-`unit_step`; its batch size is chosen by `amlr.export.batch_sizes`, or given; where the memory cap
-is exceeded, batches are halved, and then G is lowered until the plan fits.
+rest is a heuristic:
 
-Work of T padded steps: T * (1 + T / (6 D)), the ratio of a transformer layer's linear and attention
-products, up to a constant.
+* A bucket's unit count is the largest of its posts, rounded up to `UNIT_STEP`.
+* Windows come `AT_ONCE` together, each in a bucket with its share of the traffic, so a bucket gets
+  a binomial number n of them and runs ceil(n / batch) times. A run computes all its rows, used or
+  not, and costs at least what `FILL_STEPS` steps cost: below that a device is not full. Each bucket
+  takes the power of two with the least expected cost, the smaller one where two are equal.
+* If the graphs exceed the memory cap, the batch is halved that costs least a byte freed; where
+  batches of one exceed it, G is lowered.
+
+`FILL_STEPS` is an assumption; no GPU has been measured. Work of T padded steps is
+T * (1 + T / (6 D)), the ratio of a transformer layer's linear and attention products, up to a
+constant.
 """
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.export.batch_sizes import AT_ONCE, FILL_STEPS, choose_batches
 from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.jsonl import parse_line
 from amlr.runtime.results import Post
-from amlr.runtime.text import Spans
 from amlr.runtime.windows import window_units
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+GRAPHS = (1, 4, 8, 16)
+AT_ONCE = 32
+FILL_STEPS = 256
+TOKEN_STEP, UNIT_STEP = 4, 8
+LARGEST_BATCH = 32
 # Half activations alive at once in a layer, in widths per step: inner layer, its input and output.
 _WIDTHS_ALIVE = 8
-CHUNK_POSTS = 1024
+_CHUNK_POSTS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +68,7 @@ class Traffic:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """One captured shape.
 
@@ -61,13 +76,13 @@ class Bucket:
         tokens: T, padded steps.
         units: S, padded units.
         windows: How many windows of the traffic fall into it.
-        batch: Chosen batch size; 1 where batch sizes are given.
+        batch: B, windows of a run.
     """
 
     tokens: int
     units: int
     windows: int
-    batch: int = 1
+    batch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,96 +91,42 @@ class BucketPlan:
 
     Attributes:
         asked: Graphs that were allowed.
-        buckets: Ascending.
-        batches: Batch sizes, each captured for every bucket; none: each bucket has its own.
-        work: Expected padded work per window.
-        least_work: The same without any padding.
-        single_work: The same when everything is padded to the longest.
+        buckets: One captured graph each, ascending.
+        padding: Padded work beyond the least possible, as a share of the least.
+        saved: Share of the work saved against padding everything to the longest.
         memory_bytes: Estimated memory of all captured graphs.
     """
 
     asked: int
     buckets: tuple[Bucket, ...]
-    batches: tuple[int, ...]
-    work: float
-    least_work: float
-    single_work: float
+    padding: float
+    saved: float
     memory_bytes: int
-
-    @property
-    def graphs(self) -> int:
-        """Captured graphs: buckets times batch sizes."""
-        return len(self.buckets) * max(1, len(self.batches))
-
-    @property
-    def padding(self) -> float:
-        """Padded work beyond the least possible, as a share of the least."""
-        return self.work / self.least_work - 1
-
-    @property
-    def saved(self) -> float:
-        """Share of the work saved against padding everything to the longest."""
-        return 1 - self.work / self.single_work
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, ready for JSON."""
         return {
             "asked": self.asked,
-            "graphs": self.graphs,
-            "buckets": [
-                {"tokens": b.tokens, "units": b.units, "windows": b.windows, "batch": b.batch}
-                for b in self.buckets
-            ],
-            "batches": list(self.batches),
+            "graphs": len(self.buckets),
+            "buckets": [asdict(bucket) for bucket in self.buckets],
+            # No batch size is shared by all buckets.
+            "batches": [],
             "padding": self.padding,
             "saved": self.saved,
             "memory_mb": self.memory_bytes / 1e6,
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanLimits:
-    """What bounds a plan.
-
-    Attributes:
-        width: D of the model.
-        least_tokens: K, the shortest text the graphs take.
-        batches: Batch sizes to capture for every bucket; none: one is chosen for each.
-        most: Largest batch that may be chosen.
-        at_once: Windows that come together, for the choice.
-        memory_mb: Most memory for captured graphs.
-        token_step: Bucket lengths are multiples of it.
-        unit_step: The same for units.
-    """
-
-    width: int = 768
-    least_tokens: int = 6
-    batches: tuple[int, ...] = ()
-    most: int = 32
-    at_once: int = AT_ONCE
-    memory_mb: float = 2048.0
-    token_step: int = 4
-    unit_step: int = 8
-
-
 def measure_traffic(bundle: Bundle, posts: Iterable[Post]) -> Traffic:
     """Window lengths and unit counts of posts under a bundle's own text rules."""
     tokens: list[int] = []
     units: list[int] = []
-    chunk: list[tuple[str, Spans | None]] = []
-
-    def flush() -> None:
-        for encoded in bundle.encoder.encode(chunk):
+    source = iter(posts)
+    while chunk := list(islice(source, _CHUNK_POSTS)):
+        for encoded in bundle.encoder.encode([(post.text, post.words) for post in chunk]):
             for window in encoded.windows:
                 tokens.append(len(window.input_ids_t))
                 units.append(len(window_units(window, bundle.manifest.scales, every=False)))
-        chunk.clear()
-
-    for post in posts:
-        chunk.append((post.text, post.words))
-        if len(chunk) == CHUNK_POSTS:
-            flush()
-    flush()
     return Traffic(tokens_n=np.array(tokens, np.int64), units_n=np.array(units, np.int64))
 
 
@@ -193,180 +154,247 @@ def best_edges(lengths_n: Ints, candidates_k: Ints, cost_k: Floats, graphs: int)
     """
     place_n = np.searchsorted(candidates_k, lengths_n)
     last = int(place_n.max())
-    count_k = np.bincount(place_n, minlength=last + 1)
-    below = np.concatenate([[0], np.cumsum(count_k)]).astype(np.float64)  # windows before k
-    # best[k]: least cost of all windows up to candidate k when k is a bucket.
-    best = below[1 : last + 2] * cost_k[: last + 1]
-    choice: list[Ints] = [np.full(last + 1, -1)]
+    upto_k = np.cumsum(np.bincount(place_n, minlength=last + 1)).astype(np.float64)
+    cost_k = cost_k[: last + 1]
+    # Cost of the windows between two neighbouring buckets: j before k.
+    step_kj = (upto_k[:, None] - upto_k[None, :]) * cost_k[:, None]
+    step_kj[np.triu_indices(last + 1)] = np.inf
+    # Least cost of all windows up to candidate k when k is a bucket, and the buckets that reach it.
+    best_k = upto_k * cost_k
+    edges_k = [[k] for k in range(last + 1)]
     for _ in range(1, min(graphs, last + 1)):
-        # Rows: this bucket k; columns: the bucket before it, j < k.
-        step = (
-            best[None, :]
-            + (below[1 : last + 2, None] - below[None, 1 : last + 2]) * (cost_k[: last + 1, None])
-        )
-        step[np.triu_indices(last + 1)] = np.inf
-        before = np.argmin(step, axis=1)
-        value = step[np.arange(last + 1), before]
-        better = value < best
-        choice.append(np.where(better, before, -1))
-        best_now = np.where(better, value, best)
-        # A row that was not improved keeps the choice of the level below.
-        if not better[last]:
-            choice.pop()
-            break
-        best = best_now
-    return _trace(choice, last)
+        total_kj = best_k[None, :] + step_kj
+        before_k = total_kj.argmin(axis=1)
+        least_k = total_kj.min(axis=1)
+        edges_k = [
+            [*edges_k[before_k[k]], k] if least_k[k] < best_k[k] else edges_k[k]
+            for k in range(last + 1)
+        ]
+        best_k = np.minimum(best_k, least_k)
+    return edges_k[last]
 
 
-def _trace(choice: Sequence[Ints], last: int) -> list[int]:
-    edges, level, k = [last], len(choice) - 1, last
-    while level > 0:
-        before = int(choice[level][k])
-        level -= 1
-        if before >= 0:
-            edges.append(before)
-            k = before
-    return edges[::-1]
-
-
-def plan_buckets(traffic: Traffic, graphs: int, limits: PlanLimits | None = None) -> BucketPlan:
+def plan_buckets(
+    traffic: Traffic,
+    graphs: int,
+    *,
+    width: int = 768,
+    least_tokens: int = 6,
+    at_once: int = AT_ONCE,
+    memory_mb: float = 2048.0,
+) -> BucketPlan:
     """Choose at most `graphs` captured shapes.
 
+    Args:
+        traffic: From `measure_traffic`.
+        graphs: Most captured graphs.
+        width: D of the model.
+        least_tokens: K, the shortest text the graphs take.
+        at_once: Windows that come together.
+        memory_mb: Most memory of all graphs.
+
     Raises:
-        InputError: Fewer graphs than batch sizes, or not even one bucket fits the memory cap.
+        InputError: Not even one bucket fits the memory cap.
     """
-    limits = limits or PlanLimits()
-    per_batch = graphs // max(1, len(limits.batches))
-    if per_batch < 1:
-        raise InputError(
-            f"{graphs} graphs cannot hold {len(limits.batches)} batch sizes; allow at least as many"
-        )
-    tokens_n = np.maximum(traffic.tokens_n, limits.least_tokens)
-    top = _up(int(tokens_n.max()), limits.token_step)
-    candidates = np.arange(limits.token_step, top + 1, limits.token_step)
-    candidates = np.unique(np.maximum(candidates, limits.least_tokens))
-    cost_k = work_of(candidates, limits.width)
-    for count in range(per_batch, 0, -1):
+    tokens_n = np.maximum(traffic.tokens_n, least_tokens)
+    top = _up(int(tokens_n.max()), TOKEN_STEP)
+    candidates = np.arange(TOKEN_STEP, top + 1, TOKEN_STEP)
+    candidates = np.unique(np.maximum(candidates, least_tokens))
+    cost_k = work_of(candidates, width)
+    for count in range(graphs, 0, -1):
         edges = candidates[best_edges(tokens_n, candidates, cost_k, count)]
-        buckets = _with_batches(
-            _buckets(tokens_n, traffic.units_n, edges, limits.unit_step), len(tokens_n), limits
+        edge_g, units_g, windows_g = _shapes(tokens_n, traffic.units_n, edges)
+        work_g, share_g = work_of(edge_g, width), windows_g / len(tokens_n)
+        row_bytes_g = 2 * width * _WIDTHS_ALIVE * (edge_g + units_g)
+        batch_g = choose_batches(
+            work_g,
+            share_g,
+            row_bytes_g,
+            fill_work=float(work_of(FILL_STEPS, width)),
+            at_once=at_once,
+            cap_bytes=memory_mb * 1e6,
         )
-        memory = sum(
-            _memory(b, batch, limits.width)
-            for b in buckets
-            for batch in limits.batches or (b.batch,)
-        )
-        if memory <= limits.memory_mb * 1e6:
+        if batch_g is not None:
             break
     else:
         raise InputError(
-            f"one graph of {top} steps needs {memory / 1e6:.0f} MB, the cap is "
-            f"{limits.memory_mb:g} MB; raise it or lower the batch sizes"
+            f"one graph of {top} steps needs {row_bytes_g.sum() / 1e6:.0f} MB, the cap is "
+            f"{memory_mb:g} MB; raise it"
         )
-    shares = np.array([bucket.windows for bucket in buckets], np.float64) / len(tokens_n)
+    work = float(share_g @ work_g)
+    rows = zip(edge_g.tolist(), units_g.tolist(), windows_g.tolist(), batch_g, strict=True)
     return BucketPlan(
         asked=graphs,
-        buckets=buckets,
-        batches=limits.batches,
-        work=float(shares @ work_of([b.tokens for b in buckets], limits.width)),
-        least_work=float(work_of(tokens_n, limits.width).mean()),
-        single_work=float(work_of(top, limits.width)),
-        memory_bytes=memory,
+        buckets=tuple(Bucket(*row) for row in rows),
+        padding=work / float(work_of(tokens_n, width).mean()) - 1,
+        saved=1 - work / float(work_of(top, width)),
+        memory_bytes=int(row_bytes_g @ np.array(batch_g)),
     )
 
 
-def _buckets(tokens_n: Ints, units_n: Ints, edges: Ints, unit_step: int) -> tuple[Bucket, ...]:
+def _shapes(tokens_n: Ints, units_n: Ints, edges: Ints) -> tuple[Ints, Ints, Ints]:
+    """Steps, units and windows of each bucket that holds any."""
     place_n = np.searchsorted(edges, tokens_n)
-    found = []
-    for index, edge in enumerate(edges.tolist()):
-        own = units_n[place_n == index]
-        most = _up(max(1, int(own.max(initial=1))), unit_step)
-        found.append(Bucket(tokens=edge, units=most, windows=len(own)))
-    return tuple(bucket for bucket in found if bucket.windows)
-
-
-def _with_batches(
-    buckets: tuple[Bucket, ...], windows: int, limits: PlanLimits
-) -> tuple[Bucket, ...]:
-    """The buckets with the batch sizes that cost least; unchanged where nothing fits the cap."""
-    if limits.batches:
-        return buckets
-    chosen = choose_batches(
-        work_of([b.tokens for b in buckets], limits.width).tolist(),
-        [b.windows / windows for b in buckets],
-        [_memory(b, 1, limits.width) for b in buckets],
-        fill_work=float(work_of(FILL_STEPS, limits.width)),
-        most=limits.most,
-        at_once=limits.at_once,
-        cap_bytes=limits.memory_mb * 1e6,
-    )
-    if chosen is None:
-        return buckets
-    return tuple(replace(b, batch=size) for b, size in zip(buckets, chosen, strict=True))
-
-
-def _memory(bucket: Bucket, batch: int, width: int) -> int:
-    """Estimated bytes of one captured graph: half activations of one layer and of the fusion."""
-    return 2 * batch * width * _WIDTHS_ALIVE * (bucket.tokens + bucket.units)
+    used = np.unique(place_n)
+    units = [_up(max(1, int(units_n[place_n == place].max())), UNIT_STEP) for place in used]
+    return edges[used], np.array(units, np.int64), np.bincount(place_n)[used]
 
 
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def fit_profile(
-    plan: BucketPlan,
+def choose_batches(
+    work_g: Floats,
+    share_g: Floats,
+    row_bytes_g: Ints,
     *,
-    max_tokens: int,
-    max_units: int,
-    max_posts: int = 32,
-    pool: int = 256,
-    pictures: int = 16,
-) -> Profile:
-    """A profile whose optimum is the plan's most frequent bucket and whose range takes any post.
+    fill_work: float,
+    largest: int = LARGEST_BATCH,
+    at_once: int = AT_ONCE,
+    cap_bytes: float,
+) -> tuple[int, ...] | None:
+    """Batch size of each bucket.
 
     Args:
-        plan: From `plan_buckets`.
-        max_tokens: Longest window of the bundle.
-        max_units: Most units one window can have.
-        max_posts: Largest batch.
-        pool: Pictures held on the device.
-        pictures: Most pictures encoded at once.
+        work_g: Work of one window of each bucket.
+        share_g: Share of the traffic in each.
+        row_bytes_g: Memory of a captured graph for each window in it.
+        fill_work: Least work of a run.
+        largest: Largest batch.
+        at_once: Windows that come together.
+        cap_bytes: Most memory of all graphs.
+
+    Returns:
+        Batches, or None where even batches of one exceed the cap.
     """
+    sizes = [1 << power for power in range(largest.bit_length())]
+    cost_gs = np.array(
+        [
+            [run_cost(work, share, size, fill_work=fill_work, at_once=at_once) for size in sizes]
+            for work, share in zip(work_g, share_g, strict=True)
+        ]
+    )
+    power_g = cost_gs.argmin(axis=1)
+    while (row_bytes_g << power_g).sum() > cap_bytes:
+        price_g = [
+            (cost_gs[g, p - 1] - cost_gs[g, p]) / (row_bytes_g[g] << (p - 1)) if p else math.inf
+            for g, p in enumerate(power_g)
+        ]
+        cheapest = int(np.argmin(price_g))
+        if not power_g[cheapest]:
+            return None
+        power_g[cheapest] -= 1
+    return tuple(sizes[power] for power in power_g)
+
+
+def run_cost(work: float, share: float, batch: int, *, fill_work: float, at_once: int) -> float:
+    """Expected cost of all runs of one bucket, for `at_once` windows of traffic."""
+    count = np.arange(at_once + 1)
+    ways = np.array([math.comb(at_once, int(n)) for n in count], np.float64)
+    chance: Floats = ways * share**count * (1.0 - share) ** (at_once - count)
+    runs = float(chance @ -(-count // batch))
+    return runs * max(fill_work, batch * work)
+
+
+def fit_profile(bundle: Bundle, plan: BucketPlan) -> Profile:
+    """A profile whose optimum is the plan's most frequent bucket and whose range takes any post."""
     modal = max(plan.buckets, key=lambda bucket: bucket.windows)
-    usual = max(plan.batches, default=modal.batch)
+    longest = bundle.manifest.text.max_tokens
+    # Every word one subword and every unit within K steps: the most units a window can have.
+    max_units = longest * bundle.manifest.scales
     return Profile(
-        posts=Extent(1, min(usual, max_posts), max_posts),
-        tokens=Extent(1, min(modal.tokens, max_tokens), max_tokens),
+        posts=Extent(1, modal.batch, LARGEST_BATCH),
+        tokens=Extent(1, min(modal.tokens, longest), longest),
         units=Extent(1, min(modal.units, max_units), max_units),
-        pool=Extent(1, min(64, pool), pool),
-        pictures=Extent(1, 1, pictures),
     )
 
 
-def profile_for(bundle: Bundle, plan: BucketPlan) -> Profile:
-    """`fit_profile` with a bundle's own limits."""
-    longest = bundle.manifest.text.max_tokens
-    # Every word one subword and every unit within K steps: the most units a window can have.
-    return fit_profile(plan, max_tokens=longest, max_units=longest * bundle.manifest.scales)
-
-
 def plan_table(plans: Sequence[BucketPlan]) -> Iterator[str]:
-    """Lines for people: one row a plan, then the buckets of the last."""
-    own = not plans[0].batches
-    what = "lengths x batch" if own else "lengths"
-    yield f"{'graphs':>6} {'used':>5} {'padding':>8} {'saved':>7} {'memory':>9}  {what}"
+    """Lines for people: one row a plan, and what the columns mean."""
+    yield f"{'graphs':>6} {'used':>5} {'padding':>8} {'saved':>7} {'memory':>9}  lengths x batch"
     for plan in plans:
-        lengths = " ".join(
-            str(b.tokens) if plan.batches else f"{b.tokens}x{b.batch}" for b in plan.buckets
-        )
         yield (
-            f"{plan.asked:>6} {plan.graphs:>5} {plan.padding:>8.1%} {plan.saved:>7.1%} "
-            f"{plan.memory_bytes / 1e6:>6.1f} MB  {lengths}"
+            f"{plan.asked:>6} {len(plan.buckets):>5} {plan.padding:>8.1%} {plan.saved:>7.1%} "
+            f"{plan.memory_bytes / 1e6:>6.1f} MB  "
+            + " ".join(f"{b.tokens}x{b.batch}" for b in plan.buckets)
         )
     yield "padding: work beyond the least; saved: against padding every text to the longest"
-    if own:
-        yield (
-            f"batch: chosen for {AT_ONCE} windows at a time; a run costs what {FILL_STEPS} steps "
-            "cost, or more"
+    yield (
+        f"batch: chosen for {AT_ONCE} windows at a time; a run costs what {FILL_STEPS} steps "
+        "cost, or more"
+    )
+
+
+def plan_report(
+    bundle: Bundle, posts: Path, *, graphs: Sequence[int] = GRAPHS
+) -> tuple[list[str], dict[str, Any]]:
+    """Plan for the posts of a JSON-lines file.
+
+    Args:
+        bundle: Whose tokenizer, window rule and width count.
+        posts: Lines `{"text": ...}`, as `amlr-tag` reads them.
+        graphs: How many captured graphs to plan for; one row each.
+
+    Returns:
+        Lines to print, and the same as a dict that `read_plan` reads back.
+
+    Raises:
+        InputError: The file cannot be read, or not even one bucket fits the memory cap.
+    """
+    traffic, manifest = measure_traffic(bundle, _read(posts)), bundle.manifest
+    plans = [
+        plan_buckets(traffic, count, width=manifest.width, least_tokens=manifest.scales)
+        for count in graphs
+    ]
+    profile = fit_profile(bundle, plans[-1]).to_dict()
+    lines = [f"{len(traffic.tokens_n)} windows of {posts.name}", *plan_table(plans)]
+    for name, extent in profile.items():
+        lines.append(f"profile {name}: {extent['min']} / {extent['opt']} / {extent['max']}")
+    values = {
+        "windows": len(traffic.tokens_n),
+        "plans": [plan.to_dict() for plan in plans],
+        "profile": profile,
+    }
+    return lines, values
+
+
+def read_plan(path: Path) -> tuple[Profile, tuple[tuple[int, int], ...]]:
+    """Profile and buckets of a report that `plan_report` wrote as JSON.
+
+    Returns:
+        The profile, and steps and units of the buckets of the largest plan.
+
+    Raises:
+        InputError: The file holds no plan.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        buckets = values["plans"][-1]["buckets"]
+        return (
+            Profile.from_dict(values["profile"]),
+            tuple((int(b["tokens"]), int(b["units"])) for b in buckets),
         )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{path} holds no plan ({error!r}); make one with: "
+            "amlr-export --from BUNDLE --plan-buckets POSTS.jsonl"
+        ) from error
+
+
+def _read(path: Path) -> Iterator[Post]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                parsed = parse_line(number, line, None)
+                if parsed.post is None:
+                    reason = parsed.error["message"] if parsed.error else "no post"
+                    raise InputError(f"{path}: {reason}")
+                # Pictures do not change how long a text is.
+                yield Post(parsed.post.text, None, parsed.post.words)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

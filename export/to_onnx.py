@@ -159,3 +159,34 @@ def _write_graph(spec: "GraphSpec", path: Path, weights: SharedWeights) -> set[s
     onnx.shape_inference.infer_shapes_path(str(path), strict_mode=True, data_prop=True)
     onnx.checker.check_model(str(path), full_check=True)
     return {value.name for value in model.graph.input}
+
+
+def write_models(models: Iterable[tuple[str, onnx.ModelProto]], folder: Path) -> dict[str, Path]:
+    """Write graphs that are in memory, with one shared file of weights.
+
+    Args:
+        models: Name and graph, one after another; each graph then refers to the file.
+        folder: Made where it is absent.
+
+    Returns:
+        File of each graph by name.
+
+    Raises:
+        ExportError: A written graph does not check; names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = SharedWeights(folder / WEIGHTS_FILE)
+    files: dict[str, Path] = {}
+    try:
+        for name, model in models:
+            weights.externalise(model)
+            files[name] = folder / f"{name}.onnx"
+            files[name].write_bytes(model.SerializeToString(deterministic=True))
+    finally:
+        weights.close()
+    for name, path in files.items():
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"graph {name!r} is not valid: {error}") from error
+    return files

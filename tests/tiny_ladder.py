@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amlr.export.ladder import ladder
-from amlr.export.ladder.ladder import PRECISIONS, LadderOptions, add_variants
+from amlr.export.ladder.ladder import add_cpu_variants
+from amlr.export.options import CPU_PRECISIONS
+from amlr.export.posts import read_posts
 from amlr.export.samples import sample_posts
+from amlr.export.staging import StagedBundle
+from amlr.runtime.bundle import Bundle
 
 
 def write_posts(folder: Path, *, images: int, count: int = 160) -> Path:
@@ -29,11 +33,12 @@ def tiny_ladder(
     out: Path,
     *,
     calib: Path | None = None,
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Sequence[str] = CPU_PRECISIONS,
 ) -> Path:
     """Copy a bundle and add CPU variants to the copy, calibrated on posts given or invented."""
     shutil.copytree(plan, out)
     ladder.SEARCH_POSTS = ladder.CALIBRATION_POSTS = 24
-    options = LadderOptions(calib=calib, precisions=precisions, mix=precisions == PRECISIONS)
-    add_variants(out, options)
+    bundle = StagedBundle(out, Bundle.open(out).manifest)
+    has_mixes = precisions == CPU_PRECISIONS
+    add_cpu_variants(bundle, precisions, read_posts(calib), has_mixes=has_mixes)
     return out

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from amlr.benchmarks.gpu.recipe import FileTensor, Pool, Recipe, describe
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import ExportError, InputError
 from amlr.runtime.bundle import Bundle, read_manifest
 from amlr.runtime.engine import Engine
@@ -193,7 +193,7 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
     """
     import torch
 
-    from amlr.export.reference import load_reference
+    from amlr.export.eager import load_reference
     from amlr.export.samples import sample_texts
     from amlr.training.checkpoint import Checkpoint
 
@@ -223,18 +223,19 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
     )
 
 
-def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path, say: Say) -> None:
+def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
     """Export `shrunk_checkpoint` with the variants of the bundle it comes from."""
-    from amlr.export.additions import Additions
-    from amlr.export.pipeline import ExportOptions, export_checkpoint
+    from amlr.export.options import ExportOptions
+    from amlr.export.pipeline import export_checkpoint
     from amlr.training.checkpoint import save_checkpoint
 
-    additions = Additions(precisions=tuple(Bundle.open(plan).manifest.variants))
+    precisions = tuple(Bundle.open(plan).manifest.variants)
     ckpt = out.with_suffix(".pt")
     save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
     try:
-        options = ExportOptions(keep_reference=False, additions=additions)
-        export_checkpoint(ckpt, out, options, say=say)
+        options = ExportOptions(keep_reference=False, precisions=precisions)
+        with log_to_stderr("amlr.export"):
+            export_checkpoint(ckpt, out, options)
     finally:
         ckpt.unlink()
 
@@ -313,13 +314,13 @@ def kit_command(
         say("packing the paper preset")
         add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
     if small is not None:
-        from amlr.export.ladder.posts import read_posts
+        from amlr.export.posts import read_posts
 
         read = read_posts(posts, images, most=SMALL_POSTS)
-        chosen = [proof.post for proof in (*read.tuning, *read.proof)]
+        chosen = [item.post for item in (*read.tuning, *read.held_out)]
         shrunk = out / ".small" / "small.plan"
         try:
-            shrink_bundle(small, chosen, shrunk, say)
+            shrink_bundle(small, chosen, shrunk)
             add_part(out / "small", shrunk, chosen)
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)

@@ -54,7 +54,7 @@ def write_plain_graphs(bundle: str, folder: Path) -> None:
         return
     from amlr.benchmarks.systems.base import ModelShape
     from amlr.benchmarks.systems.torch_models import plain_graphs
-    from amlr.export.reference import load_reference
+    from amlr.export.eager import load_reference
     from amlr.export.to_onnx import write_graphs
     from amlr.runtime.bundle import Bundle
 

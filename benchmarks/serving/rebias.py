@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from amlr.export.extend import save_manifest
 from amlr.export.golden import save_golden
+from amlr.export.staging import StagedBundle
 from amlr.runtime import Engine, Post
 from amlr.runtime.bundle import read_manifest
 from amlr.runtime.manifest import GOLDEN
@@ -25,7 +25,8 @@ def rebias(source: Path, target: Path, bias: float) -> Path:
     shutil.copytree(source, target)
     manifest, _ = read_manifest(target)
     manifest = replace(manifest, decoder=replace(manifest.decoder, bias=bias))
-    save_manifest(target, manifest)
+    bundle = StagedBundle(target, manifest)
+    bundle.save()
     with Engine.load(target, provider="onnxruntime", precision="fp32", check="off") as engine:
         posts = [Post(post.text, post.image, post.words) for post in engine.bundle.golden]
         results = engine.tag_batch(posts)
@@ -35,5 +36,5 @@ def rebias(source: Path, target: Path, bias: float) -> Path:
     for post, result in zip(listed, results, strict=True):
         post["entities"] = [entity.to_dict() for entity in result.entities]
     save_golden(target / GOLDEN, listed, tensors)
-    save_manifest(target, manifest)
+    bundle.save()
     return target

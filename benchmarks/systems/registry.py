@@ -244,7 +244,7 @@ def _plain_peer(
     import torch
 
     from amlr.benchmarks.systems.eager import CompiledPeer, EagerPeer, ResearchPeer
-    from amlr.export.reference import load_reference
+    from amlr.export.eager import load_reference
 
     torch.set_num_threads(threads)
     model = load_reference(bundle)

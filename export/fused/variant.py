@@ -1,6 +1,7 @@
 """The fp16 variant for onnxruntime's CUDA provider: fused graphs, checked, judged, written."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,18 @@ from amlr.export.fused.encoders import (
 from amlr.export.fused.fusion import Fusion, read_fusion, write_fusion
 from amlr.export.fused.reader import Reader
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Arithmetic, Writer
-from amlr.export.parity import change_bound
+from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.graph_tools import HALF
 from amlr.export.precision.half import to_half
-from amlr.export.precision.islands import Evaluation
 from amlr.export.precision.judge import GRAPHS, GraphProvider, PostJudge, session_runner
-from amlr.export.precision.variant import fp32_models, half_tolerance, lead_values
-from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights
+from amlr.export.precision.variant import fp32_models, half_tolerance
+from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
 
-NAME = "fp16-cuda"
 PROVIDER = "onnxruntime-cuda"
 # Text and fusion as one graph: hidden states then never leave float16, nor the device.
 MERGED = "text_fusion"
@@ -45,7 +44,7 @@ _STEPS_MULTIPLE = 64
 _DIMENSIONS = {"B": BATCH, "T": STEPS, "S": UNITS, "N": SLOTS}
 Models = dict[str, onnx.ModelProto]
 Feed = dict[str, Any]
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,26 +66,25 @@ class Parts:
     most_steps: int
 
 
-def read_parts(bundle: Bundle, say: Say = lambda line: None) -> Parts:
+def read_parts(bundle: Bundle) -> Parts:
     """Recognise the layers of a bundle's float32 graphs; needs no checkpoint. See `recognise`."""
     most = -(-bundle.manifest.text.max_tokens // _STEPS_MULTIPLE) * _STEPS_MULTIPLE
-    return recognise(fp32_models(bundle), most, say)
+    return recognise(fp32_models(bundle), most)
 
 
-def recognise(plain: Models, most_steps: int, say: Say = lambda line: None) -> Parts:
-    """Recognise the layers of float32 graphs.
+def recognise(plain: Models, most_steps: int) -> Parts:
+    """Recognise the layers of float32 graphs; logs those that will be converted node by node.
 
     Args:
         plain: `text`, `image` and `fusion` with their weights.
         most_steps: Longest window, where the text encoder is not recognised.
-        say: Receives a line for each graph that will be converted node by node instead.
     """
 
     def read(name: str, function: Callable[[Reader], Any]) -> Any:
         try:
             return function(Reader(name, plain[name]))
         except ExportError as error:
-            say(f"  {error}; it is converted node by node")
+            log.info(f"  {error}; it is converted node by node")
             return None
 
     text = read("text", read_text)
@@ -206,7 +204,7 @@ def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
         if not errors[name] <= TWIN_TOLERANCE * largest:
             raise ExportError(
                 f"graph {name!r}: its fused twin differs by {errors[name]:.2g}, expected at most "
-                f"{TWIN_TOLERANCE * largest:.2g}; export without {NAME}"
+                f"{TWIN_TOLERANCE * largest:.2g}; export without {FP16_CUDA}"
             )
     return errors
 
@@ -238,33 +236,6 @@ def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
     }
 
 
-def write_models(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Path]:
-    """Write graphs with one shared file of weights, which the graphs then refer to.
-
-    Returns:
-        File of each graph by name.
-
-    Raises:
-        ExportError: A written graph does not check.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = SharedWeights(folder / WEIGHTS_FILE)
-    files: dict[str, Path] = {}
-    try:
-        for name, model in models.items():
-            weights.externalise(model)
-            files[name] = folder / f"{name}.onnx"
-            files[name].write_bytes(model.SerializeToString(deterministic=True))
-    finally:
-        weights.close()
-    for name, path in files.items():
-        try:
-            onnx.checker.check_model(str(path))
-        except onnx.checker.ValidationError as error:
-            raise ExportError(f"fused graph {name!r} is not valid: {error}") from error
-    return files
-
-
 def write_cuda_variant(
     bundle: Path, out: Path, half: bool = True, judge: bool = False, *, half_ends: bool = False
 ) -> dict[str, Path]:
@@ -288,7 +259,7 @@ def write_cuda_variant(
     if judge:
         check_twins(opened, parts)
     kind = Arithmetic.HALF if half else Arithmetic.FLOAT
-    return write_models(build(parts, kind, half_ends=half_ends), out)
+    return write_models(build(parts, kind, half_ends=half_ends).items(), out)
 
 
 def write_fp16_cuda(
@@ -296,8 +267,6 @@ def write_fp16_cuda(
     bundle: Bundle,
     reference: Engine,
     posts: Sequence[Post],
-    *,
-    say: Say = lambda line: None,
 ) -> Variant:
     """Add the variant's graphs to a staged bundle and judge them on posts.
 
@@ -306,7 +275,6 @@ def write_fp16_cuda(
         bundle: The same folder, opened, with its fp32 variant.
         reference: Engine whose entities must be kept.
         posts: What to judge on; nothing is tuned on them.
-        say: Receives progress lines.
 
     Returns:
         The variant for the manifest. Changed entities are recorded, and `precision="auto"` then
@@ -315,34 +283,26 @@ def write_fp16_cuda(
     Raises:
         ExportError: A weight leaves the float16 range, or a float32 twin differs.
     """
-    parts = read_parts(bundle, say)
+    parts = read_parts(bundle)
     twins = check_twins(bundle, parts)
-    say(f"judging the fused graphs on {len(posts)} posts")
+    log.info(f"judging the fused graphs on {len(posts)} posts")
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
-    result = judge.evaluate(GraphProvider(run, bundle, name=f"{NAME}-emulated"), None)
-    say(
+    result = judge.evaluate(GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated"), None)
+    log.info(
         f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
-        f"{result.worst:.2e}"
+        f"{result.largest_error:.2e}"
     )
-    graphs = write_models(build(parts, Arithmetic.HALF), folder / "onnx" / NAME)
+    graphs = write_models(build(parts, Arithmetic.HALF).items(), folder / "onnx" / FP16_CUDA)
     return Variant(
         precision="fp16",
         provider=PROVIDER,
-        graphs={name: f"onnx/{NAME}/{path.name}" for name, path in graphs.items()},
-        parity=_parity(result, twins),
-        tolerance=half_tolerance(result.worst, judge.answers),
+        graphs={name: f"onnx/{FP16_CUDA}/{path.name}" for name, path in graphs.items()},
+        parity={
+            **result.to_dict(),
+            "judged_by": "emulated float16",
+            "lead": result.lead.to_dict(),
+            "twins": twins,
+        },
+        tolerance=half_tolerance(result.largest_error, judge.answers),
     )
-
-
-def _parity(result: Evaluation, twins: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "posts": result.posts,
-        "entities": result.entities,
-        "changed_entities": result.changed_entities,
-        "change_bound": change_bound(len(result.changed), result.posts),
-        "max_abs_error": dict(result.max_abs_error),
-        "judged_by": "emulated float16",
-        "lead": lead_values(result),
-        "twins": dict(twins),
-    }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from amlr.export.ladder.measure import Parity
+from amlr.export.parity import Comparison
 from amlr.runtime.manifest import Variant
 
 # A post passes through three parts; padded and packed forms of one belong together.
@@ -14,7 +14,7 @@ PARTS = {
 }
 LEVELS = ("int8", "bf16", "fp32")
 Mix = dict[str, str]
-Try = Callable[[Mix], tuple[Parity, float]]
+Try = Callable[[Mix], tuple[Comparison, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def search(levels: Mapping[str, tuple[str, ...]], measure: Try) -> tuple[Mix, di
                 error = float((parity.errors_p2[:, 0] ** 2).mean() ** 0.5)
                 steps[level, part] = Step(error=error, ms=ms - base)
     mix = {part: options[0] for part, options in levels.items()}
-    while mix != exact and measure(mix)[0].changed_posts:
+    while mix != exact and measure(mix)[0].changed:
         best, best_gain = "", -1.0
         for part, options in levels.items():
             place = options.index(mix[part])

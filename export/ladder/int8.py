@@ -1,54 +1,126 @@
-"""Int8 graphs of a bundle, written beside its float32 ones."""
+"""Int8 graphs of a bundle: recorded inputs, scales of what products read, graphs that round."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
-from amlr.export.ladder.calibration import Feed
-from amlr.export.ladder.fit import fit_scales
-from amlr.export.ladder.qdq import Product, find_products, insert_qdq
-from amlr.export.ladder.scales import Scale
-from amlr.export.precision.emulate import open_session
-from amlr.export.precision.graph_tools import prepare
-from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights
+from amlr.export.ladder.qdq import Product, find_products, insert_qdq, residuals
+from amlr.export.ladder.scales import Feeds, Scale, fit_products, fit_values, observe
+from amlr.export.precision.graph_tools import open_session, prepare
+from amlr.export.to_onnx import write_models
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
+from amlr.runtime.results import Post
 
 # Classifiers: next to no work, and a large part of the error.
 HEADS = ("span_head", "token_head")
 # A product that alone moves a graph's output by more than this stays float32.
 LARGEST_ERROR = 0.04
 FEEDS, IMAGES = 4, 4
+Feed = dict[str, npt.NDArray[Any]]
+
+
+class RecordingProvider(OnnxRuntimeProvider):
+    """Float32 onnxruntime that keeps what each graph was given.
+
+    Attributes:
+        feeds: By graph name, one dict a run.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, options: ProviderOptions) -> None:
+        super().__init__(bundle, variant, options)
+        self.feeds: dict[str, list[Feed]] = {}
+
+    def _run(
+        self, graph: str, feed: Feed, options: Any | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        outputs = super()._run(graph, feed, options)
+        self.feeds.setdefault(graph, []).append(feed)
+        return outputs
+
+
+def record_feeds(bundle: Bundle, posts: Iterable[Post]) -> Mapping[str, Sequence[Feed]]:
+    """Inputs of the graphs that CPUs run, for the posts given.
+
+    Args:
+        bundle: Any bundle with a float32 variant.
+        posts: Calibration posts; their pictures are what the image graph is calibrated on.
+    """
+    variant = bundle.manifest.variants["fp32"]
+    provider = RecordingProvider(bundle, variant, ProviderOptions())
+    with Engine(bundle, provider, variant=variant) as engine:
+        engine.tag_batch(posts)
+    feeds = dict(provider.feeds)
+    if "fusion_closed" in variant.graphs:
+        # The same units, pictures or not: the graph without attention needs no posts of its own.
+        feeds["fusion_closed"] = feeds.get("fusion_closed", []) + [
+            {
+                name: array
+                for name, array in feed.items()
+                if name == "hidden_nd" or name.startswith("rows_")
+            }
+            for feed in feeds.get("fusion_packed", [])
+        ]
+    return feeds
 
 
 def write_int8(
-    sources: Mapping[str, Path],
-    feeds: Mapping[str, Sequence[Feed]],
-    folder: Path,
+    sources: Mapping[str, Path], feeds: Mapping[str, Sequence[Feed]], folder: Path
 ) -> dict[str, Path]:
     """Quantize graphs into a folder with one shared weights file.
 
     Args:
         sources: Float32 file of each graph.
         feeds: Inputs of each graph on calibration posts.
-        folder: Must exist.
+        folder: Made where it is absent.
 
     Returns:
         File of each graph.
     """
-    weights = SharedWeights(folder / WEIGHTS_FILE)
-    files: dict[str, Path] = {}
-    try:
+
+    def models() -> Iterator[tuple[str, onnx.ModelProto]]:
         for name, source in sources.items():
-            model = quantized(onnx.load(str(source)), _thinned(name, feeds[name]))
-            weights.externalise(model)
-            files[name] = folder / f"{name}.onnx"
-            files[name].write_bytes(model.SerializeToString(deterministic=True))
-    finally:
-        weights.close()
-    for file in files.values():
-        onnx.checker.check_model(str(file))
-    return files
+            yield name, quantized(onnx.load(str(source)), _thinned(name, feeds[name]))
+
+    return write_models(models(), folder)
+
+
+def fit_scales(
+    model: onnx.ModelProto, products: Collection[Product], feeds: Feeds
+) -> dict[str, Scale]:
+    """Choose how each activation becomes uint8.
+
+    Args:
+        model: Float32 graph from `prepare`.
+        products: Those that are to be quantized.
+        feeds: Inputs of the graph on calibration posts.
+    """
+    nodes = {node.name: node for node in model.graph.node}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights_of: dict[str, list[npt.NDArray[Any]]] = {}
+    for product in products:
+        node = nodes[product.node]
+        weights = weights_of.setdefault(product.activation, [])
+        if node.op_type != "Conv":
+            weight = numpy_helper.to_array(constants[product.weight]).astype(np.float32)
+            flip = any(a.name == "transB" and a.i for a in node.attribute)
+            weights.append(weight.T if flip else weight)
+    sums = residuals(model) if any(nodes[p.node].op_type == "Conv" for p in products) else set()
+    samples = observe(model, {*weights_of, *sums}, feeds)
+    return {
+        name: fit_products(sample, weights_of[name])
+        if sample.values.ndim == 2 and weights_of.get(name)
+        else fit_values(sample)
+        for name, sample in samples.items()
+    }
 
 
 def quantized(model: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:

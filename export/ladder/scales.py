@@ -1,4 +1,4 @@
-"""From samples to static scales: where to clip, and how to share range between the channels.
+"""Static scales from samples: where to clip, and how to share range between the channels.
 
 A few channels of a transformer are ten times as large as the others and would leave those five of
 256 levels. Dividing channel j by s_j and multiplying row j of the weight by it changes nothing in
@@ -6,19 +6,93 @@ exact arithmetic and evens the channels out (SmoothQuant, Xiao et al., 2023). Bo
 searched on the products' own outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
 
-from amlr.export.ladder.observe import Sample
+from amlr.export.precision.graph_tools import open_session
 
 Floats = npt.NDArray[np.float32]
+Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
+# Enough to see the shape of a distribution, little enough for hundreds of tensors.
+ROWS, VALUES = 1024, 60_000
 LEVELS = 255
 _ROWS, _OUTPUTS = 384, 256
 _SHRINK = (1.0, 0.9, 0.8, 0.7, 0.55, 0.4)
 _POWERS = (0.0, 0.3, 0.45, 0.6, 0.75)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """What one activation was on the calibration posts.
+
+    Attributes:
+        values: Some rows (R, D) of a matrix, or some values (V,) of any other tensor.
+        low: Smallest value seen anywhere: per column (D,) of a matrix, else (1,).
+        high: Largest.
+    """
+
+    values: Floats
+    low: Floats
+    high: Floats
+
+
+def observe(model: onnx.ModelProto, tensors: Collection[str], feeds: Feeds) -> dict[str, Sample]:
+    """Run a graph and sample activations, graph inputs included; the same feeds, the same samples.
+
+    Args:
+        model: Float32 graph.
+        tensors: Names of float tensors.
+        feeds: Inputs, one dict a run.
+    """
+    inputs = {value.name for value in model.graph.input}
+    # Sorted: random rows are drawn in turn, and a set has another order in every process.
+    names = sorted(tensors)
+    computed = [name for name in names if name not in inputs]
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in computed
+    )
+    session = open_session(watched, threads=0, is_optimised=True)
+    parts: dict[str, list[Sample]] = {name: [] for name in names}
+    for number, feed in enumerate(feeds):
+        values = dict(zip(computed, session.run(computed, dict(feed)), strict=True))
+        rng = np.random.default_rng(number)
+        for name in names:
+            value = values[name] if name in values else feed[name]
+            # Posts without pictures leave nothing in what pictures flow through.
+            if value.size:
+                parts[name].append(_sample(value, rng))
+    return {name: _joined(samples) for name, samples in parts.items()}
+
+
+def _sample(value: Floats, rng: np.random.Generator) -> Sample:
+    if value.ndim == 2:
+        kept = rng.permutation(len(value))[: ROWS // 4]
+        return Sample(values=value[kept], low=value.min(axis=0), high=value.max(axis=0))
+    flat = value.ravel()
+    some = flat[rng.integers(0, flat.size, min(flat.size, VALUES // 8))]
+    return Sample(
+        values=some, low=flat.min(keepdims=True).copy(), high=flat.max(keepdims=True).copy()
+    )
+
+
+def _joined(parts: Sequence[Sample]) -> Sample:
+    values = np.concatenate([part.values for part in parts])
+    most = ROWS if values.ndim == 2 else VALUES
+    kept = np.random.default_rng(0).permutation(len(values))[:most]
+    return Sample(
+        values=values[kept],
+        low=np.min([part.low for part in parts], axis=0),
+        high=np.max([part.high for part in parts], axis=0),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

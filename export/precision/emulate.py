@@ -7,7 +7,6 @@ Sums inside one product stay float32, as on tensor cores that accumulate in floa
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +18,10 @@ from amlr.export.precision.graph_tools import (
     MOVES,
     cast_node,
     infer,
+    open_session,
     prepare,
     tensor_types,
 )
-from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 RANGE_PREFIX = "absmax__"
 
@@ -76,19 +75,6 @@ def with_ranges(model: onnx.ModelProto) -> onnx.ModelProto:
                 graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
                 break
     return result
-
-
-def open_session(model: onnx.ModelProto, threads: int = 1) -> Any:
-    """An onnxruntime session that runs a graph exactly as it is written."""
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    # Optimisation would remove the pairs of casts that do the rounding.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 class RangeScan:

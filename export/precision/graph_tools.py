@@ -1,12 +1,14 @@
-"""Small helpers on ONNX graphs that conversion, emulation and range scan share."""
+"""Small helpers on ONNX graphs that conversion, emulation, calibration and judges share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from amlr.errors import ExportError
+from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -119,3 +121,23 @@ def float_inputs(node: NodeProto, types: dict[str, int]) -> Iterator[tuple[int, 
 def cast_node(source: str, target: str, kind: int) -> NodeProto:
     """A Cast named after both its ends."""
     return helper.make_node("Cast", [source], [target], name=f"{source}->{target}", to=kind)
+
+
+def open_session(model: onnx.ModelProto, *, threads: int = 1, is_optimised: bool = False) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        model: The graph, with its weights.
+        threads: 0 lets onnxruntime choose.
+        is_optimised: False runs the graph exactly as it is written: optimisation would remove the
+            pairs of casts that emulate rounding.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    if not is_optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

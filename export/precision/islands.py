@@ -9,13 +9,15 @@ Unchanged is not enough, for that can be luck: every post's lead must be `MARGIN
 While it is not, what takes most of the error away is made float32, as long as it takes a tenth.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx
 from onnx import numpy_helper
 
+from amlr.export.parity import Comparison
 from amlr.export.precision.graph_tools import (
     FLOAT,
     MOVES,
@@ -25,7 +27,6 @@ from amlr.export.precision.graph_tools import (
     tensor_types,
 )
 from amlr.export.precision.half import HALF_MAX, HalfGraph, to_half
-from amlr.export.precision.margins import Lead
 
 # A measured maximum this many times below the end of float16 is safe on unseen posts.
 HEADROOM = 4.0
@@ -39,36 +40,8 @@ RUNNERS_UP = 4
 # "Minus infinity" of a mask: no scale factor of a graph is this large.
 MASK_LEAST = 1000.0
 MASK_ENDS = {"Softmax"}
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 Keep = dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Half graphs against the eager model.
-
-    Attributes:
-        posts: Posts looked at.
-        entities: Entities of the eager model.
-        changed: Indices of posts whose entities differ.
-        changed_entities: How many differ.
-        max_abs_error: Largest difference of each raw output.
-        lead: Leads of the eager answers against their errors.
-        score_error: Root mean square difference of the raw outputs.
-    """
-
-    posts: int
-    entities: int
-    changed: tuple[int, ...]
-    changed_entities: int
-    max_abs_error: Mapping[str, float]
-    lead: Lead = field(default_factory=Lead)
-    score_error: float = 0.0
-
-    @property
-    def worst(self) -> float:
-        """Largest difference over all outputs."""
-        return max(self.max_abs_error.values(), default=0.0)
 
 
 class Judge(Protocol):
@@ -76,7 +49,7 @@ class Judge(Protocol):
 
     def __call__(
         self, graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None
-    ) -> Evaluation:
+    ) -> Comparison:
         """Compare with the eager model."""
 
 
@@ -102,7 +75,7 @@ class Search:
     """
 
     graphs: dict[str, HalfGraph]
-    evaluation: Evaluation
+    evaluation: Comparison
     chosen: tuple[str, ...]
     trials: int
     stopped: str = ""
@@ -114,19 +87,16 @@ def search_islands(
     judge: Judge,
     *,
     max_trials: int = 100,
-    say: Say = lambda line: None,
 ) -> Search:
-    """Find the smallest set of float32 blocks that keeps all entities.
+    """Find the smallest set of float32 blocks that keeps all entities; logs each decision.
 
     Args:
         models: Float32 graphs by name.
         ranges: Largest magnitude of each node's output, by graph and node; from `RangeScan`.
         judge: Compares candidates with the eager model.
         max_trials: Most runs of the judge; the best answer so far is returned then.
-        say: Receives a line per decision.
     """
-    search = _Search(models, ranges, judge, max_trials, say)
-    return search.run()
+    return _Search(models, ranges, judge, max_trials).run()
 
 
 @dataclass
@@ -135,7 +105,6 @@ class _Search:
     ranges: Mapping[str, Mapping[str, float]]
     judge: Judge
     max_trials: int
-    say: Say
     trials: int = 0
     forced: Keep = field(default_factory=dict)
     converted: dict[tuple[str, frozenset[str]], HalfGraph] = field(default_factory=dict)
@@ -144,12 +113,12 @@ class _Search:
         for name, model in self.models.items():
             self.forced[name] = out_of_range(model, self.ranges.get(name, {}))
             for node, reason in self.forced[name].items():
-                self.say(f"float32: {name} {node}: {reason}")
+                log.info(f"float32: {name} {node}: {reason}")
         chosen: list[Block] = []
         graphs, best = self._try(chosen)
         candidates = [b for name, model in self.models.items() for b in blocks(name, model)]
         if best.changed:
-            self.say(
+            log.info(
                 f"{best.changed_entities} of {best.entities} entities change in float16; trying "
                 f"which of {len(candidates)} blocks must stay float32"
             )
@@ -158,7 +127,7 @@ class _Search:
             candidates.remove(block)
             chosen.append(block)
             graphs, best = self._try(chosen)
-            self.say(f"float32: {block.label}; {len(best.changed)} posts still change")
+            log.info(f"float32: {block.label}; {len(best.changed)} posts still change")
         for block in list(chosen):
             if best.changed or self.trials >= self.max_trials or len(chosen) == 1:
                 break
@@ -166,10 +135,10 @@ class _Search:
             fewer, result = self._try(rest)
             if not result.changed:
                 chosen, graphs, best = rest, fewer, result
-                self.say(f"float16 again: {block.label}")
+                log.info(f"float16 again: {block.label}")
         stopped = ""
         if not best.changed and best.lead.times < MARGIN:
-            self.say(
+            log.info(
                 f"the closest lead is {best.lead.times:.1f} times the error, {MARGIN:g} wanted: "
                 "trying what takes the error away"
             )
@@ -195,8 +164,8 @@ class _Search:
         chosen: list[Block],
         parts: list[Block],
         graphs: dict[str, HalfGraph],
-        best: Evaluation,
-    ) -> tuple[dict[str, HalfGraph], Evaluation, str]:
+        best: Comparison,
+    ) -> tuple[dict[str, HalfGraph], Comparison, str]:
         """Add what takes most of the error away, until leads are large enough or nothing pays.
 
         Parts are compared on the posts with the smallest leads, and one is taken if no answer
@@ -222,7 +191,7 @@ class _Search:
             else:
                 return graphs, best, f"no part takes another {PAYS:.0%} of the error away"
             chosen.append(part)
-            self.say(f"float32: {part.label}; lead now {best.lead.times:.1f} times the error")
+            log.info(f"float32: {part.label}; lead now {best.lead.times:.1f} times the error")
             parts = [other for other, _ in tried if other is not part][:RUNNERS_UP]
         return graphs, best, ""
 
@@ -243,7 +212,7 @@ class _Search:
 
     def _try(
         self, chosen: Sequence[Block], only: Sequence[int] | None = None
-    ) -> tuple[dict[str, HalfGraph], Evaluation]:
+    ) -> tuple[dict[str, HalfGraph], Comparison]:
         graphs = self._convert(chosen)
         self.trials += 1
         return graphs, self.judge(graphs, only)
@@ -258,7 +227,7 @@ class _Search:
                 break
             graphs, result = self._try([*chosen, block], changed)
             casts = sum(graph.casts for graph in graphs.values())
-            scored.append((len(result.changed), result.worst, casts, place))
+            scored.append((len(result.changed), result.largest_error, casts, place))
         return candidates[min(scored)[3]]
 
 

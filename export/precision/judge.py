@@ -2,24 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from amlr.export.parity import OUTPUTS, Key, count_changes, entity_keys, unit_gains
-from amlr.export.precision.emulate import RangeScan, emulate, open_session
+from amlr.export.parity import Answer, Comparison, ask, compare, compare_leads, leads
+from amlr.export.precision.emulate import RangeScan, emulate
+from amlr.export.precision.graph_tools import open_session
 from amlr.export.precision.half import HalfGraph
-from amlr.export.precision.islands import Evaluation
-from amlr.export.precision.margins import compare_leads, leads
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post
-from amlr.runtime.windows import PostScores
 
 Floats = npt.NDArray[np.float32]
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -62,7 +59,7 @@ class GraphProvider:
 
 def session_runner(model: onnx.ModelProto, threads: int = 1) -> Run:
     """A callable from feeds to outputs by name."""
-    session = open_session(model, threads)
+    session = open_session(model, threads=threads)
     names = [output.name for output in session.get_outputs()]
 
     def run(feeds: Feed) -> dict[str, npt.NDArray[Any]]:
@@ -88,63 +85,6 @@ def remembering(run: Run) -> Run:
     return look_up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
-    """What an engine says about one post.
-
-    Attributes:
-        scores: Raw scores; None for a post without words, and for one that failed.
-        entities: Offsets and label of each.
-        failed: Why it could not be scored, NaN or infinite scores for example.
-    """
-
-    scores: PostScores | None
-    entities: frozenset[Key]
-    failed: str
-
-
-def ask(engine: Engine, posts: Sequence[Post]) -> list[Answer]:
-    """Scores and entities of posts in one pass."""
-    scored = list(engine.pipeline.score(posts))
-    decoded = iter(
-        Decoder.of(engine.bundle).entities(
-            [post.scores for post in scored if post.scores is not None]
-        )
-    )
-    return [
-        Answer(
-            scores=post.scores,
-            entities=frozenset() if post.scores is None else entity_keys(next(decoded)),
-            failed="" if post.error is None else str(post.error),
-        )
-        for post in scored
-    ]
-
-
-def answer_errors(expected: Answer, actual: Answer) -> dict[str, float]:
-    """Largest difference of each raw output of one post; infinite where only one side has any."""
-    if expected.scores is None and actual.scores is None:
-        return dict.fromkeys(OUTPUTS, 0.0)
-    if expected.scores is None or actual.scores is None:
-        return dict.fromkeys(OUTPUTS, float("inf"))
-    a, b = expected.scores, actual.scores
-    pairs = ((a.unit_logits_uc, b.unit_logits_uc), (a.emissions_ty, b.emissions_ty))
-    return {
-        name: float(np.abs(x - y).max(initial=0.0))
-        for name, (x, y) in zip(OUTPUTS, pairs, strict=True)
-    }
-
-
-def _differences(expected: PostScores, actual: PostScores) -> Floats:
-    """Differences of what decides: class less none of each unit, and the emissions of words."""
-    both = [
-        np.concatenate([unit_gains(s).ravel(), s.word_emissions_ny.ravel()])
-        for s in (expected, actual)
-    ]
-    difference: Floats = both[0] - both[1]
-    return difference
-
-
 class PostJudge:
     """Half graphs against the answers of the eager model on fixed posts.
 
@@ -158,18 +98,18 @@ class PostJudge:
         """Ask the eager model once."""
         self._bundle, self._posts, self._threads = bundle, list(posts), threads
         self.answers: list[Answer] = ask(eager, self._posts)
-        self._leads = leads([answer.scores for answer in self.answers], bundle)
+        self._leads = leads(self.answers, bundle)
         # The last runner of each graph: a trial changes one graph and keeps the others.
         self._runners: dict[str, tuple[HalfGraph, Run]] = {}
 
     def __call__(
         self, graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None
-    ) -> Evaluation:
+    ) -> Comparison:
         """Emulate the graphs over all posts, or some."""
         run = {name: self._runner(name, graph) for name, graph in graphs.items()}
         return self.evaluate(GraphProvider(run, self._bundle, name="fp16-emulated"), only)
 
-    def witness(self, graphs: Mapping[str, HalfGraph]) -> Evaluation:
+    def witness(self, graphs: Mapping[str, HalfGraph]) -> Comparison:
         """The same posts with onnxruntime's own idea of half arithmetic."""
         run = {name: session_runner(graph.model, self._threads) for name, graph in graphs.items()}
         return self.evaluate(GraphProvider(run, self._bundle, name="fp16-onnxruntime"), None)
@@ -183,45 +123,19 @@ class PostJudge:
             self._runners[name] = known
         return known[1]
 
-    def evaluate(self, provider: GraphProvider, only: Sequence[int] | None) -> Evaluation:
+    def evaluate(self, provider: GraphProvider, only: Sequence[int] | None) -> Comparison:
         """Compare a provider with the eager model."""
         chosen = list(range(len(self._posts))) if only is None else list(only)
-        changed: list[int] = []
-        entities = different = 0
-        worst = dict.fromkeys(OUTPUTS, 0.0)
-        squares = count_scores = 0.0
         with Engine(self._bundle, provider) as engine:
             answers = ask(engine, [self._posts[index] for index in chosen])
-        for index, answer in zip(chosen, answers, strict=True):
-            expected = self.answers[index]
-            entities += len(expected.entities)
-            # Overflow shows as NaN, which the engine refuses post by post: a change too.
-            count = count_changes(expected.entities, answer.entities)
-            if answer.failed and not expected.failed:
-                count = max(1, count)
-            different += count
-            if count:
-                changed.append(index)
-            for name, error in answer_errors(expected, answer).items():
-                worst[name] = max(worst[name], error)
-            if expected.scores is not None and answer.scores is not None:
-                moved = _differences(expected.scores, answer.scores)
-                squares += float(np.square(moved, dtype=np.float64).sum())
-                count_scores += moved.size
-        lead = compare_leads(
-            self._leads[chosen],
-            leads([answer.scores for answer in answers], self._bundle),
-            [self.answers[index].entities for index in chosen],
-            [answer.entities for answer in answers],
-        )
-        return Evaluation(
-            posts=len(chosen),
-            entities=entities,
-            changed=tuple(changed),
-            changed_entities=different,
-            max_abs_error=worst,
-            lead=replace(lead, nearest=tuple(chosen[place] for place in lead.nearest)),
-            score_error=float(np.sqrt(squares / max(1.0, count_scores))),
+        result = compare([self.answers[index] for index in chosen], answers)
+        lead = compare_leads(self._leads[chosen], leads(answers, self._bundle), result.changed)
+        # Posts are counted among those of this judge, not among the chosen.
+        return replace(
+            result,
+            changed=tuple(chosen[row] for row in result.changed),
+            worst_post=chosen[result.worst_post] if chosen else 0,
+            lead=replace(lead, nearest=tuple(chosen[row] for row in lead.nearest)),
         )
 
 

@@ -1,26 +1,25 @@
 """The fp16 variant of a bundle: convert, search islands, judge, write."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from amlr.errors import ExportError, ParityError
-from amlr.export.parity import change_bound
+from amlr.errors import ParityError
+from amlr.export.parity import Answer, Comparison
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import (
     MARGIN,
-    Evaluation,
     Search,
     headroom_table,
     mask_nodes,
     search_islands,
 )
-from amlr.export.precision.judge import GRAPHS, Answer, PostJudge, scan_ranges
-from amlr.export.to_onnx import WEIGHTS_FILE, SharedWeights, trace
+from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
+from amlr.export.to_onnx import trace, write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # converting a bundle's own graphs needs no torch
 # Largest difference of raw logits the golden check on a device accepts, at least; measured error
 # of the emulation times four where that is more, because a device adds in another order.
 LEAST_TOLERANCE = 2.0**-6
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,30 +40,26 @@ class Fp16Report:
 
     Attributes:
         search: The graphs and the decisions.
-        proof: The same graphs on posts that the search never saw.
+        held_out: The same graphs on posts that the search never saw.
         witness: onnxruntime's half arithmetic on those posts.
         ranges: Largest activations, masks left out: graph, node, magnitude, headroom.
     """
 
     search: Search
-    proof: Evaluation
-    witness: Evaluation
+    held_out: Comparison
+    witness: Comparison
     ranges: list[tuple[str, str, float, float]]
 
     def parity(self) -> dict[str, Any]:
         """For the manifest."""
-        best, proof, witness = self.search.evaluation, self.proof, self.witness
+        best, witness = self.search.evaluation, self.witness
         return {
-            "posts": proof.posts,
-            "entities": proof.entities,
-            "changed_entities": proof.changed_entities,
-            "change_bound": change_bound(len(proof.changed), proof.posts),
-            "max_abs_error": dict(proof.max_abs_error),
+            **self.held_out.to_dict(),
             "judged_by": "emulated float16",
-            "lead": lead_values(proof),
+            "lead": self.held_out.lead.to_dict(),
             "search": {
                 "posts": best.posts,
-                "lead": lead_values(best),
+                "lead": best.lead.to_dict(),
                 "stopped": self.search.stopped,
                 "entities": best.entities,
                 "changed_entities": best.changed_entities,
@@ -97,12 +92,12 @@ class Fp16Report:
                 yield f"    {count} x {op}: {reason}"
             if not reasons:
                 yield "    nothing"
-        for what, found in (("searched", self.search.evaluation), ("held-out", self.proof)):
+        for kind, result in (("searched", self.search.evaluation), ("held-out", self.held_out)):
             yield (
-                f"  {found.changed_entities} of {found.entities} entities changed on "
-                f"{found.posts} {what} posts; raw scores within {found.worst:.2e}"
+                f"  {result.changed_entities} of {result.entities} entities changed on "
+                f"{result.posts} {kind} posts; raw scores within {result.largest_error:.2e}"
             )
-            lead = found.lead
+            lead = result.lead
             yield (
                 f"    closest lead {lead.closest:.3g}, error of leads {lead.error:.2g}, least lead "
                 f"over error {lead.times:.2g} ({MARGIN:g} wanted on the searched posts); expected "
@@ -112,16 +107,9 @@ class Fp16Report:
             yield f"  the search ended below {MARGIN:g}: {self.search.stopped}"
         yield (
             f"  second witness, onnxruntime float16 on the held-out posts: "
-            f"{self.witness.changed_entities} changed, raw scores within {self.witness.worst:.2e}"
+            f"{self.witness.changed_entities} changed, raw scores within "
+            f"{self.witness.largest_error:.2e}"
         )
-
-
-def lead_values(found: Evaluation) -> dict[str, float]:
-    """For the manifest, which is JSON: where no post has another answer there is no number."""
-    lead = found.lead
-    values = {"error": lead.error, "closest": lead.closest, "times": lead.times}
-    values["expected"] = lead.expected
-    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def fp32_models(
@@ -145,11 +133,9 @@ def write_fp16(
     bundle: Bundle,
     eager: Engine,
     posts: Sequence[Post],
-    proof: Sequence[Post],
+    held_out: Sequence[Post],
     *,
     specs: Sequence["GraphSpec"] | None = None,
-    max_changed: float = 0.0,
-    say: Say = lambda line: None,
 ) -> tuple[Variant, Fp16Report]:
     """Add the fp16 variant to a staged bundle.
 
@@ -158,39 +144,37 @@ def write_fp16(
         bundle: The same folder, opened, with its fp32 variant.
         eager: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
         posts: Calibration posts, with pictures; islands are searched on them.
-        proof: Other posts; the record of parity is theirs.
+        held_out: Other posts; the record of parity is theirs. What changes on them is recorded,
+            and `precision="auto"` refuses the variant for it.
         specs: Graphs with centred regions; None converts the bundle's own fp32 graphs.
-        max_changed: Share of the calibration posts' entities that may change. What changes on
-            `proof` is recorded, and `precision="auto"` refuses the variant for it.
-        say: Receives progress lines.
 
     Returns:
         The variant for the manifest, and the report.
 
     Raises:
         ExportError: A graph cannot be converted.
-        ParityError: More entities change than allowed, even with every block float32.
+        ParityError: Entities change on the calibration posts, even with every block float32.
     """
     models = fp32_models(bundle, specs)
-    say(f"scanning activation ranges over {len(posts)} posts")
+    log.info(f"scanning activation ranges over {len(posts)} posts")
     ranges = scan_ranges(bundle, models, posts)
     judge = PostJudge(bundle, eager, posts)
-    search = search_islands(models, ranges, judge, say=say)
-    say(f"proving on {len(proof)} other posts")
-    held = PostJudge(bundle, eager, proof)
+    search = search_islands(models, ranges, judge)
+    log.info(f"verifying on {len(held_out)} other posts")
+    verifier = PostJudge(bundle, eager, held_out)
     report = Fp16Report(
         search=search,
-        proof=held(search.graphs),
-        witness=held.witness(search.graphs),
+        held_out=verifier(search.graphs),
+        witness=verifier.witness(search.graphs),
         ranges=headroom_table(ranges, {n: mask_nodes(m) for n, m in models.items()}, top=8),
     )
     for line in report.lines():
-        say(line)
+        log.info(line)
     best = search.evaluation
-    if best.changed_entities > max_changed * best.entities:
+    if best.changed:
         raise ParityError(
             f"fp16: {best.changed_entities} of {best.entities} entities change on {best.posts} "
-            f"posts, allowed {max_changed:g} of all; export without fp16 or allow more"
+            f"posts; export without fp16"
         )
     graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
     variant = Variant(
@@ -199,7 +183,9 @@ def write_fp16(
         provider="tensorrt",
         graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
         parity=report.parity(),
-        tolerance=half_tolerance(max(best.worst, report.proof.worst), judge.answers),
+        tolerance=half_tolerance(
+            max(best.largest_error, report.held_out.largest_error), judge.answers
+        ),
     )
     return variant, report
 
@@ -212,26 +198,12 @@ def half_tolerance(worst: float, answers: Iterable[Answer]) -> float:
 
 
 def write_half(graphs: Iterable[HalfGraph], folder: Path) -> dict[str, Path]:
-    """Write converted graphs with one shared weights file.
+    """Write converted graphs, which stay as they are, with one shared weights file."""
 
-    Raises:
-        ExportError: A written graph does not check.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = SharedWeights(folder / WEIGHTS_FILE)
-    files: dict[str, Path] = {}
-    try:
+    def copies() -> Iterator[tuple[str, onnx.ModelProto]]:
         for graph in graphs:
             model = onnx.ModelProto()
             model.CopyFrom(graph.model)
-            weights.externalise(model)
-            files[graph.name] = folder / f"{graph.name}.onnx"
-            files[graph.name].write_bytes(model.SerializeToString(deterministic=True))
-    finally:
-        weights.close()
-    for name, path in files.items():
-        try:
-            onnx.checker.check_model(str(path))
-        except onnx.checker.ValidationError as error:
-            raise ExportError(f"half graph {name!r} is not valid: {error}") from error
-    return files
+            yield graph.name, model
+
+    return write_models(copies(), folder)

@@ -3,51 +3,21 @@
 The network is strongly typed everywhere: the graph's own types decide, no precision flag exists.
 """
 
+import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import click
 
 from amlr.errors import ExportError
+from amlr.export.options import ExportOptions
 from amlr.export.tensorrt.audit import Audit, audit_network, require_precision
 from amlr.export.tensorrt.messages import explain, parser_errors
-from amlr.export.tensorrt.monitor import progress_monitor
 from amlr.export.tensorrt.profiles import Dims, Shapes, check_shapes
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
-
-Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """Choices of a build.
-
-    Attributes:
-        sms: Architectures, e.g. (80, 86, 89, 120). TensorRT-RTX builds for each of them on any
-            machine; enterprise TensorRT builds for the device at hand.
-        hardware: Enterprise only: which other devices may run the plan.
-        version_compatible: The plan carries a lean runtime and loads in later versions.
-        strip_weights: Leave the weights out; the runtime refits them from the ONNX file.
-        workspace_bytes: Scratch memory for the builder, None for the device's.
-        timing_cache: File with measurements kept between builds.
-    """
-
-    sms: tuple[int, ...] = (80, 86, 89, 120)
-    hardware: Compatibility = "none"
-    version_compatible: bool = False
-    strip_weights: bool = False
-    workspace_bytes: int | None = None
-    timing_cache: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What of it changes the plan."""
-        return {
-            "sms": list(self.sms),
-            "hardware": self.hardware,
-            "version_compatible": self.version_compatible,
-            "strip_weights": self.strip_weights,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +46,7 @@ def build_plan(
     shapes: Sequence[Shapes],
     precision: str,
     islands: Collection[str] = (),
-    options: BuildOptions | None = None,
+    options: ExportOptions | None = None,
 ) -> Plan:
     """Parse, audit and build one graph.
 
@@ -93,7 +63,7 @@ def build_plan(
     Raises:
         ExportError: The graph was not accepted, has another precision, or could not be built.
     """
-    options = options or BuildOptions()
+    options = options or ExportOptions()
     for each in shapes:
         check_shapes(graph, dims, each)
     started = time.monotonic()
@@ -140,7 +110,7 @@ def _strongly_typed(api: Any) -> int:
     return 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _config(library: TensorRT, builder: Any, options: BuildOptions, precision: str) -> Any:
+def _config(library: TensorRT, builder: Any, options: ExportOptions, precision: str) -> Any:
     api, config = library.api, builder.create_builder_config()
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     if precision == "fp32":
@@ -181,7 +151,7 @@ def _add_profile(builder: Any, config: Any, graph: str, shapes: Shapes) -> None:
         raise ExportError(f"the profile of graph {graph!r} was refused: {dict(shapes)}")
 
 
-def _load_timing_cache(library: TensorRT, config: Any, options: BuildOptions) -> Any:
+def _load_timing_cache(library: TensorRT, config: Any, options: ExportOptions) -> Any:
     # TensorRT-RTX measures nothing while building, so there is nothing to keep.
     if options.timing_cache is None or library.is_rtx:
         return None
@@ -191,7 +161,7 @@ def _load_timing_cache(library: TensorRT, config: Any, options: BuildOptions) ->
     return cache
 
 
-def _save_timing_cache(cache: Any, options: BuildOptions) -> None:
+def _save_timing_cache(cache: Any, options: ExportOptions) -> None:
     if cache is None or options.timing_cache is None:
         return
     path = options.timing_cache
@@ -199,3 +169,46 @@ def _save_timing_cache(cache: Any, options: BuildOptions) -> None:
     part = path.with_name(path.name + ".partial")
     part.write_bytes(bytes(cache.serialize()))
     part.replace(path)
+
+
+def progress_monitor(api: Any, label: str, *, after_s: float = 2.0) -> Any:
+    """Make an `IProgressMonitor` that draws the outermost phase once the build lasts.
+
+    Args:
+        api: The TensorRT module.
+        label: What is being built.
+        after_s: Seconds of silence before the first line.
+    """
+
+    class Bar(api.IProgressMonitor):  # type: ignore[misc,name-defined,unused-ignore]
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.start = self.last = time.monotonic()
+            self.steps: dict[str, int] = {}
+            self.parents: dict[str, str | None] = {}
+            self.shown = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self.parents[phase_name] = parent_phase
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if self.parents.get(phase_name) is None:
+                self.draw(phase_name, step + 1)
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            if self.parents.pop(phase_name, None) is None and self.shown and sys.stderr.isatty():
+                click.echo("", err=True)
+                self.shown = False
+            self.steps.pop(phase_name, None)
+
+        def draw(self, phase: str, done: int) -> None:
+            now, is_tty = time.monotonic(), sys.stderr.isatty()
+            if now - self.start < after_s or now - self.last < (0.2 if is_tty else 10.0):
+                return
+            self.last, self.shown = now, True
+            text = f"{label}: {phase} {done}/{self.steps.get(phase, done)}"
+            click.echo(("\r\x1b[K" if is_tty else "") + text, err=True, nl=not is_tty)
+
+    return Bar()

@@ -2,38 +2,25 @@
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from amlr.errors import AmlrError, ExportError
-from amlr.export.tensorrt.builder import BuildOptions, build_plan
+from amlr.export.options import ExportOptions
+from amlr.export.tensorrt.builder import build_plan
 from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import GRAPHS, EngineRecord, GraphEngine, host_platform
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.tensorrt_library import TensorRT
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """Choices for the engines of one target.
-
-    Attributes:
-        profiles: Traffic to serve, from the planner; one optimization profile each.
-        build: Architectures and compatibility.
-        buckets: Steps and units of the shapes the runtime captures; from the planner.
-    """
-
-    profiles: tuple[Profile, ...] = (Profile(),)
-    buckets: tuple[tuple[int, int], ...] = ()
-    build: BuildOptions = field(default_factory=BuildOptions)
+log = logging.getLogger(__name__)
 
 
 def build_engines(
@@ -42,9 +29,8 @@ def build_engines(
     library: TensorRT,
     *,
     variant: str,
-    options: EngineOptions | None = None,
+    options: ExportOptions,
     reuse: Bundle | None = None,
-    say: Say = lambda line: None,
 ) -> EngineRecord:
     """Build all graphs of one variant into a staged bundle.
 
@@ -53,21 +39,19 @@ def build_engines(
         bundle: The same folder, opened; its manifest lists the variant.
         library: From `load_tensorrt`.
         variant: Name of the variant, `fp16` or `fp32`.
-        options: Choices.
+        options: Profiles, architectures and build options.
         reuse: An older bundle; engines whose inputs are the same are copied from it.
-        say: Receives a line per graph.
 
     Raises:
         ExportError: The variant is missing, or a graph was not accepted or could not be built.
     """
-    options = options or EngineOptions()
     chosen = bundle.manifest.variants.get(variant)
     if chosen is None:
         raise ExportError(
             f"the bundle has no variant {variant!r}, only {sorted(bundle.manifest.variants)}; "
             f"export it with --precision fp32,{variant}"
         )
-    sms = options.build.sms if library.is_rtx else (_device_sm(),)
+    sms = options.sms if library.is_rtx else (_device_sm(),)
     place = f"engines/{library.name}-{_sms_name(sms)}/{chosen.precision}"
     old = _reusable(reuse)
     engines: dict[str, GraphEngine] = {}
@@ -76,14 +60,14 @@ def build_engines(
         dims = input_dims(onnx.load(str(path), load_external_data=False))
         profiles = [_fitting(p, bundle.manifest) for p in options.profiles]
         shapes = [shapes_for(graph, dims, p, bundle.manifest.scales) for p in profiles]
-        key = _key(bundle.graph_hash(chosen, graph), library, sms, shapes, options.build)
+        key = _key(bundle.graph_hash(chosen, graph), library, sms, shapes, options)
         target = folder / place / f"{graph}.engine"
         target.parent.mkdir(parents=True, exist_ok=True)
         if key in old:
             file, engine = old[key]
             shutil.copyfile(file, target)
             engines[graph] = replace(engine, file=f"{place}/{graph}.engine")
-            say(f"{graph}: unchanged, {engine.bytes / 1e6:.1f} MB reused")
+            log.info(f"  {graph}: unchanged, {engine.bytes / 1e6:.1f} MB reused")
             continue
         plan = build_plan(
             library,
@@ -93,7 +77,7 @@ def build_engines(
             shapes=shapes,
             precision=chosen.precision,
             islands=_islands(chosen, graph),
-            options=options.build,
+            options=options,
         )
         target.write_bytes(plan.data)
         engines[graph] = GraphEngine(
@@ -104,7 +88,7 @@ def build_engines(
             shapes=tuple({name: (a, b, c) for name, (a, b, c) in s.items()} for s in shapes),
             audit=plan.audit.to_dict(),
         )
-        say(_built(graph, engines[graph]))
+        log.info(f"  {_built(graph, engines[graph])}")
     return EngineRecord(
         library=library.family,
         version=library.version,
@@ -112,7 +96,7 @@ def build_engines(
         precision=chosen.precision,
         variant=variant,
         platform=host_platform(),
-        options=options.build.to_dict(),
+        options=options.build_choices(),
         graphs=engines,
         buckets=options.buckets,
     )
@@ -167,9 +151,9 @@ def _key(
     library: TensorRT,
     sms: Sequence[int],
     shapes: Sequence[Shapes],
-    build: BuildOptions,
+    options: ExportOptions,
 ) -> str:
-    parts = [graph_hash, library.name, list(sms), host_platform(), build.to_dict()]
+    parts = [graph_hash, library.name, list(sms), host_platform(), options.build_choices()]
     text = json.dumps([*parts, [dict(s) for s in shapes]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -198,11 +182,11 @@ def _built(graph: str, engine: GraphEngine) -> str:
     )
 
 
-def target_sms(library: TensorRT, build: BuildOptions) -> str:
+def target_sms(library: TensorRT, options: ExportOptions) -> str:
     """What a build is for, for people: `SM 8.0, 8.6`."""
     if not library.is_rtx:
         return "the device at hand"
-    return "SM " + ", ".join(f"{sm / 10:.1f}" for sm in build.sms)
+    return "SM " + ", ".join(f"{sm / 10:.1f}" for sm in options.sms)
 
 
 def _sms_name(sms: Sequence[int]) -> str:

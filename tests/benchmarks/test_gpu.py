@@ -20,7 +20,8 @@ from amlr.benchmarks.gpu.rows import append_row, read_rows
 from amlr.benchmarks.gpu.step import run_step
 from amlr.benchmarks.gpu.steps import STEPS, Step
 from amlr.errors import BackendUnavailableError
-from amlr.export.pipeline import ExportOptions, export_checkpoint
+from amlr.export.options import ExportOptions
+from amlr.export.pipeline import export_checkpoint
 from amlr.export.samples import sample_posts
 from amlr.kernels.driver import probe_driver
 from amlr.runtime.image import ImageSpec

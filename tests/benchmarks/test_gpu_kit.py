@@ -107,8 +107,7 @@ def test_a_shrunk_model_still_reads_its_posts(tiny_plan: Path) -> None:
     import torch
 
     from amlr.benchmarks.gpu.kit import shrunk_checkpoint
-    from amlr.export.eager import EagerProvider
-    from amlr.export.reference import load_reference
+    from amlr.export.eager import EagerProvider, load_reference
     from amlr.runtime import Engine
     from amlr.runtime.bundle import Bundle
 

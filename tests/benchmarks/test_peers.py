@@ -25,7 +25,7 @@ from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
 from amlr.benchmarks.systems.registry import PEERS, load_peer, resolve
 from amlr.benchmarks.systems.torch_models import ConvUnits, plain_graphs
 from amlr.errors import BackendUnavailableError, ExportError
-from amlr.export.reference import load_reference
+from amlr.export.eager import load_reference
 from amlr.export.samples import sample_image
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime.bundle import Bundle

@@ -1,12 +1,11 @@
 """Bundles with plans of the engine double in them."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from amlr.export.extend import save_manifest
+from amlr.export.staging import StagedBundle
 from amlr.export.tensorrt.profiles import Extent, Profile, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.preflight import HostTools
@@ -69,7 +68,7 @@ def double_bundle(
         graphs=engines,
         buckets=buckets,
     )
-    save_manifest(out, replace(bundle.manifest, engines=(record.to_dict(),)))
+    StagedBundle(out, bundle.manifest).save(engines=(record.to_dict(),))
     return Bundle.open(out)
 
 

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import ExportError
 from amlr.export.graphs import GraphSpec, build_graphs
-from amlr.export.precision.emulate import RangeScan, emulate, open_session
-from amlr.export.precision.graph_tools import HALF, tensor_types
+from amlr.export.precision.emulate import RangeScan, emulate
+from amlr.export.precision.graph_tools import HALF, open_session, tensor_types
 from amlr.export.precision.half import HalfGraph, to_half
 from amlr.export.to_onnx import trace
 from tiny_model import IMAGE_SIZE, tiny_config, tiny_model

@@ -9,12 +9,15 @@ import onnx
 import pytest
 
 from amlr.errors import ParityError
-from amlr.export.extend import add_fp16
+from amlr.export.additions import add_fp16
+from amlr.export.eager import load_reference
 from amlr.export.graphs import GraphSpec, build_graphs
-from amlr.export.precision.emulate import emulate, open_session
+from amlr.export.parity import Comparison
+from amlr.export.posts import CalibrationPost, CalibrationPosts
+from amlr.export.precision.emulate import emulate
+from amlr.export.precision.graph_tools import open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import (
-    Evaluation,
     blocks,
     headroom_table,
     mask_nodes,
@@ -23,10 +26,11 @@ from amlr.export.precision.islands import (
 )
 from amlr.export.precision.judge import PostJudge, scan_ranges
 from amlr.export.precision.variant import fp32_models, write_fp16
-from amlr.export.reference import load_reference
 from amlr.export.samples import sample_posts
+from amlr.export.staging import StagedBundle
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
+from log_lines import log_lines
 from tiny_model import IMAGE_SIZE
 
 
@@ -40,8 +44,10 @@ def test_variant_keeps_all_entities_and_says_what_is_float32(
     tiny_plan: Path, tmp_path: Path, centred: list[GraphSpec]
 ) -> None:
     bundle, posts = Bundle.open(tiny_plan), sample_posts(24)
-    lines: list[str] = []
-    with Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact:
+    with (
+        Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact,
+        log_lines() as lines,
+    ):
         variant, report = write_fp16(
             tmp_path,
             bundle,
@@ -49,7 +55,6 @@ def test_variant_keeps_all_entities_and_says_what_is_float32(
             posts,
             sample_posts(16, seed=5),
             specs=centred,
-            say=lines.append,
         )
     parity = variant.parity
     assert parity["changed_entities"] == 0 < parity["entities"]
@@ -106,7 +111,7 @@ def test_overflow_is_seen_by_the_scan_and_repaired_by_islands(tiny_plan: Path) -
 
     blind = search_islands(models, {}, judge, max_trials=1)
     assert blind.evaluation.changed_entities > 0
-    assert not np.isfinite(blind.evaluation.worst)
+    assert not np.isfinite(blind.evaluation.largest_error)
     seeing = search_islands(models, ranges, judge)
     assert seeing.evaluation.changed_entities == 0
     assert seeing.chosen == ()
@@ -140,7 +145,7 @@ def test_search_prefers_repair_then_few_casts_and_prunes() -> None:
     sizes = [len(block.nodes) for block in blocks("text", model)]
     assert sizes == [24, 24, 12]
 
-    def judge(graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None) -> Evaluation:
+    def judge(graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None) -> Comparison:
         nodes = {island.node for island in graphs["text"].islands}
         has = [name in nodes for name in ("n0", "n30", "n59")]
         changed = set()
@@ -151,7 +156,7 @@ def test_search_prefers_repair_then_few_casts_and_prunes() -> None:
         if not (has[0] or (has[1] and has[2])):
             changed.add(3)
         found = tuple(sorted(changed if only is None else changed & set(only)))
-        return Evaluation(
+        return Comparison(
             posts=4, entities=4, changed=found, changed_entities=len(found), max_abs_error={}
         )
 
@@ -164,8 +169,8 @@ def test_search_prefers_repair_then_few_casts_and_prunes() -> None:
 def test_a_variant_that_changes_entities_is_refused(
     tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(self: PostJudge, graphs: object, only: object = None) -> Evaluation:
-        return Evaluation(
+    def wrong(self: PostJudge, graphs: object, only: object = None) -> Comparison:
+        return Comparison(
             posts=1,
             entities=1,
             changed=(0,),
@@ -211,11 +216,17 @@ def test_variant_from_the_eager_model_is_listed_and_not_served_on_a_cpu(
 ) -> None:
     folder = tmp_path / "half.plan"
     shutil.copytree(tiny_plan, folder)
-    bundle = Bundle.open(folder)
-    model = load_reference(bundle)
-    manifest = add_fp16(folder, bundle.manifest, sample_posts(10), model=model)
-    assert manifest.variants["fp16"].provider == "tensorrt"
-    assert manifest.variants["fp16"].parity["judged_by"] == "emulated float16"
+    opened = Bundle.open(folder)
+    tuning, held_out = (
+        tuple(CalibrationPost(post=post) for post in sample_posts(10, seed=seed)) for seed in (0, 1)
+    )
+    posts = CalibrationPosts(tuning=tuning, held_out=held_out, source="test", given=True)
+    bundle = StagedBundle(folder, opened.manifest)
+    add_fp16(bundle, posts, model=load_reference(opened))
+    variant = bundle.manifest.variants["fp16"]
+    assert variant.provider == "tensorrt"
+    assert variant.parity["judged_by"] == "emulated float16"
+    assert variant.parity["posts"] == 10
     assert "onnx/fp16/weights.bin" in Bundle.open(folder).manifest.files
     with Engine.load(folder, provider="onnxruntime") as engine:
         assert engine.precision == "fp32"

@@ -8,33 +8,31 @@ import numpy as np
 import onnx
 import pytest
 
+from amlr.export.parity import Comparison, Lead, compare_leads, leads
 from amlr.export.precision.half import HalfGraph
-from amlr.export.precision.islands import Evaluation, between_products, search_islands
+from amlr.export.precision.islands import between_products, search_islands
 from amlr.export.precision.judge import PostJudge
-from amlr.export.precision.margins import Lead, compare_leads, leads
 from amlr.export.precision.variant import fp32_models
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
 
-A, B = frozenset({(0, 1, "PER")}), frozenset({(0, 1, "LOC")})
-
 
 def test_the_smallest_lead_is_set_against_its_own_error_or_the_usual_one() -> None:
     eager, other = np.array([1.0, 2.0, 0.5, np.inf]), np.array([1.2, 2.0, 0.5, np.inf])
-    lead = compare_leads(eager, other, [A, A, A, A], [A, A, A, A])
+    lead = compare_leads(eager, other, ())
     assert lead.error == pytest.approx(0.2 / math.sqrt(3))
     assert lead.closest == 0.5
     assert lead.nearest[:3] == (2, 0, 1)
     # Post 2 did not move itself, but posts like it do; post 0 moved more than the usual.
     assert lead.times == pytest.approx(0.5 / lead.error)
-    own = compare_leads(np.array([0.3, 9, 9, 9]), np.array([0.1, 9, 9, 9]), [A] * 4, [A] * 4)
+    own = compare_leads(np.array([0.3, 9, 9, 9]), np.array([0.1, 9, 9, 9]), ())
     assert own.times == pytest.approx(0.3 / 0.2)
 
 
 def test_a_changed_answer_is_behind() -> None:
-    lead = compare_leads(np.array([0.1, 3.0]), np.array([0.2, 3.0]), [A, A], [B, A])
+    lead = compare_leads(np.array([0.1, 3.0]), np.array([0.2, 3.0]), [0])
     assert lead.times == 0
     assert lead.error == pytest.approx(0.3 / math.sqrt(2))
 
@@ -43,8 +41,7 @@ def test_expected_changes_are_those_of_uniform_leads_and_normal_errors() -> None
     rng = np.random.default_rng(0)
     eager = rng.uniform(0, 10, 400_000)
     moved = eager + rng.normal(0, 0.05, eager.shape)
-    after = [B if value < 0 else A for value in moved]
-    lead = compare_leads(eager, np.abs(moved), [A] * len(eager), after)
+    lead = compare_leads(eager, np.abs(moved), np.flatnonzero(moved < 0).tolist())
     share = float((moved < 0).mean())
     assert lead.error == pytest.approx(0.05, rel=0.02)
     assert lead.expected == pytest.approx(share, rel=0.1)
@@ -52,14 +49,14 @@ def test_expected_changes_are_those_of_uniform_leads_and_normal_errors() -> None
 
 def test_without_another_answer_nothing_is_near() -> None:
     nothing = np.array([np.inf])
-    assert compare_leads(nothing, nothing, [A], [A]) == Lead()
+    assert compare_leads(nothing, nothing, ()) == Lead()
 
 
 def test_leads_of_a_bundles_posts(tiny_plan: Path) -> None:
     bundle, posts = Bundle.open(tiny_plan), [*sample_posts(6), Post("  ")]
     with Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact:
         judge = PostJudge(bundle, exact, posts)
-    found = leads([answer.scores for answer in judge.answers], bundle)
+    found = leads(judge.answers, bundle)
     assert np.isinf(found[-1])
     assert np.all(found[:-1] >= 0)
     assert np.isfinite(found[:-1]).any()
@@ -89,12 +86,12 @@ def _chain() -> onnx.ModelProto:
 def _judge(shares: Sequence[float], closest: float) -> object:
     """Blocks that carry shares of the error; with all of them in float32 a post changes."""
 
-    def judge(graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None) -> Evaluation:
+    def judge(graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None) -> Comparison:
         nodes = {island.node for island in graphs["text"].islands}
         left = sum(s for place, s in enumerate(shares) if f"n{24 * place}" not in nodes)
         lead = Lead(error=left, closest=closest, times=closest / max(left, 1e-9))
         all_of_it = {f"n{24 * place}" for place in range(4)} <= nodes
-        return Evaluation(
+        return Comparison(
             posts=9, entities=9, changed=(3,) if all_of_it else (), changed_entities=0,
             max_abs_error={}, lead=lead,
             score_error=left,
@@ -103,14 +100,16 @@ def _judge(shares: Sequence[float], closest: float) -> object:
     return judge
 
 
-def test_the_parts_with_most_of_the_error_become_float32_until_leads_are_large() -> None:
-    lines: list[str] = []
+def test_the_parts_with_most_of_the_error_become_float32_until_leads_are_large(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     judge = _judge((0.1, 0.5, 0.3, 0.1), 1.5)
-    search = search_islands({"text": _chain()}, {}, judge, say=lines.append)  # type: ignore[arg-type]
+    with caplog.at_level("INFO", "amlr.export"):
+        search = search_islands({"text": _chain()}, {}, judge)  # type: ignore[arg-type]
     assert [label.split(" (")[0] for label in search.chosen] == ["text block 1"]
     assert search.evaluation.lead.times == pytest.approx(3)
     assert search.stopped == ""
-    assert "1.5 times the error, 3 wanted" in lines[0]
+    assert "1.5 times the error, 3 wanted" in caplog.messages[0]
 
 
 def test_the_search_ends_where_nothing_pays_or_trials_end() -> None:

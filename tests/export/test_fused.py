@@ -20,14 +20,15 @@ from amlr.export.fused.fusion import first_place, grid_places, part_rows
 from amlr.export.fused.variant import Models, Parts, build, check_twins, recognise
 from amlr.export.fused.writer import Arithmetic, Writer
 from amlr.export.graphs import build_graphs
-from amlr.export.precision.emulate import open_session
-from amlr.export.precision.graph_tools import prepare
+from amlr.export.options import FP16_CUDA
+from amlr.export.precision.graph_tools import open_session, prepare
 from amlr.export.to_onnx import trace
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from amlr.runtime.providers.registry import admitted_variants
+from log_lines import log_lines
 from tiny_model import IMAGE_SIZE, VOCABULARY, tiny_config, tiny_model
 
 GRAPHS = ("text", "image", "fusion")
@@ -49,8 +50,8 @@ class Case:
         self.config = tiny_config(text, image, **options)
         specs = build_graphs(tiny_model(self.config), image_size=IMAGE_SIZE)
         plain = {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
-        self.lines: list[str] = []
-        self.parts: Parts = recognise(plain, 128, self.lines.append)
+        with log_lines() as self.lines:
+            self.parts: Parts = recognise(plain, 128)
         self.models: dict[Arithmetic, Models] = {a: build(self.parts, a) for a in Arithmetic}
         self._sessions: dict[int, Any] = {}
 
@@ -286,8 +287,8 @@ def _with_tanh(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_another_activation_is_converted_node_by_node() -> None:
     case = tiny_case("bert-shapes")
     plain = case.parts.plain | {"text": _with_tanh(case.parts.plain["text"])}
-    lines: list[str] = []
-    parts = recognise(plain, 128, lines.append)
+    with log_lines() as lines:
+        parts = recognise(plain, 128)
     assert parts.text is None
     assert len(lines) == 1
     assert "'text'" in lines[0]
@@ -323,18 +324,18 @@ def test_a_twin_that_differs_stops_the_export(tiny_plan: Path) -> None:
 
 def test_export_adds_a_variant_for_the_cuda_provider(tiny_plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "fused.plan"
-    command = ["--from", str(tiny_plan), "--out", str(out), "--precision", fused.NAME]
+    command = ["--from", str(tiny_plan), "--out", str(out), "--precision", FP16_CUDA]
     result = CliRunner().invoke(export_command, command)
     assert result.exit_code == 0, result.output
     bundle = Bundle.open(out)
-    variant = bundle.manifest.variants[fused.NAME]
+    variant = bundle.manifest.variants[FP16_CUDA]
     assert (variant.precision, variant.provider) == ("fp16", "onnxruntime-cuda")
     assert variant.parity["changed_entities"] == 0 < variant.parity["entities"]
     admitted = {
         provider: [name for name, _ in admitted_variants(bundle.manifest, provider, "fp16")]
         for provider in ("onnxruntime-cuda", "onnxruntime-cpu", "tensorrt", "openvino")
     }
-    assert admitted.pop("onnxruntime-cuda") == [fused.NAME]
+    assert admitted.pop("onnxruntime-cuda") == [FP16_CUDA]
     assert not any(admitted.values())
     quick = fused.write_cuda_variant(tiny_plan, tmp_path / "quick", judge=True)
     for name, path in quick.items():

@@ -11,18 +11,20 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from amlr.errors import ExportError, InputError
+from amlr.errors import InputError
 from amlr.export.ladder.choices import search
-from amlr.export.ladder.fit import fit_scales
-from amlr.export.ladder.ladder import LadderOptions, add_variants
-from amlr.export.ladder.measure import Answers, Parity, compare
-from amlr.export.ladder.observe import observe
-from amlr.export.ladder.posts import ProofPost, read_posts
+from amlr.export.ladder.int8 import fit_scales
+from amlr.export.ladder.ladder import add_cpu_variants
 from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
-from amlr.export.ladder.scales import Scale, fit_values, round_weight
+from amlr.export.ladder.scales import Scale, fit_values, observe, round_weight
+from amlr.export.options import ExportOptions
+from amlr.export.parity import Answer, Comparison
+from amlr.export.posts import CalibrationPost, read_posts, strict_f1
 from amlr.export.precision.graph_tools import prepare
 from amlr.export.samples import sample_posts
+from amlr.export.staging import StagedBundle
 from amlr.runtime import Engine, Post
+from amlr.runtime.bundle import Bundle
 
 FLOAT = TensorProto.FLOAT
 
@@ -77,6 +79,15 @@ def test_int8_rows_are_close_and_smoothing_helps() -> None:
     assert relative_error(smooth, exact) < 0.8 * relative_error(rough, exact)
 
 
+def test_samples_do_not_depend_on_the_order_of_names() -> None:
+    model, feed = rows_model()
+    feed["x"] = np.tile(feed["x"], (8, 1)) * np.arange(1, 1601, dtype=np.float32)[:, None]
+    names = [product.activation for product in find_products(model)]
+    one, other = (observe(model, order, [feed]) for order in (names, names[::-1]))
+    for name in names:
+        np.testing.assert_array_equal(one[name].values, other[name].values)
+
+
 def test_int8_rows_do_not_depend_on_mates() -> None:
     model, feed = rows_model()
     quantized = insert_qdq(
@@ -125,14 +136,13 @@ def test_sums_of_convolutions_are_found() -> None:
     assert residuals(model) == {"a", "b"}
 
 
-def parity(changed: int, error: float) -> Parity:
-    return Parity(
+def parity(changed: int, error: float) -> Comparison:
+    return Comparison(
         posts=4,
         entities=9,
         changed_entities=changed,
-        changed_posts=changed,
+        changed=tuple(range(changed)),
         max_abs_error={},
-        f1=None,
         errors_p2=np.full((4, 2), error),
     )
 
@@ -141,7 +151,7 @@ def test_search_raises_the_part_that_pays_most() -> None:
     error = {"text": 0.5, "image": 0.1, "fusion": 0.05}
     saved = {"text": 2.0, "image": 2.0, "fusion": 1.0}
 
-    def measure(mix: dict[str, str]) -> tuple[Parity, float]:
+    def measure(mix: dict[str, str]) -> tuple[Comparison, float]:
         low = [part for part, level in mix.items() if level == "int8"]
         ms = 10.0 - sum(saved[part] for part in low)
         return parity(int("text" in low), max((error[p] for p in low), default=0.0)), ms
@@ -196,20 +206,23 @@ def test_halves_share_no_post_and_gold_is_read(tmp_path: Path) -> None:
     path = tmp_path / "valid.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     posts = read_posts(path)
-    tuning = {proof.post.text for proof in posts.tuning}
-    assert tuning.isdisjoint(proof.post.text for proof in posts.proof)
-    assert len(posts.tuning) + len(posts.proof) == 40
-    gold = posts.proof[0].gold
+    tuning = {item.post.text for item in posts.tuning}
+    assert tuning.isdisjoint(item.post.text for item in posts.held_out)
+    assert len(posts.tuning) + len(posts.held_out) == 40
+    gold = posts.held_out[0].gold
     assert gold is not None
     assert {label for _, _, label in gold} == {"PER", "OTHER"}
 
 
 @pytest.mark.parametrize("label", ["OTHER", "MISC"])
 def test_f1_compares_classes_whatever_they_are_called(label: str) -> None:
-    post = ProofPost(post=Post("in Rome"), gold=frozenset({(3, 7, "OTHER")}))
-    right = Answers(scores=[None], entities=[frozenset({(3, 7, label)})], cold_ms=0, hit_ms=0)
-    wrong = Answers(scores=[None], entities=[frozenset({(3, 7, "PER")})], cold_ms=0, hit_ms=0)
-    assert compare(right, wrong, [post]).f1 == (1.0, 0.0)
+    post = CalibrationPost(post=Post("in Rome"), gold=frozenset({(3, 7, "OTHER")}))
+    right, wrong = (
+        Answer(scores=None, entities=frozenset({(3, 7, name)})) for name in (label, "PER")
+    )
+    assert (strict_f1([post], [right]), strict_f1([post], [wrong])) == (1.0, 0.0)
+    unknown = CalibrationPost(post=Post("in Rome"))
+    assert strict_f1([post, unknown], [right, right]) is None
 
 
 def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
@@ -217,29 +230,31 @@ def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"text": f"post {i}"}) for i in range(40)))
     assert read_posts(path).source == "posts.jsonl"
     path.write_bytes(path.read_text().encode("utf-16"))
-    assert read_posts(path).proof
-    assert len(read_posts(None).proof) > 50
+    assert read_posts(path).held_out
+    assert len(read_posts(None).held_out) > 50
     path.write_text('{"text": "one"}')
     with pytest.raises(InputError, match="at least"):
         read_posts(path)
 
 
-def test_unknown_precision_is_refused(tiny_plan: Path) -> None:
-    with pytest.raises(ExportError, match="unknown"):
-        add_variants(tiny_plan, LadderOptions(precisions=("int3",)))
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown precision int3"):
+        ExportOptions(precisions=("int3",))
 
 
 def test_calibration_posts_without_pictures_get_invented_ones(
-    tiny_plan: Path, tmp_path: Path
+    tiny_plan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = tmp_path / "int8.plan"
     shutil.copytree(tiny_plan, plan)
     file = tmp_path / "posts.jsonl"
     texts = [post.text for post in sample_posts(60, images=0)]
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    said: list[str] = []
-    manifest = add_variants(plan, LadderOptions(precisions=("int8",), calib=file), say=said.append)
-    assert any("no picture" in line for line in said)
+    bundle = StagedBundle(plan, Bundle.open(plan).manifest)
+    with caplog.at_level("INFO", "amlr.export"):
+        add_cpu_variants(bundle, ("int8",), read_posts(file))
+    assert "no picture" in caplog.text
+    manifest = bundle.manifest
     record = manifest.variants["int8"].parity
     assert record["calibration"] == {
         "given": True,

@@ -12,9 +12,9 @@ from torch import Tensor
 from amlr.errors import CheckpointError, ParityError
 from amlr.export import pipeline
 from amlr.export.cli import export_command
-from amlr.export.eager import EagerProvider
-from amlr.export.pipeline import ExportOptions, export_checkpoint
-from amlr.export.reference import load_reference
+from amlr.export.eager import EagerProvider, load_reference
+from amlr.export.options import ExportOptions
+from amlr.export.pipeline import export_checkpoint
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle

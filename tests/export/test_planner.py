@@ -11,17 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from amlr.errors import InputError
-from amlr.export.batch_sizes import choose_batches, run_cost
-from amlr.export.plan_report import plan_report, read_plan
 from amlr.export.planner import (
-    PlanLimits,
     Traffic,
     best_edges,
+    choose_batches,
     fit_profile,
     measure_traffic,
     plan_buckets,
+    plan_report,
     plan_table,
-    profile_for,
+    read_plan,
+    run_cost,
     work_of,
 )
 from amlr.export.samples import sample_posts
@@ -81,27 +81,19 @@ def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
 
 def test_memory_cap_lowers_the_number_of_graphs() -> None:
     traffic = _traffic()
-    free = plan_buckets(traffic, 16, PlanLimits(batches=(1,)))
-    capped = plan_buckets(traffic, 16, PlanLimits(batches=(1,), memory_mb=free.memory_bytes / 2e6))
+    free = plan_buckets(traffic, 16, at_once=1)
+    assert {bucket.batch for bucket in free.buckets} == {1}
+    capped = plan_buckets(traffic, 16, at_once=1, memory_mb=free.memory_bytes / 2e6)
     assert capped.memory_bytes <= free.memory_bytes / 2
-    assert 1 <= capped.graphs < free.graphs
-    with pytest.raises(InputError, match="raise it or lower the batch sizes"):
-        plan_buckets(traffic, 4, PlanLimits(memory_mb=0.1))
-
-
-def test_batch_sizes_share_the_graphs() -> None:
-    plan = plan_buckets(_traffic(), 8, PlanLimits(batches=(1, 8)))
-    assert len(plan.buckets) <= 4
-    assert plan.graphs == 2 * len(plan.buckets)
-    with pytest.raises(InputError, match="cannot hold 2 batch sizes"):
-        plan_buckets(_traffic(), 1, PlanLimits(batches=(1, 8)))
+    assert 1 <= len(capped.buckets) < len(free.buckets)
+    with pytest.raises(InputError, match=r"one graph of 76 steps needs 4 MB, the cap is 0\.1 MB"):
+        plan_buckets(traffic, 4, memory_mb=0.1)
 
 
 def test_a_batch_size_is_chosen_for_each_bucket() -> None:
     traffic = _traffic()
     plan = plan_buckets(traffic, 4)
-    assert plan.batches == ()
-    assert plan.graphs == len(plan.buckets) == 4
+    assert len(plan.buckets) == 4
     assert all(b.batch in (1, 2, 4, 8, 16, 32) for b in plan.buckets)
     usual, rare = (pick(plan.buckets, key=lambda b: b.windows) for pick in (max, min))
     assert usual.batch > rare.batch
@@ -110,9 +102,9 @@ def test_a_batch_size_is_chosen_for_each_bucket() -> None:
     )
     assert plan.to_dict()["buckets"][0]["batch"] == plan.buckets[0].batch
     # One window at a time: a larger batch would only be padding.
-    alone = plan_buckets(traffic, 4, PlanLimits(at_once=1))
+    alone = plan_buckets(traffic, 4, at_once=1)
     assert [b.batch for b in alone.buckets] == [1] * 4
-    capped = plan_buckets(traffic, 4, PlanLimits(memory_mb=plan.memory_bytes / 2e6))
+    capped = plan_buckets(traffic, 4, memory_mb=plan.memory_bytes / 2e6)
     assert capped.memory_bytes <= plan.memory_bytes / 2
     assert [b.tokens for b in capped.buckets] == [b.tokens for b in plan.buckets]
     assert sum(b.batch for b in capped.buckets) < sum(b.batch for b in plan.buckets)
@@ -146,7 +138,13 @@ def test_batches_are_the_cheapest_and_fit_the_cap(
 
     def choose(cap_bytes: float) -> tuple[int, ...] | None:
         return choose_batches(
-            works, share, [1] * len(works), fill_work=fill, most=8, at_once=12, cap_bytes=cap_bytes
+            works,
+            share,
+            [1] * len(works),
+            fill_work=fill,
+            largest=8,
+            at_once=12,
+            cap_bytes=cap_bytes,
         )
 
     free = choose(1e9)
@@ -161,12 +159,12 @@ def test_batches_are_the_cheapest_and_fit_the_cap(
         assert all(a <= b for a, b in zip(capped, free, strict=True))
 
 
-def test_profile_has_its_optimum_at_the_modal_bucket() -> None:
-    plan = plan_buckets(_traffic(), 4, PlanLimits(batches=(1, 8)))
+def test_profile_has_its_optimum_at_the_modal_bucket(tiny_plan: Path) -> None:
+    plan = plan_buckets(_traffic(), 4)
     modal = max(plan.buckets, key=lambda b: b.windows)
-    profile = fit_profile(plan, max_tokens=128, max_units=768)
+    profile = fit_profile(Bundle.open(tiny_plan), plan)
     assert (profile.tokens.opt, profile.units.opt) == (modal.tokens, modal.units)
-    assert (profile.tokens.max, profile.units.max, profile.posts.opt) == (128, 768, 8)
+    assert (profile.tokens.max, profile.units.max, profile.posts.opt) == (64, 384, modal.batch)
 
 
 def test_traffic_of_posts_under_a_bundles_rules(tiny_plan: Path) -> None:
@@ -175,14 +173,14 @@ def test_traffic_of_posts_under_a_bundles_rules(tiny_plan: Path) -> None:
     assert len(traffic.tokens_n) >= 40
     assert traffic.tokens_n.max() <= bundle.manifest.text.max_tokens
     assert traffic.units_n.min() >= 0
-    plan = plan_buckets(traffic, 4, PlanLimits(width=32))
-    profile = profile_for(bundle, plan)
+    plan = plan_buckets(traffic, 4, width=32)
+    profile = fit_profile(bundle, plan)
     assert profile.tokens.max == bundle.manifest.text.max_tokens
     assert profile.units.max >= traffic.units_n.max()
     table = list(plan_table([plan]))
     assert "padding" in table[0]
     assert str(plan.buckets[0].tokens) in table[1]
-    assert plan.to_dict()["graphs"] == plan.graphs
+    assert plan.to_dict()["graphs"] == len(plan.buckets)
 
 
 def test_no_posts_are_refused() -> None:

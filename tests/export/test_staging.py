@@ -1,6 +1,7 @@
 """A bundle appears whole or not at all."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from amlr.errors import ExportError, InputError
-from amlr.export.staging import list_files, staged
-from amlr.runtime.manifest import MANIFEST
+from amlr.errors import BundleError, ExportError, InputError
+from amlr.export import staging
+from amlr.export.staging import StagedBundle, staged
+from amlr.runtime import Engine
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.manifest import MANIFEST, FileEntry
 
 
 def write_bundle(folder: Path, text: str) -> None:
@@ -68,14 +72,6 @@ def test_other_folders_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not a bundle"), staged(out):
         pass
     assert (out / "cat.jpg").exists()
-
-
-def test_listed_files_have_hashes(tmp_path: Path) -> None:
-    write_bundle(tmp_path, "m")
-    entries = list_files(tmp_path)
-    assert list(entries) == ["onnx/a.bin"]
-    assert entries["onnx/a.bin"].bytes == 3
-    assert entries["onnx/a.bin"].sha256.startswith("ba7816bf")
 
 
 def test_a_link_stays_and_its_folder_is_replaced(tmp_path: Path) -> None:
@@ -176,3 +172,48 @@ def test_a_handler_of_the_program_is_kept(tmp_path: Path) -> None:
             write_bundle(folder, "new")
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+def test_a_file_is_hashed_once_and_again_after_it_changed(
+    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    real = staging.file_entry
+
+    def count(path: Path) -> FileEntry:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(staging, "file_entry", count)
+    source = Bundle.open(tiny_plan)
+    bundle = StagedBundle(tmp_path, source.manifest)
+    bundle.copy(source)
+    assert hashed == []
+    assert list(bundle.manifest.files) == list(source.manifest.files)
+    (tmp_path / "onnx" / "a.bin").write_bytes(b"abc")
+    bundle.save()
+    bundle.save(name="other")
+    assert hashed == ["a.bin"]
+    entry = bundle.manifest.files["onnx/a.bin"]
+    assert (entry.bytes, entry.sha256[:8]) == (3, "ba7816bf")
+    assert bundle.open().manifest.name == "other"
+    (tmp_path / "onnx" / "a.bin").write_bytes(b"abcd")
+    bundle.save()
+    assert hashed == ["a.bin", "a.bin"]
+    assert bundle.manifest.files["onnx/a.bin"].bytes == 4
+    (tmp_path / "onnx" / "a.bin").unlink()
+    bundle.save()
+    assert "onnx/a.bin" not in bundle.manifest.files
+
+
+def test_a_damaged_source_stays_damaged(tiny_plan: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_plan, tmp_path / "a.plan")
+    weights = tmp_path / "a.plan" / "onnx" / "fp32" / "weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[100] ^= 1
+    weights.write_bytes(content)
+    source = Bundle.open(tmp_path / "a.plan")
+    with staged(tmp_path / "b.plan") as folder:
+        StagedBundle(folder, source.manifest).copy(source)
+    with pytest.raises(BundleError, match=r"weights\.bin is damaged"):
+        Engine.load(tmp_path / "b.plan", provider="onnxruntime")

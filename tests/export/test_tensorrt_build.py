@@ -12,9 +12,10 @@ from transformers import BertConfig, ViTConfig
 
 from amlr.errors import ExportError
 from amlr.export.graphs import build_graphs
+from amlr.export.options import ExportOptions
 from amlr.export.precision.half import to_half
 from amlr.export.precision.variant import write_half
-from amlr.export.tensorrt.builder import BuildOptions, Plan, build_plan
+from amlr.export.tensorrt.builder import Plan, build_plan
 from amlr.export.tensorrt.messages import explain
 from amlr.export.tensorrt.profiles import (
     Extent,
@@ -110,7 +111,7 @@ def test_paper_preset_builds_in_half_for_three_architectures(
             shapes=[shapes_for(spec.name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
             precision="fp16",
             islands=[island.node for island in half.islands],
-            options=BuildOptions(sms=(80, 89, 120)),
+            options=ExportOptions(sms=(80, 89, 120)),
         )
         # Two bytes a weight: 86, 86 and 23 million of them.
         assert len(plan.data) > {"text": 170e6, "image": 170e6, "fusion": 40e6}[spec.name]
@@ -191,7 +192,7 @@ def test_missing_profile_is_explained(library: TensorRT, tmp_path: Path) -> None
 def test_unknown_architecture_lists_the_known_ones(library: TensorRT, tmp_path: Path) -> None:
     path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
     with pytest.raises(ExportError, match=r"cannot build for SM 9\.0; it knows .*SM89"):
-        _try(library, path, options=BuildOptions(sms=(90,)))
+        _try(library, path, options=ExportOptions(sms=(90,)))
 
 
 def test_profiles_of_all_inputs_must_agree() -> None:

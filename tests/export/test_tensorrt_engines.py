@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from amlr.errors import BackendUnavailableError, BundleError, ExportError, PlanMismatchError
-from amlr.export.extend import TargetOptions, extend_bundle
-from amlr.export.samples import sample_posts
-from amlr.export.tensorrt.builder import BuildOptions
+from amlr.export.additions import add_to_bundle
+from amlr.export.options import ExportOptions
+from amlr.export.tensorrt.engines import build_engines
 from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
@@ -22,24 +22,23 @@ from amlr.runtime.engine_record import (
     host_platform,
 )
 from amlr.runtime.tensorrt_library import load_tensorrt
+from log_lines import log_lines
+from tiny_ladder import write_posts
 
 SMALL = Profile(posts=Extent(1, 4, 16), units=Extent(1, 32, 384), pool=Extent(1, 2, 8))
-OPTIONS = TargetOptions(
-    targets=("tensorrt-rtx",),
-    precisions=("fp32", "fp16"),
-    profiles=(SMALL,),
-    build=BuildOptions(sms=(80, 89, 120)),
-    posts=sample_posts(12),
-)
+OPTIONS = ExportOptions(targets=("tensorrt-rtx",), profiles=(SMALL,), sms=(80, 89, 120))
 
 
 @pytest.fixture(scope="module")
 def built(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
-    out = tmp_path_factory.mktemp("engines") / "with.plan"
-    lines: list[str] = []
-    extend_bundle(tiny_plan, out, OPTIONS, say=lines.append)
-    return out, lines
+    folder = tmp_path_factory.mktemp("engines")
+    calib = write_posts(folder, images=3, count=40)
+    with log_lines() as lines:
+        add_to_bundle(tiny_plan, folder / "fp32.plan", OPTIONS)
+        half = replace(OPTIONS, precisions=("fp16",), calib=calib)
+        add_to_bundle(folder / "fp32.plan", folder / "with.plan", half)
+    return folder / "with.plan", lines
 
 
 def test_engines_are_named_listed_and_audited(built: tuple[Path, list[str]]) -> None:
@@ -78,13 +77,13 @@ def test_nothing_is_built_twice(
         raise AssertionError("built again")
 
     monkeypatch.setattr("amlr.export.tensorrt.engines.build_plan", refuse)
-    lines: list[str] = []
-    again = extend_bundle(built[0], tmp_path / "again.plan", OPTIONS, say=lines.append)
+    with log_lines() as lines:
+        again = add_to_bundle(built[0], tmp_path / "again.plan", OPTIONS)
     assert len(again.engines) == 2
-    assert sum("unchanged" in line for line in lines) == 6
+    assert sum("unchanged" in line for line in lines) == 3
     other = replace(OPTIONS, profiles=(replace(SMALL, posts=Extent(1, 8, 16)),))
     with pytest.raises(AssertionError, match="built again"):
-        extend_bundle(built[0], tmp_path / "other.plan", other)
+        add_to_bundle(built[0], tmp_path / "other.plan", other)
     assert not (tmp_path / "other.plan").exists()
 
 
@@ -99,17 +98,18 @@ def test_inspection_names_profiles_and_precision(built: tuple[Path, list[str]]) 
 def test_extending_needs_no_torch(built: tuple[Path, list[str]]) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "import amlr.export.extend, amlr.export.precision.variant, amlr.export.tensorrt.engines"
+        "import amlr.export.additions"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_variant_and_missing_library(tiny_plan: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
+    library, bundle = load_tensorrt("tensorrt-rtx"), Bundle.open(tiny_plan)
     with pytest.raises(ExportError, match="no variant 'int8'"):
-        extend_bundle(tiny_plan, tmp_path / "x.plan", replace(OPTIONS, precisions=("int8",)))
+        build_engines(tmp_path, bundle, library, variant="int8", options=OPTIONS)
     with pytest.raises(BackendUnavailableError, match="pip install"):
-        extend_bundle(tiny_plan, tmp_path / "x.plan", replace(OPTIONS, targets=("tensorrt",)))
+        add_to_bundle(tiny_plan, tmp_path / "x.plan", replace(OPTIONS, targets=("tensorrt",)))
     assert not (tmp_path / "x.plan").exists()
 
 

@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import BackendUnavailableError, ExportError
-from amlr.export.tensorrt.builder import BuildOptions, Plan, build_plan
+from amlr.export.options import ExportOptions
+from amlr.export.tensorrt.builder import Plan, build_plan
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
 
 TABLE = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
@@ -110,7 +111,7 @@ def graph(tmp_path: Path) -> Path:
     return tmp_path / "g.onnx"
 
 
-def _build(library: TensorRT, path: Path, options: BuildOptions) -> Plan:
+def _build(library: TensorRT, path: Path, options: ExportOptions) -> Plan:
     dims: dict[str, tuple[int | str, ...]] = {"x": ("B", 4)}
     return build_plan(
         library,
@@ -127,7 +128,7 @@ def _build(library: TensorRT, path: Path, options: BuildOptions) -> Plan:
 def test_builds_with_the_names_of_both_majors(version: str, graph: Path, tmp_path: Path) -> None:
     library, log = _library(version)
     cache = tmp_path / "caches" / "timing.cache"
-    options = BuildOptions(
+    options = ExportOptions(
         hardware="ampere-plus", version_compatible=True, strip_weights=True, timing_cache=cache
     )
     assert _build(library, graph, options).data
@@ -139,7 +140,7 @@ def test_builds_with_the_names_of_both_majors(version: str, graph: Path, tmp_pat
     ]
     assert cache.read_bytes() == b"+"
     log.clear()
-    _build(library, graph, BuildOptions(timing_cache=cache, workspace_bytes=1 << 28))
+    _build(library, graph, ExportOptions(timing_cache=cache, workspace_bytes=1 << 28))
     assert ("timing cache", b"+") in log
     assert cache.read_bytes() == b"++"
 
@@ -156,7 +157,7 @@ def test_builder_that_cannot_start_names_the_other_target(graph: Path) -> None:
 
     broken = load_tensorrt("tensorrt", Broken())
     with pytest.raises(ExportError, match="--target tensorrt-rtx, which builds anywhere"):
-        _build(broken, graph, BuildOptions())
+        _build(broken, graph, ExportOptions())
 
 
 def test_old_library_is_refused() -> None:

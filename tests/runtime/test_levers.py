@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amlr.export.eager import EagerProvider
+from amlr.export.eager import EagerProvider, load_reference
 from amlr.export.graphs import build_graphs
-from amlr.export.reference import load_reference
 from amlr.export.samples import sample_posts
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime import Engine, Post, Raw

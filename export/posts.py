@@ -1,11 +1,11 @@
-"""Posts to calibrate and to prove variants on: the user's own, or invented ones."""
+"""Posts to calibrate variants on and others to verify them on: the user's, or invented ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amlr.errors import InputError
-from amlr.export.parity import Key
+from amlr.export.parity import Answer, Key
 from amlr.export.samples import sample_posts
 from amlr.kernels import is_tuning_half
 from amlr.runtime.jsonl import parse_line
@@ -13,10 +13,12 @@ from amlr.runtime.results import Post
 from amlr.runtime.text_files import read_text
 
 INVENTED = 240
+# The search for float32 islands in float16 takes more posts, and others of another seed.
+_HALF_SEARCH, _HALF_VERIFY, _HALF_SEED = 256, 128, 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ProofPost:
+class CalibrationPost:
     """A post, and its true entities where they are known.
 
     Attributes:
@@ -29,23 +31,51 @@ class ProofPost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ProofPosts:
+class CalibrationPosts:
     """Two halves that share no post, whichever order the file has.
 
     Attributes:
         tuning: Scales, radii and choices come from these.
-        proof: Parity is measured on these and nothing else.
+        held_out: Parity is measured on these and nothing else.
         source: Where they come from, for the manifest.
         given: Whether the user gave them; invented posts certify nothing.
     """
 
-    tuning: tuple[ProofPost, ...]
-    proof: tuple[ProofPost, ...]
+    tuning: tuple[CalibrationPost, ...]
+    held_out: tuple[CalibrationPost, ...]
     source: str
     given: bool
 
+    def half_posts(self) -> tuple[list[Post], list[Post]]:
+        """Posts to search float16 on, and others to verify it on; more where they are invented."""
+        if not self.given:
+            verify = sample_posts(_HALF_VERIFY, seed=_HALF_SEED)
+            return sample_posts(_HALF_SEARCH), verify
+        tuning, held_out = ([item.post for item in half] for half in (self.tuning, self.held_out))
+        return tuning, held_out
 
-def read_posts(path: Path | None, images: Path | None = None, *, most: int = 1000) -> ProofPosts:
+
+def strict_f1(posts: Sequence[CalibrationPost], answers: Sequence[Answer]) -> float | None:
+    """Strict F1 of some answers; None unless the true entities of every post are known."""
+    from amlr.training.conll import SAME_CLASS
+
+    right = total = 0
+    for item, answer in zip(posts, answers, strict=True):
+        if item.gold is None:
+            return None
+        # The corpus and the model may name one class differently.
+        gold, answered = (
+            {(start, end, SAME_CLASS.get(label, label)) for start, end, label in keys}
+            for keys in (item.gold, answer.entities)
+        )
+        right += len(gold & answered)
+        total += len(item.gold) + len(answer.entities)
+    return 2 * right / total if total else 1.0
+
+
+def read_posts(
+    path: Path | None, images: Path | None = None, *, most: int = 1000
+) -> CalibrationPosts:
     """Read posts from JSON lines or a CoNLL file, or invent some.
 
     Args:
@@ -58,38 +88,38 @@ def read_posts(path: Path | None, images: Path | None = None, *, most: int = 100
         InputError: The file cannot be read, or holds too few posts for two halves.
     """
     if path is None:
-        posts = [ProofPost(post=post) for post in sample_posts(INVENTED, images=12, seed=1)]
+        posts = [CalibrationPost(post=post) for post in sample_posts(INVENTED, images=12, seed=1)]
         source = "invented posts"
     else:
         read = _read_jsonl if path.suffix == ".jsonl" else _read_conll
         posts = read(path, images)[:most]
         source = path.name
     # By text alone: a post that is there twice must not be in both halves.
-    half = is_tuning_half([proof.post.text for proof in posts])
-    tuning = tuple(p for p, own in zip(posts, half, strict=True) if own)
-    proof = tuple(p for p, own in zip(posts, half, strict=True) if not own)
-    if min(len(tuning), len(proof)) < 8:
+    half = is_tuning_half([item.post.text for item in posts])
+    tuning = tuple(p for p, is_tuning in zip(posts, half, strict=True) if is_tuning)
+    held_out = tuple(p for p, is_tuning in zip(posts, half, strict=True) if not is_tuning)
+    if min(len(tuning), len(held_out)) < 8:
         raise InputError(
             f"{path} has {len(posts)} usable posts; calibration needs at least 50 or so"
         )
-    return ProofPosts(tuning=tuning, proof=proof, source=source, given=path is not None)
+    return CalibrationPosts(tuning=tuning, held_out=held_out, source=source, given=path is not None)
 
 
-def _read_jsonl(path: Path, images: Path | None) -> list[ProofPost]:
+def _read_jsonl(path: Path, images: Path | None) -> list[CalibrationPost]:
     lines = read_text(path, "a file of JSON lines").split("\n")
     parsed = [
         parse_line(number, line.encode(), images or path.parent)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
-    return [ProofPost(post=line.post) for line in parsed if line.post is not None]
+    return [CalibrationPost(post=line.post) for line in parsed if line.post is not None]
 
 
-def _read_conll(path: Path, images: Path | None) -> list[ProofPost]:
+def _read_conll(path: Path, images: Path | None) -> list[CalibrationPost]:
     from amlr.training.conll import SAME_CLASS, ImageFolder, read_conll
 
     folder = ImageFolder(root=images)
-    found = []
+    posts = []
     for labelled in read_conll(path):
         spans = labelled.word_spans_n2
         gold = frozenset(
@@ -98,5 +128,5 @@ def _read_conll(path: Path, images: Path | None) -> list[ProofPost]:
         )
         words: Sequence[tuple[int, int]] = [(int(s), int(e)) for s, e in spans]
         post = Post(labelled.text, folder.find(labelled.image_id), words)
-        found.append(ProofPost(post=post, gold=gold))
-    return found
+        posts.append(CalibrationPost(post=post, gold=gold))
+    return posts
