@@ -1,5 +1,7 @@
 """Fixtures that several rooms share."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,17 @@ import amlr  # noqa: F401
 # Speed is measured elsewhere; a busy machine must not fail a property.
 settings.register_profile("amlr", deadline=None)
 settings.load_profile("amlr")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A server or replica started in this process sets the logging up for good."""
+    loggers = [logging.getLogger(name) for name in ("amlr", "uvicorn")]
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Servers that the serving tests share."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,17 +7,6 @@ import pytest
 
 from amlr.runtime import Engine
 from live_server import LiveServer
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A server or replica started in this process sets the logging up for good."""
-    loggers = [logging.getLogger(name) for name in ("amlr", "uvicorn")]
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
-    yield
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

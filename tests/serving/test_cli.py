@@ -62,7 +62,7 @@ def test_stopping_while_warming_up_is_no_error(
 ) -> None:
     log = tmp_path / "log"
     # So many posts in a batch that warming up lasts.
-    slow = ("--batch-posts", "3000", "--batch-tokens", "1000000", "--workers", "1")
+    slow = ("--batch-posts", "20000", "--batch-tokens", "1000000", "--workers", "1")
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [*RUN, "--engine", str(tiny_plan), "--port", "0", *OPTIONS, *slow], stderr=stderr
