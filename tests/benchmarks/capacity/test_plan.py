@@ -1,15 +1,16 @@
 """A day of many servers: replicas follow the rate, money adds up, the page shows it."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
 
 from amlr.benchmarks.capacity.check import Check
 from amlr.benchmarks.capacity.costs import CostGrid
-from amlr.benchmarks.capacity.fleet import best_utilisation, load_curve, simulate_day
+from amlr.benchmarks.capacity.fleet import Load, best_utilisation, load_curve, simulate_day
 from amlr.benchmarks.capacity.page import render_page, render_text
-from amlr.benchmarks.capacity.plan import CapacityReport, plan_capacity
+from amlr.benchmarks.capacity.plan import CapacityReport, Plan, plan_capacity
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.report.records import MachineRecord
 from amlr.errors import InputError
@@ -36,8 +37,18 @@ def traffic(**changes: object) -> Traffic:
     return Traffic.from_dict(values | changes)
 
 
+@cache
+def usual_plan() -> Plan:
+    return plan_capacity(traffic(), COSTS)
+
+
+@cache
+def usual_curve() -> list[Load]:
+    return load_curve(traffic(), COSTS, 0.5)
+
+
 def test_replicas_follow_the_rate_and_cost_less_than_the_peak() -> None:
-    plan = plan_capacity(traffic(), COSTS)
+    plan = usual_plan()
     scaled, fixed = plan.scaled, plan.fixed
     night, noon = scaled.hours[4], scaled.hours[17]
     assert night.replicas < noon.replicas
@@ -52,7 +63,7 @@ def test_replicas_follow_the_rate_and_cost_less_than_the_peak() -> None:
 
 
 def test_bigger_caches_never_hurt() -> None:
-    caches = plan_capacity(traffic(), COSTS).caches
+    caches = usual_plan().caches
     assert [row.hits for row in caches] == sorted(row.hits for row in caches)
     prices = [row.price_per_million for row in caches]
     assert prices == sorted(prices, reverse=True)
@@ -61,7 +72,7 @@ def test_bigger_caches_never_hurt() -> None:
 def test_slow_starts_are_seen_in_refusals() -> None:
     """A day that jumps from quiet to busy, with replicas that take an hour to start."""
     jump = traffic(rate_per_s=[10] * 23 + [1500], autoscaling={"start_s": 3600})
-    curve = load_curve(jump, COSTS, 0.5)
+    curve = usual_curve()
     day = simulate_day(jump, curve, best_utilisation(curve, 0.25), fixed=False)
     at_once = simulate_day(
         traffic(rate_per_s=[10] * 23 + [1500], autoscaling={"start_s": 0}),
@@ -71,7 +82,7 @@ def test_slow_starts_are_seen_in_refusals() -> None:
 
 
 def test_latency_grows_with_load() -> None:
-    curve = load_curve(traffic(), COSTS, 0.5)
+    curve = usual_curve()
     assert curve[0].p99_s < curve[-1].p99_s
     assert curve[0].p50_s <= curve[0].p95_s <= curve[0].p99_s
 
@@ -90,8 +101,9 @@ def test_text_and_page_hold_the_figures() -> None:
         cpu="<CPU & co>", cores=4, memory_gb=None, system=None, python="3", packages={}
     )
     spec = traffic(machine={"cores": 4, "price_per_hour": 0.5, "currency": "EUR"})
-    plan = plan_capacity(spec, COSTS)
-    report = CapacityReport(machine=machine, costs=COSTS, traffic=spec, plan=plan, checks=[check])
+    report = CapacityReport(
+        machine=machine, costs=COSTS, traffic=spec, plan=usual_plan(), checks=[check]
+    )
     json.dumps(report.to_dict(), allow_nan=False)
     text, page = render_text(report), render_page(report)
     assert "| 2 | 65% | 78.0 | 80.0 | +3% | 100 | 90 | -10% |" in text
