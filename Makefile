@@ -40,7 +40,7 @@ $(DEMO)/.trained: | $(VENV)/.demo
 	@touch $@
 
 $(DEMO)/amlr.plan/manifest.json: $(DEMO)/.trained
-	@echo "== exporting and proving"
+	@echo "== exporting and verifying"
 	$(BIN)/amlr-export --ckpt $(DEMO)/best.pt --out $(DEMO)/amlr.plan
 
 $(DEMO)/bench.json: $(DEMO)/amlr.plan/manifest.json

@@ -79,7 +79,7 @@ def load_data(data: str, images: Path | None, limit: int | None, sample_count: i
 def generated_posts(count: int) -> tuple[BenchPost, ...]:
     """Invented posts: two of three as in the sample dataset's held-out part, with labels.
 
-    The others are of very different lengths and scripts, for a proof that is not too easy.
+    The others are of very different lengths and scripts, for a check that is not too easy.
     """
     labelled = count - count // 3
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Real-looking posts and pictures that every export is proved and golden-checked on.
+"""Real-looking posts and pictures that every export is verified on.
 
 They are invented here, so a bundle carries nobody's posts. Lengths, words and scripts vary on
 purpose: one word, a hundred words, URLs, hashtags, emoji, right-to-left text.

@@ -10,7 +10,7 @@ best off. For each of the perturbation sets below that corner is one point of th
 * if another answer wins there, the corner itself changes it (complete).
 
 Ties are covered, because the tie rule is one fixed order of answers. Sums are float64; the float32
-decoder's own rounding is not part of the proof and belongs in the radii. Radii are measured.
+decoder's own rounding is not covered and belongs in the radii. Radii are measured.
 """
 
 from collections.abc import Sequence

@@ -88,7 +88,7 @@ class Engine:
         answer_cache: int = 0,
         image: str = "always",
     ) -> Self:
-        """Open a bundle and take the best tier that proves itself on this host.
+        """Open a bundle and take the best tier that passes its check on this host.
 
         Args:
             path: The bundle's folder.

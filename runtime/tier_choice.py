@@ -1,4 +1,4 @@
-"""The fastest of several proved tiers on this host: timed once, remembered, and said.
+"""The fastest of several verified tiers on this host: timed once, remembered, and said.
 
 On one CPU bfloat16 wins, on the next int8, and for one post alone another library than for a batch;
 no record made elsewhere can tell. All candidates give the same entities by the record of parity, so
@@ -47,7 +47,7 @@ def open_fastest(
     Args:
         bundle: Their bundle.
         tiers: In order of preference, devices first.
-        open_tier: Opens and proves one.
+        open_tier: Opens and checks one.
         threads: As asked for; part of what a remembered choice depends on.
         cache_dir: Where the choice is remembered; None remembers it in this process only.
         pictures: Whether to time the image graph too, which loads it.
@@ -85,7 +85,7 @@ def open_fastest(
 
 
 def _untimed(tier: Tier, tiers: Sequence[Tier]) -> Choice:
-    reason = "the only one asked for" if len(tiers) == 1 else "the first that proved itself here"
+    reason = "the only one asked for" if len(tiers) == 1 else "the first that passed its check here"
     return Choice(provider=tier.provider, precision=tier.variant.precision, reason=reason)
 
 

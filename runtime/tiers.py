@@ -77,7 +77,7 @@ def open_first(
     Args:
         bundle: Their bundle.
         tiers: What to try.
-        open_tier: Opens and proves one.
+        open_tier: Opens and checks one.
         skipped: Tiers that could not serve so far; receives the others.
 
     Raises:

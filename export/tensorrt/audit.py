@@ -1,4 +1,4 @@
-"""Proof of precision: what every layer of the parsed network computes in.
+"""Audit of precision: what every layer of the parsed network computes in.
 
 A build that was asked for float16 and silently made a float32 engine is the usual failure of FP16
 exports. The network's tensors carry their types, so the claim is checked before building, layer by

@@ -11,7 +11,7 @@ from amlr.runtime.providers.base import Provider, ProviderOptions
 
 Factory = Callable[[Bundle, Variant, ProviderOptions], Provider]
 
-# Fastest first; `auto` takes the first that is installed, has its device and proves itself.
+# Fastest first; `auto` takes the first that is installed, has its device and passes its check.
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
 PROVIDERS = {
     "tensorrt": "amlr.runtime.device.tensorrt:open_tensorrt",
@@ -80,8 +80,8 @@ def admitted_variants(
     ]
     if wanted != "auto":
         return [(name, variant) for name, variant in fitting if variant.precision == wanted]
-    proved = [item for item in fitting if _is_admitted(item[1], max_changed)]
-    return sorted(proved, key=lambda item: item[1].precision == "fp32")
+    admitted = [item for item in fitting if _is_admitted(item[1], max_changed)]
+    return sorted(admitted, key=lambda item: item[1].precision == "fp32")
 
 
 def _is_admitted(variant: Variant, max_changed: float) -> bool:

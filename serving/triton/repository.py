@@ -57,7 +57,7 @@ What to change, in `models/amlr/config.pbtxt`:
 * `dynamic_batching`: preferred sizes are those of the bundle's engines, or those at which a CPU
   reaches full speed.
 
-The engine proves itself on the bundle's golden posts before Triton calls the model ready.
+The engine is checked on the bundle's golden posts before Triton calls the model ready.
 """
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a proved bundle, or nothing at all."""
+"""A checkpoint becomes a verified bundle, or nothing at all."""
 
 import json
 import shutil

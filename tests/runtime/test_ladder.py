@@ -115,13 +115,13 @@ def test_precision_auto_needs_a_budget_above_zero(
 
     # The copies are equally fast.
     monkeypatch.setattr("amlr.runtime.tier_choice.time_tier", faster_in_int8)
-    proved = variant_of(tiny_plan, tmp_path / "a", changed_entities=0, entities=90)
+    verified = variant_of(tiny_plan, tmp_path / "a", changed_entities=0, entities=90)
     lossy = variant_of(tiny_plan, tmp_path / "b", changed_entities=1, entities=90)
     chosen = []
     for plan, options in (
-        (proved, {}),
-        (proved, {"max_changed": 0.001}),
-        (proved, {"precision": "exact"}),
+        (verified, {}),
+        (verified, {"max_changed": 0.001}),
+        (verified, {"precision": "exact"}),
         (lossy, {}),
         (lossy, {"max_changed": 0.05}),
         (lossy, {"precision": "int8"}),

@@ -100,18 +100,18 @@ def test_decoder_settings_are_checked() -> None:
 def test_auto_takes_a_variant_other_than_fp32_only_within_a_budget_above_zero() -> None:
     graphs = {"text": "onnx/fp32/text.onnx"}
     unproved = Variant(precision="bf16", graphs=graphs)
-    proved = Variant(
+    verified = Variant(
         precision="int8", graphs=graphs, parity={"changed_entities": 0, "entities": 500}
     )
     lossy = Variant(
         precision="int4", graphs=graphs, parity={"changed_entities": 4, "entities": 500}
     )
-    gpu = replace(proved, precision="fp16", provider="onnxruntime-cuda")
-    family = replace(proved, precision="int8", provider="onnxruntime")
+    gpu = replace(verified, precision="fp16", provider="onnxruntime-cuda")
+    family = replace(verified, precision="int8", provider="onnxruntime")
     variants = {
         "fp32": MANIFEST.variants["fp32"],
         "bf16": unproved,
-        "int8": proved,
+        "int8": verified,
         "int4": lossy,
         "gpu": gpu,
         "family": family,
