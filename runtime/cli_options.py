@@ -15,8 +15,8 @@ _OPTIONS = (
         "--precision",
         default="auto",
         show_default=True,
-        help="auto (fastest that changes no entity), exact (fp32), escalate (low precision first, "
-        "fp32 where an answer is not certain), or one by name: fp32, bf16, int8, ...",
+        help="auto or exact (fp32), escalate (low precision first, fp32 where an answer is not "
+        "certain), or one by name: fp32, bf16, int8, ...",
     ),
     click.option(
         "--image-mode",
