@@ -2,9 +2,12 @@
 
 No word rule looks past white space, and every word is tokenized on its own, so a chunk always gives
 the same words and subwords, and most chunks of a post were seen before. What a chunk gave is kept;
-the chunks of a call that are new go through the word rule and the tokenizer together.
+the chunks of a call that are new go through the word rule and the tokenizer together. Where the
+pre-tokenizer looks at the character before a chunk (`'s` is one piece after a line's end and two
+after a blank in GPT-2's), a chunk is known together with that character.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -16,6 +19,8 @@ import numpy.typing as npt
 from amlr.runtime.pieces import SOLID
 from amlr.runtime.words import replace_surrogates
 
+# A chunk and the white space before it.
+_LED = re.compile(r"\s?\S+")
 Spans = npt.NDArray[np.int32]
 Tokens = tuple[list[int], list[tuple[int, int]]]
 URL_PREFIXES = ("http://", "https://", "www.")
@@ -69,6 +74,7 @@ class ChunkReader:
         tokenizer: Any,
         split: Callable[[str], Spans],
         *,
+        looks_back: bool,
         url_text: str | None,
         unk_id: int,
         word_limit: int,
@@ -78,11 +84,12 @@ class ChunkReader:
         Args:
             tokenizer: A `tokenizers.Tokenizer` without padding and truncation.
             split: The word rule: a text's words as character spans.
+            looks_back: Whether it depends on the character before a chunk.
             url_text: What a URL is tokenized as, or None to tokenize it as it stands.
             unk_id: Stands for a word that gives no subword.
             word_limit: Subwords kept of one word.
         """
-        self._tokenizer, self._split = tokenizer, split
+        self._tokenizer, self._split, self._looks_back = tokenizer, split, looks_back
         self._url_text, self._unk_id, self._limit = url_text, unk_id, word_limit
         self._known: dict[str, Chunk] = {}
         self._lock = threading.Lock()
@@ -93,15 +100,16 @@ class ChunkReader:
         Args:
             texts: Text and the spans of its words, or None for the word rule.
         """
+        pattern = _LED if self._looks_back else SOLID
         placed = [
-            [(m.start(), m.group()) for m in SOLID.finditer(replace_surrogates(text))]
+            [(m.start(), m.group()) for m in pattern.finditer(replace_surrogates(text))]
             if spans is None
             else []
             for text, spans in texts
         ]
         chunks = self._chunks({chunk for of_text in placed for _, chunk in of_text})
         return [
-            [(start, chunks[chunk]) for start, chunk in of_text]
+            [(start + chunk[0].isspace(), chunks[chunk]) for start, chunk in of_text]
             if spans is None
             else self._whole(text, spans)
             for of_text, (text, spans) in zip(placed, texts, strict=True)
@@ -124,23 +132,34 @@ class ChunkReader:
                     known[text] = chunk
         return chunks | made
 
-    def _make(self, texts: Sequence[str]) -> list[Chunk]:
+    def _make(self, wanted: Sequence[str]) -> list[Chunk]:
         """Run the word rule and the tokenizer over several chunks at once."""
-        spans = self._split(" ".join(texts))
-        ends = np.cumsum([len(text) + 1 for text in texts])
-        bounds = np.searchsorted(spans[:, 0], ends).tolist()
-        chunks, begin = [], 0
-        words: list[list[tuple[int, int]]] = []
-        for text, stop, end in zip(texts, bounds, ends.tolist(), strict=True):
-            start = end - len(text) - 1
-            words.append([(a - start, b - start) for a, b in spans[begin:stop].tolist()])
-            begin = stop
+        led = [chunk if chunk[0].isspace() else f" {chunk}" for chunk in wanted]
+        texts, words = [chunk[1:] for chunk in led], self._words(led)
+        if self._looks_back:
+            for place, chunk in enumerate(wanted):
+                if not chunk[0].isspace():  # the beginning of a text
+                    words[place] = list(map(tuple, self._split(chunk).tolist()))
         tokens = self._tokenize(
             [text[a:b] for text, of_chunk in zip(texts, words, strict=True) for a, b in of_chunk]
         )
-        for text, of_chunk in zip(texts, words, strict=True):
-            chunks.append(_chunk(text, of_chunk, [next(tokens) for _ in of_chunk]))
-        return chunks
+        return [
+            _chunk(text, of_chunk, [next(tokens) for _ in of_chunk])
+            for text, of_chunk in zip(texts, words, strict=True)
+        ]
+
+    def _words(self, led: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Words of chunks that begin with the white space before them; places do not count it."""
+        spans = self._split("".join(led))
+        ends = np.cumsum([len(chunk) for chunk in led])
+        bounds = np.searchsorted(spans[:, 0], ends).tolist()
+        words: list[list[tuple[int, int]]] = []
+        begin = 0
+        for chunk, stop, end in zip(led, bounds, ends.tolist(), strict=True):
+            start = end - len(chunk) + 1
+            words.append([(a - start, b - start) for a, b in spans[begin:stop].tolist()])
+            begin = stop
+        return words
 
     def _whole(self, text: str, spans: Spans) -> list[tuple[int, Chunk]]:
         """A text whose words were given, as one chunk."""

@@ -126,6 +126,9 @@ class Engine:
 
     @classmethod
     def _load(cls, bundle: Bundle, names: Sequence[str], options: EngineOptions) -> Self:
+        note = bundle.manifest.image.steps_note()
+        if note is not None:
+            LOG.warning("%s was %s", bundle.path, note)
         margin = measured_margin(bundle.manifest) if options.image == "when-needed" else None
         skipped: list[Skipped] = []
         low: tuple[Tier, Provider] | None = None

@@ -29,11 +29,14 @@ def piece_cutter(pre_tokenizer: Any) -> Cut:
     """
     if pre_tokenizer is None:
         return lambda text: [match.span() for match in _PLAIN.finditer(text)]
+    return (_LibraryCutter if looks_back(pre_tokenizer) else _CharacterCutter)(pre_tokenizer)
+
+
+def looks_back(pre_tokenizer: Any) -> bool:
+    """Whether the white space before a word may decide how the word is cut."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    if isinstance(pre_tokenizer, BertPreTokenizer):
-        return _CharacterCutter(pre_tokenizer)
-    return _LibraryCutter(pre_tokenizer)
+    return pre_tokenizer is not None and not isinstance(pre_tokenizer, BertPreTokenizer)
 
 
 class _CharacterCutter:

@@ -146,6 +146,7 @@ class TextEncoder:
         self._reader = ChunkReader(
             tokenizer,
             self._splitter.split,
+            looks_back=self._splitter.looks_back,
             url_text=spec.url_text,
             unk_id=unk_id,
             word_limit=spec.word_limit,

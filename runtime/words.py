@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.pieces import SOLID, Span, piece_cutter
+from amlr.runtime.pieces import SOLID, Span, looks_back, piece_cutter
 
 WORDS_1, WORDS_2 = "words-1", "words-2"
 WORD_RULES = (WORDS_1, WORDS_2)
@@ -120,6 +120,8 @@ class WordSplitter:
         """
         self._trims = rule == WORDS_2
         self._cut = piece_cutter(pre_tokenizer)
+        # Whether words depend on the white space before them.
+        self.looks_back = looks_back(pre_tokenizer)
 
     def split(self, text: str) -> npt.NDArray[np.int32]:
         """Words of a text.

@@ -15,15 +15,21 @@ settings.register_profile("amlr", deadline=None)
 settings.load_profile("amlr")
 
 
+_LOGGERS = [logging.getLogger(name) for name in ("amlr", "uvicorn")]
+
+
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A server or replica started in this process sets the logging up for good."""
-    loggers = [logging.getLogger(name) for name in ("amlr", "uvicorn")]
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+def untouched_logging() -> Iterator[None]:
+    """A server in this process, of this test or of the session, sets the logging up for good."""
+    _reset_logging()
     yield
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
+    _reset_logging()
+
+
+def _reset_logging() -> None:
+    for logger in _LOGGERS:
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -152,6 +152,8 @@ def test_an_empty_volume_is_filled_and_a_full_one_refused(tmp_path: Path, mount:
 def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; from amlr.export.staging import staged\n"
+        # A shell that starts the tests in the background leaves SIGINT ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with staged(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('x')\n"
         f"    os.kill(os.getpid(), {int(number)}); time.sleep(10)"

@@ -63,6 +63,7 @@ ODD_TEXTS = st.lists(
 @pytest.mark.parametrize("make", [wordpiece_encoder, byte_level_encoder])
 @settings(deadline=None, max_examples=60)
 @given(texts=st.lists(ODD_TEXTS, max_size=4))
+@example(texts=["'s 's\n's", "a's\t 's 't", "\n's"])
 def test_chunks_that_were_seen_before_give_what_whole_texts_give(
     make: Callable[..., TextEncoder], texts: list[str]
 ) -> None:
