@@ -14,6 +14,7 @@ from amlr.whole import write_whole
 
 if TYPE_CHECKING:  # `--help` must not wait for what a run needs
     from amlr.benchmarks.report.records import Report
+    from amlr.runtime.bundle import Bundle
 
 EXAMPLES = """\b
 Examples:
@@ -165,6 +166,7 @@ def _run(given: dict[str, Any]) -> "Report":
     check_groups(groups)
     peers = _peers(given["peers"], quick=quick)
     bundle = Bundle.open(given["engine"])
+    _check_precisions(bundle, given["precision"])
     options = RunOptions(
         engine=given["engine"],
         groups=() if given["parity_only"] else groups,
@@ -203,6 +205,16 @@ def _run(given: dict[str, Any]) -> "Report":
         for tiers in opened:
             tiers.close()
     return report
+
+
+def _check_precisions(bundle: "Bundle", text: str) -> None:
+    """Refuse, before anything is started, what no variant of the bundle can be."""
+    own = {variant.precision for variant in bundle.manifest.variants.values()}
+    if not (own | {"auto", "exact", "escalate"}) & set(_split(text)):
+        raise InputError(
+            f"--precision {text}: {bundle.path} has {', '.join(sorted(own))}; also auto, exact, "
+            "escalate"
+        )
 
 
 def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:
