@@ -69,7 +69,7 @@ wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 	$(BIN)/python -m build --outdir dist .
 
 mutants: $(VENV)/.dev ## Inject bugs into the CUDA and Python sources; every one must be caught
-	$(BIN)/python -m pytest tests/mutation
+	$(BIN)/python -m pytest -n $(JOBS) tests/mutation
 
 # NVIDIA's package pins an older NumPy, so the server has an environment of its own.
 TRITON_VENV ?= build/triton-venv

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_mutant_is_caught(
     mutant: Mutant,
     recordings: dict[str, Path],
     tmp_path: Path,
-    caught: list[tuple[str, str, str]],
+    caught: Callable[[str, str, str], None],
 ) -> None:
     text = (KERNELS / f"{mutant.spec.source}.cu").read_text()
     assert mutant.old in text, "the source has changed; write the mutant anew"
@@ -63,4 +64,4 @@ def test_mutant_is_caught(
     builder = HostBuilder(tmp_path, {mutant.spec.source: mutated})
     found = run(builder.replay(mutant.spec, mutant.by), recordings[mutant.by], mutant.by)
     assert found, f"{mutant.name}: survived {mutant.by}"
-    caught.append((mutant.spec.source, mutant.name, f"{mutant.by}: {found}"))
+    caught(mutant.spec.source, mutant.name, f"{mutant.by}: {found}")

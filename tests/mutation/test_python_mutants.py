@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_real_package_passes(copied_package: Path) -> None:
 
 @pytest.mark.parametrize("mutant", PYTHON_MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(
-    mutant: PythonMutant, copied_package: Path, caught: list[tuple[str, str, str]]
+    mutant: PythonMutant, copied_package: Path, caught: Callable[[str, str, str], None]
 ) -> None:
     path = copied_package / mutant.file
     text = path.read_text()
@@ -62,4 +63,4 @@ def test_mutant_is_caught(
     finally:
         path.write_text(text)
     assert done.returncode == TESTS_FAILED, f"{mutant.name}: survived\n{done.stdout}"
-    caught.append((mutant.file, mutant.name, mutant.by.rpartition("::")[2]))
+    caught(mutant.file, mutant.name, mutant.by.rpartition("::")[2])
