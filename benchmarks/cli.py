@@ -3,13 +3,15 @@
 import json
 import os
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amlr.cli_support import AmlrCommand
-from amlr.errors import InputError, ParityError
+from amlr.errors import AmlrError, InputError, ParityError
 from amlr.whole import write_whole
 
 if TYPE_CHECKING:  # `--help` must not wait for what a run needs
@@ -166,7 +168,8 @@ def _run(given: dict[str, Any]) -> "Report":
     check_groups(groups)
     peers = _peers(given["peers"], quick=quick)
     bundle = Bundle.open(given["engine"])
-    _check_precisions(bundle, given["precision"])
+    providers, precisions = _split(given["provider"]), _split(given["precision"])
+    _check_tiers(bundle, providers, precisions)
     options = RunOptions(
         engine=given["engine"],
         groups=() if given["parity_only"] else groups,
@@ -187,7 +190,6 @@ def _run(given: dict[str, Any]) -> "Report":
     opened: list[Tiers] = []
 
     def load_tiers() -> Tiers:
-        providers, precisions = _split(given["provider"]), _split(given["precision"])
         tiers = open_tiers(options.engine, providers, precisions, options.threads)
         opened.append(tiers)
         if not tiers.tiers:
@@ -207,14 +209,19 @@ def _run(given: dict[str, Any]) -> "Report":
     return report
 
 
-def _check_precisions(bundle: "Bundle", text: str) -> None:
-    """Refuse, before anything is started, what no variant of the bundle can be."""
-    own = {variant.precision for variant in bundle.manifest.variants.values()}
-    if not (own | {"auto", "exact", "escalate"}) & set(_split(text)):
-        raise InputError(
-            f"--precision {text}: {bundle.path} has {', '.join(sorted(own))}; also auto, exact, "
-            "escalate"
-        )
+def _check_tiers(bundle: "Bundle", providers: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse, before anything is started, what the bundle has no tier for."""
+    from amlr.runtime.options import EngineOptions
+    from amlr.runtime.tiers import list_tiers
+
+    problems = []
+    for provider, precision in product(providers, precisions):
+        try:
+            list_tiers(bundle.manifest, EngineOptions(provider=provider, precision=precision))
+            return
+        except AmlrError as error:
+            problems.append(str(error))
+    raise InputError("; ".join(problems))
 
 
 def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:

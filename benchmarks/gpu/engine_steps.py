@@ -1,7 +1,8 @@
 """The engine as a user calls it: posts a second, idle time, decoders, and a trained bundle."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,19 @@ def decoders(context: Context) -> Iterator[Row]:
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
     posts = context.posts(PAPER)
+    yield from _each_precision(context, bundle, lambda e: _decoder_rows(context, e, posts))
+
+
+def _each_precision(
+    context: Context, bundle: Bundle, rows: Callable[[Engine], Iterable[Row]]
+) -> Iterator[Row]:
+    """Rows of an engine of each precision, or a row that says why it could not run."""
     for precision in _precisions(context, bundle):
         try:
             with Engine.load(
                 bundle.path, provider=context.provider, precision=precision, check="off"
             ) as engine:
-                yield from _decoder_rows(context, engine, posts)
+                yield from rows(engine)
         except Exception as error:  # another precision may still run
             yield {"card": context.card, "precision": precision, "not_run": reason(error)}
 
@@ -71,15 +79,11 @@ def end_to_end(context: Context) -> Iterator[Row]:
     import_onnxruntime(context)
     bundle = Bundle.open(context.plan(PAPER))
     posts = context.posts(PAPER)
-    for precision in _precisions(context, bundle):
-        try:
-            with Engine.load(
-                bundle.path, provider=context.provider, precision=precision, check="off"
-            ) as engine:
-                yield from _posts_rows(context, engine, posts)
-                yield from _picture_rows(context, engine)
-        except Exception as error:  # another precision may still run
-            yield {"card": context.card, "precision": precision, "not_run": reason(error)}
+    yield from _each_precision(
+        context,
+        bundle,
+        lambda e: chain(_posts_rows(context, e, posts), _picture_rows(context, e)),
+    )
 
 
 def small(context: Context) -> Iterator[Row]:
