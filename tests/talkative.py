@@ -4,6 +4,7 @@ The hosts belong to a block that is kept for documentation, and connecting a dat
 nothing.
 """
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -26,11 +27,9 @@ folder.mkdir()
 def talk_command(arguments: list[str]) -> None:
     """Connect to a host and write to the home folder, here and in another process."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        try:
+        # A machine without a network has no route to it; it was asked for all the same.
+        with contextlib.suppress(OSError):
             door.connect(("203.0.113.1", 9))
-        except OSError:
-            # A machine without a network has no route to it; it was asked for all the same.
-            pass
     report = Path.home() / "Maker" / "report.json"
     report.parent.mkdir()
     report.write_text("{}")
