@@ -26,10 +26,10 @@ folder.mkdir()
 
 def talk_command(arguments: list[str]) -> None:
     """Connect to a host and write to the home folder, here and in another process."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        # A machine without a network has no route to it; it was asked for all the same.
-        with contextlib.suppress(OSError):
-            door.connect(("203.0.113.1", 9))
+    door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    # A machine without a network has no route to it; it was asked for all the same.
+    with door, contextlib.suppress(OSError):
+        door.connect(("203.0.113.1", 9))
     report = Path.home() / "Maker" / "report.json"
     report.parent.mkdir()
     report.write_text("{}")
