@@ -197,7 +197,7 @@ def _judge(
     f1s = [strict_f1(proofs, side) for side in (eager, found)]
     errors = parity.errors_p2[tuning]
     units, tokens = errors.max(axis=0, initial=0.0).tolist()
-    radii = Radii(units=units, tokens=tokens, posts=int(tuning.sum()))
+    radii = Radii(units=units, tokens=tokens, posts=int(tuning.sum()), steps=0, blocks=frozenset())
     held = [row for row in np.flatnonzero(~tuning).tolist() if found[row].scores is not None]
     scores = [scores for row in held if (scores := found[row].scores) is not None]
     clear = Decoder.of(bundle).certify(scores, [radii] * len(scores))

@@ -169,7 +169,7 @@ def compare(expected: Sequence[Answer], actual: Sequence[Answer]) -> Comparison:
             continue
         logits = _difference("unit_logits", a.scores.unit_logits_uc, b.scores.unit_logits_uc)
         tokens = _difference("emissions", a.scores.emissions_ty, b.scores.emissions_ty)
-        gains = unit_gains(a.scores) - unit_gains(b.scores)
+        gains = a.scores.unit_gains_uc - b.scores.unit_gains_uc
         outputs_p2[row] = _largest(logits), _largest(tokens)
         decisive_p2[row] = _largest(gains), _largest(tokens)
         words = a.scores.word_emissions_ny - b.scores.word_emissions_ny
@@ -203,12 +203,6 @@ def _difference(name: str, expected: Floats, actual: Floats) -> Floats:
 def _largest(difference: Floats) -> float:
     largest = float(np.abs(difference).max(initial=0.0))
     return math.inf if math.isnan(largest) else largest
-
-
-def unit_gains(scores: PostScores) -> Floats:
-    """What a decoder weighs: each unit's classes less "none", shape (U, C)."""
-    logits = scores.unit_logits_uc
-    return logits[:, 1:] - logits[:, :1]
 
 
 def require(result: Comparison, variant: str, tolerance: float, posts: Sequence[Post]) -> None:

@@ -3,49 +3,56 @@
 Three stages. The low tier answers; what its certificate clears is returned. The rest, where there
 is a picture, get float32 text and fusion on the picture the low tier already encoded; what a second
 certificate, with the radii of that picture alone, clears is returned. What is left is computed in
-float32 altogether, and so are posts of a kind that the calibration did not hold: with or without a
-picture, or any where its posts were invented.
+float32 altogether, and so are posts that are not like those of the calibration (`Radii.covers`).
+
+Radii are measured, so they may be wrong for what nobody measured. A sentinel therefore computes a
+small share of the certified answers again, and takes the low tier out of service if one differs.
 """
 
-import math
+import logging
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import BundleError
 from amlr.runtime.batching import Batch, Scores
-from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
-from amlr.runtime.golden import check_golden
-from amlr.runtime.manifest import Variant
+from amlr.runtime.joined_calls import JoinedCalls
 from amlr.runtime.pipeline import Pipeline, ScoredPost, post_chunks
-from amlr.runtime.providers.base import ImageFeatures, Provider, ProviderOptions
-from amlr.runtime.providers.registry import open_provider
-from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, calibrated_radii
-from amlr.runtime.results import Post
+from amlr.runtime.providers.base import ImageFeatures, Provider
+from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
+from amlr.runtime.results import Entity, Post
+from amlr.runtime.sentinel import Sentinel
 from amlr.runtime.strategies import Answer
-from amlr.runtime.tiers import CPUS, Skipped, Tier, open_first
-from amlr.runtime.warmup import warm_up
 
-STAGES = ("low", "picture", "exact")
+LOG = logging.getLogger("amlr.runtime")
+Scorer = Callable[[Sequence[Post]], list[ScoredPost]]
+LOW, MIDDLE, EXACT = STAGES = ("low", "picture", "exact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedStats:
-    """Posts answered by each stage since the strategy was made.
+    """What became of the posts since the engine was loaded.
 
     Attributes:
-        low: Certified in low precision.
-        picture: Certified in float32 on the low-precision picture.
-        exact: Computed in float32 altogether.
+        low: Posts certified in low precision.
+        picture: Posts certified in float32 on the low-precision picture.
+        exact: Posts computed in float32 altogether.
+        checked: Certified answers that the sentinel computed again.
+        changed: Of these, answers whose entities differed.
+        beyond: Of these, posts with an error beyond its radius.
+        in_service: Whether the low tier still answers.
     """
 
     low: int = 0
     picture: int = 0
     exact: int = 0
+    checked: int = 0
+    changed: int = 0
+    beyond: int = 0
+    in_service: bool = True
 
 
 class Certified:
@@ -54,47 +61,67 @@ class Certified:
     Attributes:
         precision: Of both tiers.
         radii: Of the low tier, by kind of post; kinds that are missing go to float32.
+        first: Sees every post first.
+        pictures: Encodes new pictures.
     """
 
-    def __init__(self, exact: Pipeline, low: Pipeline, variant: Variant) -> None:
+    def __init__(
+        self,
+        exact: Pipeline,
+        low: Pipeline,
+        radii: Mapping[str, Radii],
+        *,
+        sentinel: float = 0.0,
+        callers: int = 1,
+        prepare_exact: Callable[[], None] | None = None,
+    ) -> None:
         """Join two tiers.
 
         Args:
             exact: The float32 tier; its owner closes it.
-            low: Runs `variant`; closed here, with its provider.
-            variant: Low-precision variant with measured radii.
+            low: The low tier; closed here, with its provider.
+            radii: Of the low tier, by kind of post.
+            sentinel: Share of certified answers that are computed again in float32.
+            callers: Calls of the float32 tier that may run beside each other.
+            prepare_exact: Called once, before the float32 tier is first used.
         """
-        self._exact, self._low, self._variant = exact, low, variant
-        self.radii = calibrated_radii(variant.parity)
-        low_precision = low.provider.precision
-        self.precision = f"{low_precision}+fp32"
-        self._precisions = {
-            "low": low_precision,
-            "picture": self.precision,
-            "exact": exact.provider.precision,
+        self._low = self.first = low
+        self.radii = dict(radii)
+        self.pictures = low if PICTURE in radii else exact
+        names = low.provider.precision, exact.provider.precision
+        self.precision = "+".join(names)
+        self._tiers = {
+            LOW: (low.provider.name, names[0]),
+            MIDDLE: (exact.provider.name, self.precision),
+            EXACT: (exact.provider.name, names[1]),
         }
         # The picture of the middle stage is the low tier's, so the two share one cache of them.
-        mixed = MixedProvider(low.provider, exact.provider)
-        self._middle = Pipeline(exact.bundle, mixed, variant=variant, threads=1)
-        self._middle.images = low.images
+        middle = Pipeline(exact.bundle, MixedProvider(low.provider, exact.provider))
+        middle.share_pictures(low)
+        # Few posts of each call climb: those of calls that wait for each other share a batch.
+        self._scorers: dict[str, Scorer] = {
+            LOW: _scorer(low),
+            MIDDLE: JoinedCalls(_scorer(middle), at_a_time=callers),
+            EXACT: JoinedCalls(_scorer(exact), at_a_time=callers),
+        }
+        self._prepare_exact = prepare_exact
+        self._preparing, self._lock = threading.Lock(), threading.Lock()
+        self._sentinel = Sentinel(sentinel)
         self._counts = dict.fromkeys(STAGES, 0)
-        self._count_lock = threading.Lock()
 
     @property
     def stats(self) -> CertifiedStats:
-        """How many posts each stage answered."""
-        with self._count_lock:
-            return CertifiedStats(**self._counts)
+        """What became of the posts so far."""
+        with self._lock:
+            return CertifiedStats(
+                **self._counts, **self._sentinel.counts(), in_service=bool(self.radii)
+            )
 
-    def check(self, *, images: bool) -> None:
-        """Run the golden posts on the low tier, whose entities may differ, and warm it up.
-
-        Raises:
-            ParityError: It is not what the bundle says it is.
-        """
-        check_golden(self._low, self._variant.tolerance, images=images, entities=False)
-        warm_up(self._low, pictures=images)
-        self._low.images.reset()
+    def reset(self) -> None:
+        """Start counting anew: posts of a check or a timing are nobody's."""
+        with self._lock:
+            self._counts = dict.fromkeys(STAGES, 0)
+        self._sentinel.reset()
 
     def close(self) -> None:
         """Release the low tier."""
@@ -103,114 +130,118 @@ class Certified:
 
     def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
         """Raw float32 scores of one post."""
-        return next(self._exact.score([post]))
+        return self._score(EXACT, [post])[0]
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
         for start, stop in post_chunks(posts):
-            chunk = posts[start:stop]
-            answers: dict[int, Answer] = {}
-            for stage, pipeline in zip(STAGES, (self._low, self._middle, self._exact), strict=True):
-                rows = self._rows_of(stage, chunk, answers)
-                scored = list(pipeline.score([chunk[row] for row in rows]))
-                certified = self._certify(scored, stage, decoder)
-                for row, post, is_certain in zip(rows, scored, certified, strict=True):
-                    # A picture that cannot be used leaves the middle stage all in float32.
-                    is_exact = stage == "picture" and not post.image_used
-                    if is_certain or is_exact:
-                        answers[row] = self._answer(post, "exact" if is_exact else stage)
-            yield [answers[row] for row in range(len(chunk))]
+            yield self._chunk(posts[start:stop], decoder)
 
-    def _answer(self, post: ScoredPost, stage: str) -> Answer:
-        with self._count_lock:
-            self._counts[stage] += 1
-        # A post that failed, or has no words, has no answer to certify.
-        certified = True if stage != "exact" and post.scores is not None else None
-        return Answer(scored=post, precision=self._precisions[stage], certified=certified)
+    def _chunk(self, posts: Sequence[Post], decoder: Decoder) -> list[Answer]:
+        radii = self.radii
+        answers: dict[int, Answer] = {}
+        stages: dict[int, str] = {}
+        for stage in (LOW, MIDDLE):
+            rows = _rows_of(stage, posts, answers, radii)
+            scored = self._score(stage, [posts[row] for row in rows])
+            of_stage = self._certified(scored, stage, radii, decoder)
+            for row, answer in zip(rows, of_stage, strict=True):
+                if answer is not None:
+                    answers[row], stages[row] = answer, stage
+        # What the sentinel looks at is computed together with what climbs.
+        checked = self._sentinel.choose([row for row, a in answers.items() if a.certified])
+        rows = [row for row in range(len(posts)) if row not in answers] + checked
+        for row, post in zip(rows, self._score(EXACT, [posts[row] for row in rows]), strict=True):
+            if row in checked:
+                kind = _kind(stages[row], answers[row].scored)
+                self._check(answers[row].scored, post, radii[kind], decoder)
+            answers[row], stages[row] = self._answer(post, EXACT), EXACT
+        with self._lock:
+            for stage in stages.values():
+                self._counts[stage] += 1
+        return [answers[row] for row in range(len(posts))]
 
-    def _rows_of(self, stage: str, chunk: Sequence[Post], answers: Collection[int]) -> list[int]:
-        """Posts without an answer that a stage may answer."""
-        rows = [row for row in range(len(chunk)) if row not in answers]
-        if stage == "exact":
-            return rows
-        with_picture = [isinstance(post, Post) and post.image is not None for post in chunk]
-        if stage == "picture":
-            # Without a picture this stage would be float32 already.
-            return [row for row in rows if with_picture[row] and PICTURE_ONLY in self.radii]
-        return [row for row in rows if (PICTURE if with_picture[row] else TEXT) in self.radii]
+    def _score(self, stage: str, posts: Sequence[Post]) -> list[ScoredPost]:
+        if not posts:
+            return []
+        if stage != LOW and self._prepare_exact is not None:
+            with self._preparing:
+                if self._prepare_exact is not None:
+                    self._prepare_exact()
+                    self._prepare_exact = None
+        return self._scorers[stage](posts)
 
-    def _certify(
-        self, scored: Sequence[ScoredPost], stage: str, decoder: Decoder
-    ) -> npt.NDArray[np.bool_]:
-        """Whether each post's answer is float32's, as far as radii can tell."""
+    def _certified(
+        self,
+        scored: Sequence[ScoredPost],
+        stage: str,
+        radii: Mapping[str, Radii],
+        decoder: Decoder,
+    ) -> list[Answer | None]:
+        """Answers of a stage; None where float32 could say something else."""
+        having = [row for row, post in enumerate(scored) if post.scores is not None]
+        scores = [post.scores for post in scored if post.scores is not None]
+        allowed = [radii.get(_kind(stage, scored[row])) for row in having]
+        entities = decoder.certified_entities(
+            scores,
+            [r if r and r.covers(s) else None for r, s in zip(allowed, scores, strict=True)],
+        )
         # Without scores there is no answer that could differ.
-        certified = np.ones(len(scored), np.bool_)
-        having = [i for i, post in enumerate(scored) if post.scores is not None]
-        if stage == "exact" or not having:
-            return certified
-        seen = PICTURE if stage == "low" else PICTURE_ONLY
-        certified[having] = decoder.certify(
-            [post.scores for post in scored if post.scores is not None],
-            [self.radii.get(seen if scored[i].image_used else TEXT) for i in having],
+        answers: list[Answer | None] = [self._answer(post, stage) for post in scored]
+        for row, of_post in zip(having, entities, strict=True):
+            answers[row] = (
+                self._answer(scored[row], stage, of_post) if of_post is not None else None
+            )
+            if stage == MIDDLE and not scored[row].image_used:
+                # A picture that cannot be used leaves this stage all in float32.
+                answers[row] = self._answer(scored[row], EXACT)
+        return answers
+
+    def _answer(
+        self, post: ScoredPost, stage: str, entities: tuple[Entity, ...] | None = None
+    ) -> Answer:
+        provider, precision = self._tiers[stage]
+        return Answer(
+            scored=post,
+            provider=provider,
+            precision=precision,
+            entities=entities,
+            certified=True if entities is not None else None,
         )
-        return certified
+
+    def _check(self, low: ScoredPost, exact: ScoredPost, radii: Radii, decoder: Decoder) -> None:
+        """Compare an answer with float32's; retire the low tier if it cannot be trusted."""
+        if low.scores is None or exact.scores is None:
+            return
+        reason = self._sentinel.compare(low.scores, exact.scores, radii, decoder)
+        if reason and self.radii:
+            self.radii = {}
+            LOG.warning("%s is out of service, float32 answers alone: %s", self._tiers[LOW], reason)
 
 
-def open_low_tier(
-    bundle: Bundle, names: Sequence[str], options: ProviderOptions, skipped: list[Skipped]
-) -> tuple[Tier, Provider]:
-    """Open the cheapest measured low tier that can run here.
-
-    Args:
-        bundle: The bundle.
-        names: Providers to try, in order.
-        options: Settings of the host.
-        skipped: Receives the tiers that could not serve.
-
-    Raises:
-        BundleError: No variant has measured radii.
-        BackendUnavailableError: None that has can run here.
-    """
-    # Certificates pay on CPUs; devices have their own ways.
-    cpus = [name for name in names if name in CPUS]
-    tiers = [
-        Tier(provider=owner, name=name, variant=variant)
-        for owner in cpus
-        for name, variant in bundle.manifest.variants.items()
-        if "radii" in variant.parity and variant.provider in (None, owner)
-    ]
-    if not tiers:
-        raise BundleError(
-            "no variant of this bundle has measured radii, which escalation needs; "
-            "export it with: amlr-export --precision fp32,int8"
-        )
-    # The cheapest tier is not the one that climbs least, nor the fastest one: it is measured.
-    tiers.sort(key=lambda tier: (cpus.index(tier.provider), _expected_ms(tier.variant)))
-    return open_first(
-        bundle,
-        tiers,
-        lambda tier: open_provider(tier.provider, bundle, tier.variant, options),
-        skipped,
-    )
+def _scorer(pipeline: Pipeline) -> Scorer:
+    return lambda posts: list(pipeline.score(posts))
 
 
-def uncalibrated(variant: Variant) -> str:
-    """What the calibration did not hold, for the reason of the choice."""
-    radii = calibrated_radii(variant.parity)
-    lacking = {TEXT: "without a picture", PICTURE: "with a picture"}
-    kinds = [name for kind, name in lacking.items() if kind not in radii]
-    if not kinds:
-        return ""
-    return (
-        f"; posts {' and '.join(kinds)} are computed in float32, as the bundle was not calibrated "
-        "on real ones; export it with --calib and such posts"
-    )
+def _rows_of(
+    stage: str, posts: Sequence[Post], answers: Collection[int], radii: Mapping[str, Radii]
+) -> list[int]:
+    """Posts without an answer that a low stage may answer."""
+    rows = []
+    for row, post in enumerate(posts):
+        has_picture = isinstance(post, Post) and post.image is not None
+        kind = PICTURE_ONLY if stage == MIDDLE else PICTURE if has_picture else TEXT
+        # Without a picture the middle stage would be float32 already.
+        if row not in answers and kind in radii and (stage == LOW or has_picture):
+            rows.append(row)
+    return rows
 
 
-def _expected_ms(variant: Variant) -> float:
-    """What a post costs on average with this low tier, as the export measured it."""
-    record = variant.parity.get("escalation", {}).get("ms_per_post")
-    return float(record) if isinstance(record, int | float) else math.inf
+def _kind(stage: str, post: ScoredPost) -> str:
+    """Whose radii hold for a post's scores."""
+    if stage == MIDDLE:
+        return PICTURE_ONLY
+    return PICTURE if post.image_used else TEXT
 
 
 class MixedProvider:
@@ -218,7 +249,6 @@ class MixedProvider:
 
     def __init__(self, pictures: Provider, scores: Provider) -> None:
         self._pictures, self._scores = pictures, scores
-        # The picture cache's key, so that both pipelines find the same pictures.
         self.name, self.precision = pictures.name, pictures.precision
         self.batch_sizes = scores.batch_sizes
 

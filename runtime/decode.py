@@ -83,7 +83,7 @@ class Decoder:
             members = [open_posts[place][1] for place in group]
             for place, spans in zip(group, decode(members, self), strict=True):
                 index, post = open_posts[place]
-                results[index] = tuple(_entity(post, self.labels, *span) for span in spans)
+                results[index] = tuple(_entity(post, self.labels, *span) for span in spans or ())
         return results
 
     def alternatives(self, post: PostScores, n: int) -> list[Alternative]:
@@ -122,17 +122,35 @@ class Decoder:
             posts: Raw scores of posts with at least one word.
             radii: For each post those of the variant that made its scores; None: not certified.
         """
-        certified = np.zeros(len(posts), np.bool_)
-        for group in {each for each in radii if each is not None}:
-            rows = [row for row, each in enumerate(radii) if each == group]
-            certified[rows] = self._certify([posts[row] for row in rows], group)
-        return certified
+        return np.array([e is not None for e in self.certified_entities(posts, radii)], np.bool_)
 
-    def _certify(self, posts: Sequence[PostScores], radii: Radii) -> npt.NDArray[np.bool_]:
-        if self.settings.kind == "linear-chain":
-            emissions, lengths = _word_emissions(posts, len(self.tags))
-            return box_redecode(emissions, lengths, radius=radii.tokens, **self._chain())
-        units, lengths = self.units(posts)
+    def certified_entities(
+        self, posts: Sequence[PostScores], radii: Sequence[Radii | None]
+    ) -> list[tuple[Entity, ...] | None]:
+        """Entities of the posts that `certify` certifies, None for the others.
+
+        One pass: units, layout and the decoder's own answer are shared with the certificate.
+        """
+        results: list[tuple[Entity, ...] | None] = [None] * len(posts)
+        decode = _linear_chain if self.settings.kind == "linear-chain" else _segmental
+        for each in {each for each in radii if each is not None}:
+            rows = [row for row, other in enumerate(radii) if other == each]
+            for group in _groups([len(posts[row].encoded.word_spans_n2) for row in rows]):
+                members = [posts[rows[place]] for place in group]
+                for place, spans in zip(group, decode(members, self, each), strict=True):
+                    if spans is not None:
+                        post = posts[rows[place]]
+                        entities = tuple(_entity(post, self.labels, *span) for span in spans)
+                        results[rows[place]] = entities
+        return results
+
+    def _certify_units(
+        self,
+        units: Units,
+        lengths: npt.NDArray[np.int64],
+        answer: Sequence[npt.NDArray[np.int32]],
+        radii: Radii,
+    ) -> npt.NDArray[np.bool_]:
         radius = np.full((len(units.start_u), 1), radii.units)
         if units.has_logits_u is not None:
             # Runs without a unit have no logit that could be wrong.
@@ -144,6 +162,7 @@ class Decoder:
             radius=radius,
             token_radius=radii.tokens if weight else 0.0,
             weight=weight,
+            answer=answer,
         )
 
     def units(self, posts: Sequence[PostScores]) -> tuple[Units, npt.NDArray[np.int64]]:
@@ -202,14 +221,22 @@ def _groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _segmental(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
+def _segmental(
+    posts: Sequence[PostScores], decoder: Decoder, radii: Radii | None = None
+) -> list[_Spans | None]:
+    """Spans of each post; with radii None for those that are not certified."""
     units, lengths = decoder.units(posts)
     chosen, _ = segmental_decode(units, lengths)
+    certified = np.ones(len(posts), np.bool_)
+    if radii is not None:
+        certified = decoder._certify_units(units, lengths, chosen, radii)
     if not any(map(len, chosen)):
-        return [[] for _ in posts]
+        return [[] if is_certain else None for is_certain in certified]
     marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
     return [
         _with_marginals(rows, units, marginals, post, int(lengths[post]))
+        if certified[post]
+        else None
         for post, rows in enumerate(chosen)
     ]
 
@@ -239,13 +266,21 @@ def _with_marginals(
     return [(*row, score) for row, score in zip(rows_e3.tolist(), scores.tolist(), strict=True)]
 
 
-def _linear_chain(posts: Sequence[PostScores], decoder: Decoder) -> list[_Spans]:
+def _linear_chain(
+    posts: Sequence[PostScores], decoder: Decoder, radii: Radii | None = None
+) -> list[_Spans | None]:
+    """Spans of each post; with radii None for those that are not certified."""
     emissions, lengths = _word_emissions(posts, len(decoder.tags))
     chain = decoder._chain()
     tags_bn, _ = viterbi_decode(emissions, lengths, **chain)
+    certified = np.ones(len(posts), np.bool_)
+    if radii is not None:
+        certified = box_redecode(emissions, lengths, radius=radii.tokens, answer=tags_bn, **chain)
     marginals = tag_marginals(emissions, lengths, **chain)
     return [
         _spans_of_path(tags_bn[row, :words], marginals[row, :words], decoder)
+        if certified[row]
+        else None
         for row, words in enumerate(lengths.tolist())
     ]
 

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,24 +10,25 @@ from typing import Self
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.certified import Certified, open_low_tier, uncalibrated
+from amlr.runtime.certified import Certified
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.decode import MAX_ALTERNATIVES, Decoder
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
-from amlr.runtime.options import ESCALATE, EngineOptions
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider, provider_names
+from amlr.runtime.radii import calibrated_radii
 from amlr.runtime.raw import raw_of
 from amlr.runtime.results import Alternative, Post, Raw, Result, error_of, problem
 from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measured_margin
 from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tier_timing import Choice
-from amlr.runtime.tiers import Skipped, Tier, list_tiers
+from amlr.runtime.tiers import Skipped, Tier, list_low_tiers, list_tiers
 from amlr.runtime.warmup import warm_up
 
 LOG = logging.getLogger("amlr.runtime")
@@ -87,6 +87,7 @@ class Engine:
         check: str = "full",
         answer_cache: int = 0,
         image: str = "always",
+        sentinel: float = 0.005,
     ) -> Self:
         """Open a bundle and take the best tier that passes its check on this host.
 
@@ -102,6 +103,7 @@ class Engine:
             check: See there.
             answer_cache: See there.
             image: See there.
+            sentinel: See there.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -119,72 +121,88 @@ class Engine:
             check=check,
             answer_cache=answer_cache,
             image=image,
+            sentinel=sentinel,
         )
         # Reject unknown providers before reading files.
-        names = provider_names(provider)
-        return cls._load(Bundle.open(path, manifest_sha256), names, options)
+        provider_names(provider)
+        return cls._load(Bundle.open(path, manifest_sha256), options)
 
     @classmethod
-    def _load(cls, bundle: Bundle, names: Sequence[str], options: EngineOptions) -> Self:
+    def _load(cls, bundle: Bundle, options: EngineOptions) -> Self:
         note = bundle.manifest.image.steps_note()
         if note is not None:
             LOG.warning("%s was %s", bundle.path, note)
         margin = measured_margin(bundle.manifest) if options.image == "when-needed" else None
-        skipped: list[Skipped] = []
-        low: tuple[Tier, Provider] | None = None
-        if options.precision == ESCALATE:
-            low = open_low_tier(bundle, names, _host(options), skipped)
+        low_tiers, uncertified = list_low_tiers(bundle.manifest, options)
+        engine, choice, skipped = open_fastest(
+            bundle,
+            list_tiers(bundle.manifest, options),
+            low_tiers,
+            options,
+            open_tier=lambda tier, is_checked: cls._open(bundle, tier, options, is_checked),
+            put_first=lambda engine, tier, is_checked: engine._low_tier(tier, options, is_checked),
+        )
+        engine.choice, engine.skipped = choice, (*skipped, *uncertified)
         try:
-            engine, choice, others = open_fastest(
-                bundle,
-                list_tiers(bundle.manifest, options),
-                lambda tier: cls._open(bundle, tier, options),
-                threads=options.threads,
-                cache_dir=options.cache_dir,
-                pictures=options.checks_pictures,
-            )
-        except BaseException:
-            if low is not None:
-                low[1].close()
-            raise
-        engine.choice, engine.skipped = choice, (*skipped, *others)
-        try:
-            if low is not None:
-                engine._certify(*low, options)
-            if options.check != "off":
-                warm_up(engine._pipeline, pictures=options.checks_pictures)
+            engine._warm_up(options)
         except BaseException:
             engine.close()
             raise
-        # Reset so that cache statistics count only the user's pictures.
-        engine._pipeline.images.reset()
         if options.answer_cache > 0:
             engine._answers = AnswerCache(options.answer_cache, bundle.manifest.limits)
         if margin is not None:
             engine.strategy = WhenNeeded(engine._pipeline, margin)
         return engine
 
-    def _certify(self, tier: Tier, low: Provider, options: EngineOptions) -> None:
-        """Put a low tier before this engine's float32; closed with the engine from here on."""
-        pipeline = Pipeline(
+    def _warm_up(self, options: EngineOptions) -> None:
+        """Run a few posts where users' posts will go, so that none of them is slow."""
+        if options.check != "off":
+            warm_up(self.strategy.first, pictures=options.checks_pictures)
+        # Reset so that cache statistics count only the user's pictures.
+        self.strategy.first.images.reset()
+        self._pipeline.images.reset()
+
+    def _low_tier(self, tier: Tier, options: EngineOptions, is_checked: bool) -> Certified:
+        """Open a low tier that answers before this engine's float32.
+
+        Args:
+            tier: Has measured radii.
+            options: Of the engine.
+            is_checked: Whether float32 has run the golden posts; else it does before its first use.
+
+        Raises:
+            ParityError: The tier is not what the bundle says it is.
+        """
+        threads = options.threads or usable_cores()
+        provider = open_provider(tier.provider, self._bundle, tier.variant, _host(options))
+        low = Pipeline(
             self._bundle,
-            low,
+            provider,
             variant=tier.variant,
-            threads=options.threads or usable_cores(),
+            threads=threads,
             image_cache_bytes=int(options.image_cache_mb * 1e6),
         )
-        self.strategy = certified = Certified(self._pipeline, pipeline, tier.variant)
-        choice = self.choice
-        reason = (
-            f"{tier.provider} {tier.variant.precision} first, as it costs least by the bundle's "
-            f"record; float32 on {choice.provider}: {choice.reason}{uncalibrated(tier.variant)}"
+        try:
+            if options.check != "off":
+                # Its entities may differ: certificates are there for that.
+                tolerance, images = tier.variant.tolerance, options.checks_pictures
+                check_golden(low, tolerance, images=images, entities=False)
+        except BaseException:
+            low.close()
+            provider.close()
+            raise
+        float32 = self.manifest.variants["fp32"]
+        return Certified(
+            self._pipeline,
+            low,
+            calibrated_radii(tier.variant.parity),
+            sentinel=options.sentinel,
+            callers=max(1, usable_cores() // threads),
+            prepare_exact=None if is_checked else lambda: self._check(float32, options),
         )
-        self.choice = replace(choice, precision=self.precision, reason=reason)
-        if options.check != "off":
-            certified.check(images=options.checks_pictures)
 
     @classmethod
-    def _open(cls, bundle: Bundle, tier: Tier, options: EngineOptions) -> Self:
+    def _open(cls, bundle: Bundle, tier: Tier, options: EngineOptions, is_checked: bool) -> Self:
         variant = tier.variant
         provider = open_provider(tier.provider, bundle, variant, _host(options))
         engine = cls(
@@ -195,19 +213,24 @@ class Engine:
             image_cache_mb=options.image_cache_mb,
         )
         try:
-            if options.check != "off":
-                # A variant that is known to change entities was asked for by name, or allowed to.
-                known = variant.parity.get("changed_entities", 0)
-                check_golden(
-                    engine._pipeline,
-                    variant.tolerance,
-                    images=options.checks_pictures,
-                    entities=not known,
-                )
+            if is_checked:
+                engine._check(variant, options)
         except BaseException:
             engine.close()
             raise
         return engine
+
+    def _check(self, variant: Variant, options: EngineOptions) -> None:
+        if options.check == "off":
+            return
+        # A variant that is known to change entities was asked for by name, or allowed to.
+        known = variant.parity.get("changed_entities", 0)
+        check_golden(
+            self._pipeline,
+            variant.tolerance,
+            images=options.checks_pictures,
+            entities=not known,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -226,7 +249,7 @@ class Engine:
 
     @property
     def provider(self) -> str:
-        """Name of the tier in use."""
+        """Name of the tier in use; where answers are certified, of the float32 one."""
         return self._provider.name
 
     @property
@@ -237,7 +260,7 @@ class Engine:
     @property
     def image_cache(self) -> CacheStats:
         """Counters of the picture cache."""
-        return self._pipeline.images.stats()
+        return self.strategy.pictures.images.stats()
 
     def tag(
         self, text: str, image: ImageSource | None = None, words: Spans | None = None
@@ -349,13 +372,16 @@ class Engine:
             )
 
     def _results(self, answers: Sequence[Answer], decoder: Decoder) -> list[Result]:
-        found = [answer.scored.decoded or answer.scored.scores for answer in answers]
+        found = [
+            (answer.scored.decoded or answer.scored.scores) if answer.entities is None else None
+            for answer in answers
+        ]
         entities = iter(decoder.entities([each for each in found if each is not None]))
         return [
             Result(
-                entities=() if each is None else next(entities),
+                entities=(answer.entities or ()) if each is None else next(entities),
                 image_used=answer.scored.image_used,
-                provider=self.provider,
+                provider=answer.provider,
                 precision=answer.precision,
                 certified=answer.certified,
                 warnings=answer.scored.warnings,

@@ -16,10 +16,10 @@ class EngineOptions:
 
     Attributes:
         provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-        precision: `auto` (the fastest float32 tier here; with `max_changed` above 0 the fastest
-            variant measured within it), `exact` (fp32), `escalate` (low precision first, float32
-            where an answer is not certain), or one by name. Of several CPU tiers the fastest is
-            timed, once for a `cache_dir`.
+        precision: `auto` (what is fastest here: float32, or low precision first and float32 where
+            an answer is not certified equal to float32's; with `max_changed` above 0 the fastest
+            variant measured within it), `exact` (fp32), `escalate` (low precision first whatever
+            is faster), or one by name. Several CPU tiers are timed, once for a `cache_dir`.
         threads: CPU threads of one call; None takes the physical cores.
         image_cache_mb: Budget for encoded pictures; 0 keeps none.
         cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
@@ -29,6 +29,8 @@ class EngineOptions:
         answer_cache: Answers to keep for posts that come again; 0 keeps none.
         image: `always` looks at every picture; `when-needed` leaves those out whose post the text
             decides by the margin that the export measured, and says so in a warning.
+        sentinel: Share of the certified answers that are computed again in float32; the low tier is
+            taken out of service if one differs.
 
     Raises:
         InputError: An option is wrong; names it and what it may be.
@@ -43,6 +45,7 @@ class EngineOptions:
     check: str = "full"
     answer_cache: int = 0
     image: str = "always"
+    sentinel: float = 0.005
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -51,6 +54,8 @@ class EngineOptions:
             raise InputError(f"image must be one of {IMAGES}, got {self.image!r}")
         if self.check not in CHECKS:
             raise InputError(f"check must be one of {CHECKS}, got {self.check!r}")
+        if not 0 <= self.sentinel <= 1:
+            raise InputError(f"sentinel must be a share in 0..1, got {self.sentinel}")
         if self.image == "when-needed" and self.precision == ESCALATE:
             raise InputError('image="when-needed" and precision="escalate" exclude each other')
 

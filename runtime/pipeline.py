@@ -73,6 +73,10 @@ class Pipeline:
         self._image_key = (preprocessing, graph, provider.name, provider.precision)
         self._workers = ThreadPoolExecutor(threads, "amlr-image") if threads > 1 else None
 
+    def share_pictures(self, other: "Pipeline") -> None:
+        """Use the encoded pictures of another pipeline, whose provider encodes for both."""
+        self.images, self._image_key = other.images, other._image_key
+
     def close(self) -> None:
         """Free the cache and the helper threads."""
         self.images.reset()

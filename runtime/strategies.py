@@ -11,7 +11,7 @@ from amlr.errors import BundleError
 from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.pipeline import Pipeline, ScoredPost
-from amlr.runtime.results import Post, Problem
+from amlr.runtime.results import Entity, Post, Problem
 
 NOT_NEEDED = Problem(
     code="image_not_needed", message="the text alone decided; the picture was not looked at"
@@ -24,12 +24,16 @@ class Answer:
 
     Attributes:
         scored: Scores or entities, or why there are none.
-        precision: Of the tier that gave it.
+        provider: The tier that gave it.
+        precision: Of this tier.
+        entities: Where the strategy had to decode anyway.
         certified: True where a low-precision answer was certified equal to float32's, else None.
     """
 
     scored: ScoredPost
+    provider: str
     precision: str
+    entities: tuple[Entity, ...] | None = None
     certified: bool | None = None
 
 
@@ -38,9 +42,13 @@ class Strategy(Protocol):
 
     Attributes:
         precision: Of its tiers, for people.
+        first: Sees every post first.
+        pictures: Encodes new pictures.
     """
 
     precision: str
+    first: Pipeline
+    pictures: Pipeline
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order, a chunk at a time, so that the caller need not hold all raw scores."""
@@ -57,12 +65,13 @@ class Always:
 
     def __init__(self, pipeline: Pipeline) -> None:
         """Answer through a pipeline, which its owner closes."""
-        self._pipeline, self.precision = pipeline, pipeline.provider.precision
+        self.first = self.pictures = self._pipeline = pipeline
+        self.precision = pipeline.provider.precision
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
         for chunk in self._pipeline.score_chunks(posts, decode=decoder.settings):
-            yield [Answer(scored=scored, precision=self.precision) for scored in chunk]
+            yield _answers(chunk, self._pipeline)
 
     def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
         """Raw scores of one post."""
@@ -87,7 +96,8 @@ class WhenNeeded:
             pipeline: Scores posts.
             least_margin: Margin from which on the picture is left out.
         """
-        self._pipeline, self._least_margin = pipeline, least_margin
+        self.first = self.pictures = self._pipeline = pipeline
+        self._least_margin = least_margin
         self.precision = pipeline.provider.precision
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
@@ -105,7 +115,7 @@ class WhenNeeded:
             seen = self._pipeline.score([originals[i] for i in again])
             for i, scored in zip(again, seen, strict=True):
                 chunk[i] = scored
-            yield [Answer(scored=scored, precision=self.precision) for scored in chunk]
+            yield _answers(chunk, self._pipeline)
 
     def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
         """Raw scores of one post."""
@@ -114,6 +124,11 @@ class WhenNeeded:
 
     def close(self) -> None:
         """The pipeline is its owner's."""
+
+
+def _answers(chunk: Sequence[ScoredPost], pipeline: Pipeline) -> list[Answer]:
+    tier = pipeline.provider
+    return [Answer(scored=post, provider=tier.name, precision=tier.precision) for post in chunk]
 
 
 def measured_margin(manifest: Manifest) -> float:

@@ -1,32 +1,40 @@
-"""The fastest of several verified tiers on this host: timed once, remembered, and said.
+"""The fastest of several tiers on this host: timed once, remembered, and said.
 
-On one CPU bfloat16 wins, on the next int8, and for one post alone another library than for a batch;
-no record made elsewhere can tell. All candidates give the same entities by the record of parity, so
+On one CPU bfloat16 wins, on the next it has no instructions for it, and for one post alone another
+library than for a batch; no record made elsewhere can tell. All candidates give float32's entities:
+they are float32, or a low tier whose answers are certified (or the user has allowed changes), so
 only time decides.
-
-Float32 and the tier that the export found fastest are timed whatever it takes, and a choice that
-left tiers untimed is not remembered: a moment when the machine was busy must not decide for good.
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.certified import Certified
+from amlr.runtime.manifest import Variant
+from amlr.runtime.options import ESCALATE, EngineOptions
+from amlr.runtime.radii import PICTURE, TEXT
 from amlr.runtime.tier_memory import Memory
 from amlr.runtime.tier_timing import Choice, TierTime, time_tier
-from amlr.runtime.tiers import CPUS, Skipped, Tier, open_first, reason_of, try_tier
+from amlr.runtime.tiers import (
+    CPUS,
+    Skipped,
+    Tier,
+    open_first,
+    reason_of,
+    try_tier,
+    uncalibrated_kinds,
+)
 
 if TYPE_CHECKING:
     from amlr.runtime.engine import Engine
 
-BUDGET_S = 1.5
-# Where the choice is kept on disk, its time is spent once a machine: enough for all tiers.
-KEPT_BUDGET_S = 10.0
-# What is always timed, float32 among them; the rest while there is time.
-ALWAYS_TIMED = 2
+# For each tier; two runs of everything are always made.
+TIMING_S = 0.2
+# With `max_changed` many variants may serve; by the export's record the others are slower.
+MOST_TIMED = 4
 # A later candidate must be faster by more than timing noise.
 CLEARLY_FASTER = 0.95
 _FLOAT32 = "fp32"
@@ -36,21 +44,22 @@ E = TypeVar("E", bound="Engine")
 def open_fastest(
     bundle: Bundle,
     tiers: Sequence[Tier],
-    open_tier: Callable[[Tier], E],
+    low_tiers: Sequence[Tier],
+    options: EngineOptions,
     *,
-    threads: int | None,
-    cache_dir: Path | None,
-    pictures: bool = True,
+    open_tier: Callable[[Tier, bool], E],
+    put_first: Callable[[E, Tier, bool], Certified],
 ) -> tuple[E, Choice, tuple[Skipped, ...]]:
-    """Open the first device that serves, or else the fastest CPU tier.
+    """Open the first device that serves, or else what is fastest on CPUs.
 
     Args:
         bundle: Their bundle.
-        tiers: In order of preference, devices first.
-        open_tier: Opens and checks one.
-        threads: As asked for; part of what a remembered choice depends on.
-        cache_dir: Where the choice is remembered; None remembers it in this process only.
-        pictures: Whether to time the image graph too, which loads it.
+        tiers: What may serve alone, in order of preference, devices first.
+        low_tiers: What may answer before float32 does.
+        options: Of the engine.
+        open_tier: Opens one; checks it at once, or leaves that to its first use.
+        put_first: Puts a low tier before an engine's float32; the flag says whether that is
+            checked already.
 
     Returns:
         The engine, the record of the choice, and the tiers not taken.
@@ -60,111 +69,200 @@ def open_fastest(
     """
     skipped: list[Skipped] = []
     cpus = [tier for tier in tiers if tier.provider in CPUS]
-    if len(cpus) < 2 or not bundle.golden:
-        tier, engine = open_first(bundle, tiers, open_tier, skipped)
+    if not cpus:
+        tier, engine = open_first(bundle, tiers, lambda tier: open_tier(tier, True), skipped)
         return engine, _untimed(tier, tiers), tuple(skipped)
     for tier in tiers:
         if tier not in cpus:
-            opened = try_tier(bundle, tier, open_tier)
+            opened = try_tier(bundle, tier, lambda tier: open_tier(tier, True))
             if not isinstance(opened, Exception):
                 return opened, _untimed(tier, tiers), tuple(skipped)
             skipped.append(tier.passed_over(reason_of(opened)))
-    memory = Memory(bundle, cpus, threads, pictures, cache_dir)
+    cpus, slow = _quickest_by_record(cpus)
+    skipped += slow
+    memory = Memory(bundle, [*cpus, *low_tiers], options)
     remembered = memory.recall()
     if remembered is not None:
-        tier, choice = remembered
-        opened = try_tier(bundle, tier, open_tier)
+        tier, low, choice = remembered
+        opened = try_tier(bundle, tier, lambda tier: _reopen(tier, low, open_tier, put_first))
         if not isinstance(opened, Exception):
-            skipped += [t.passed_over("slower when it was timed") for t in cpus if t is not tier]
+            others = [t for t in (*cpus, *low_tiers) if t is not tier and t is not low]
+            skipped += [other.passed_over("slower when it was timed") for other in others]
             return opened, choice, tuple(skipped)
         # What served once no longer does: a library was changed under the same version.
-    budget = BUDGET_S if cache_dir is None else KEPT_BUDGET_S
-    tier, engine, choice = _race(bundle, cpus, open_tier, skipped, pictures, budget)
-    memory.keep(tier, choice)
+    race = _Race(bundle, options, skipped)
+    engine = race.float32(cpus, lambda tier: open_tier(tier, True), is_timed=bool(low_tiers))
+    low = race.low(engine, low_tiers, put_first)
+    choice = race.choice(tiers, low)
+    memory.keep(race.tier, low, choice)
     return engine, choice, tuple(skipped)
 
 
-def _untimed(tier: Tier, tiers: Sequence[Tier]) -> Choice:
-    reason = "the only one asked for" if len(tiers) == 1 else "the first that passed its check here"
-    return Choice(provider=tier.provider, precision=tier.variant.precision, reason=reason)
-
-
-def _race(
-    bundle: Bundle,
-    tiers: Sequence[Tier],
-    open_tier: Callable[[Tier], E],
-    skipped: list[Skipped],
-    pictures: bool,
-    budget_s: float,
-) -> tuple[Tier, E, Choice]:
-    """Open one after another within the budget; the best so far and one other are in memory."""
-    waiting = _in_order_of_timing(tiers)
-    end = time.perf_counter() + budget_s
-    tier, engine = open_first(bundle, waiting, open_tier, skipped)
-    waiting = waiting[waiting.index(tier) + 1 :]
-
-    def timed(tier: Tier, engine: E) -> TierTime:
-        share = (end - time.perf_counter()) / (len(waiting) + 1)
-        seconds = min(share, BUDGET_S / len(tiers))
-        return time_tier(engine, bundle, tier, seconds, pictures=pictures)
-
-    best = timed(tier, engine) if waiting else None
-    times = [] if best is None else [best]
-    untimed = 0
-    while best is not None and waiting:
-        other = waiting.pop(0)
-        if time.perf_counter() >= end and not _is_needed(other, times):
-            untimed += 1
-            skipped.append(other.passed_over("not timed: the time for choosing was used up"))
-            continue
+def _reopen(
+    tier: Tier,
+    low: Tier | None,
+    open_tier: Callable[[Tier, bool], E],
+    put_first: Callable[[E, Tier, bool], Certified],
+) -> E:
+    """Open what was chosen before; behind a low tier, float32 is checked at its first post."""
+    engine = open_tier(tier, low is None)
+    if low is not None:
         try:
-            opened = try_tier(bundle, other, open_tier)
+            engine.strategy = put_first(engine, low, False)
         except BaseException:
             engine.close()
             raise
-        if isinstance(opened, Exception):
-            skipped.append(other.passed_over(reason_of(opened)))
-            continue
-        found = timed(other, opened)
-        times.append(found)
-        if found.total_ms < CLEARLY_FASTER * best.total_ms:
+    return engine
+
+
+def _untimed(tier: Tier, tiers: Sequence[Tier]) -> Choice:
+    reason = "the only one asked for" if len(tiers) == 1 else "the first that opened"
+    return Choice(provider=tier.provider, precision=tier.variant.precision, reason=reason)
+
+
+class _Race:
+    """One candidate after another; the best so far and one other are in memory."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, skipped: list[Skipped]) -> None:
+        self._bundle, self._options, self._skipped = bundle, options, skipped
+        self._times: list[TierTime] = []
+        self._best: TierTime | None = None
+        self.tier: Tier
+
+    def float32(
+        self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], *, is_timed: bool
+    ) -> E:
+        """The fastest tier that serves alone."""
+        self.tier, engine = open_first(self._bundle, tiers, open_tier, self._skipped)
+        waiting = tiers[tiers.index(self.tier) + 1 :]
+        if not self._bundle.golden or not (waiting or is_timed):
+            return engine
+        self._best = self._time(engine, self.tier)
+        for other in waiting:
+            try:
+                opened = try_tier(self._bundle, other, open_tier)
+            except BaseException:
+                engine.close()
+                raise
+            if isinstance(opened, Exception):
+                self._skipped.append(other.passed_over(reason_of(opened)))
+                continue
+            measured = self._time(opened, other)
+            if measured.total_ms < CLEARLY_FASTER * self._best.total_ms:
+                engine.close()
+                self._skipped.append(self.tier.passed_over(f"slower here: {self._best}"))
+                self.tier, engine, self._best = other, opened, measured
+            else:
+                opened.close()
+                self._skipped.append(other.passed_over(f"not clearly faster here: {measured}"))
+        return engine
+
+    def low(
+        self,
+        engine: E,
+        tiers: Sequence[Tier],
+        put_first: Callable[[E, Tier, bool], Certified],
+    ) -> Tier | None:
+        """Put the low tier before float32 with which it is fastest; None leaves float32 alone."""
+        must, taken, failures = self._options.precision == ESCALATE, None, []
+        float32 = self._best
+        for tier in tiers:
+            try:
+                opened = try_tier(self._bundle, tier, lambda tier: put_first(engine, tier, True))
+            except BaseException:
+                engine.close()
+                raise
+            if isinstance(opened, Exception):
+                failures.append(opened)
+                self._skipped.append(tier.passed_over(reason_of(opened)))
+                continue
+            before, engine.strategy = engine.strategy, opened
+            is_faster = must and taken is None
+            if float32 is not None and self._best is not None:
+                measured = self._time_low(engine, opened, tier, float32)
+                is_faster = is_faster or measured.total_ms < CLEARLY_FASTER * self._best.total_ms
+                if is_faster:
+                    self._best = measured
+                else:
+                    reason = f"not clearly faster here: {measured}"
+                    self._skipped.append(tier.passed_over(reason))
+            if is_faster:
+                before.close()
+                taken = tier
+            else:
+                opened.close()
+                engine.strategy = before
+        if must and taken is None:
             engine.close()
-            skipped.append(tier.passed_over(f"slower here: {best}"))
-            tier, engine, best = other, opened, found
-        else:
-            opened.close()
-            skipped.append(other.passed_over(f"not clearly faster here: {found}"))
-    reason = "the only one that opened" if len(times) < 2 else f"fastest of {len(times)} timed here"
-    if untimed:
-        reason += f", incomplete: no time for {untimed} more"
-    choice = Choice(
-        provider=tier.provider,
-        precision=tier.variant.precision,
-        reason=reason,
-        times=tuple(times),
-        untimed=untimed,
+            raise failures[0]
+        return taken
+
+    def choice(self, tiers: Sequence[Tier], low: Tier | None) -> Choice:
+        """The record of what was taken."""
+        reason = f"fastest of {len(self._times)} timed here"
+        if len(self._times) < 2:
+            reason = "the only one asked for" if len(tiers) == 1 else "the only one that opened"
+        precision = self.tier.variant.precision
+        if low is not None:
+            precision = f"{low.variant.precision}+{precision}"
+            reason = describe_low(low, self.tier) + reason + uncalibrated_kinds(low.variant)
+        return Choice(
+            provider=self.tier.provider,
+            precision=precision,
+            reason=reason,
+            times=tuple(self._times) if len(self._times) > 1 else (),
+        )
+
+    def _time(self, engine: "Engine", tier: Tier) -> TierTime:
+        pictures = self._options.checks_pictures
+        measured = time_tier(engine, self._bundle, tier, TIMING_S, pictures=pictures)
+        self._times.append(measured)
+        return measured
+
+    def _time_low(
+        self, engine: "Engine", certified: Certified, tier: Tier, float32: TierTime
+    ) -> TierTime:
+        """Time a low tier as if nothing climbed; how much does is on the bundle's record."""
+        radii = certified.radii
+        # The few golden posts cannot tell what share climbs.
+        certified.radii = {k: replace(r, units=0.0, tokens=0.0) for k, r in radii.items()}
+        measured = self._time(engine, tier)
+        certified.radii = radii
+        certified.reset()
+        self._times[-1] = measured.plus(expected_climbs(tier.variant), float32)
+        return self._times[-1]
+
+
+def describe_low(low: Tier, tier: Tier) -> str:
+    """How two tiers serve together, for people."""
+    return (
+        f"{low.variant.precision} on {low.provider} first, float32 on {tier.provider} for the "
+        f"{100 * expected_climbs(low.variant):.0f} % whose answers are not certified: "
     )
-    return tier, engine, choice
 
 
-def _in_order_of_timing(tiers: Sequence[Tier]) -> list[Tier]:
-    """Float32 first, so that nothing slower than it is ever taken unseen; then by the record."""
-    by_record = sorted(tiers, key=_expected_ms)
-    return sorted(by_record, key=lambda tier: tier is not _first_float32(by_record))
+def expected_climbs(variant: Variant) -> float:
+    """Share of posts whose answers are not certified, as the export found it on unseen posts."""
+    records = variant.parity.get("certificates")
+    kinds = [records[k] for k in (TEXT, PICTURE) if k in records] if records else []
+    posts = sum(kind["posts"] for kind in kinds)
+    certified = sum(kind["certified"] * kind["posts"] for kind in kinds)
+    return 1.0 - certified / posts if posts else 1.0
 
 
-def _first_float32(tiers: Sequence[Tier]) -> Tier | None:
-    return next((tier for tier in tiers if tier.variant.precision == _FLOAT32), None)
+def _quickest_by_record(tiers: Sequence[Tier]) -> tuple[list[Tier], list[Skipped]]:
+    """Tiers worth timing in their order, float32 first, so that nothing slower is taken unseen."""
+    ordered = sorted(tiers, key=lambda tier: (tier.variant.precision != _FLOAT32, _recorded(tier)))
+    kept = [*ordered[:MOST_TIMED], *(t for t in ordered[MOST_TIMED:] if _is_float32(t))]
+    others = [tier for tier in ordered if tier not in kept]
+    return kept, [tier.passed_over("not timed: slower by the bundle's record") for tier in others]
 
 
-def _is_needed(tier: Tier, times: Sequence[TierTime]) -> bool:
-    """Whether a tier is timed although the time is used up."""
-    lacks_float32 = all(found.precision != _FLOAT32 for found in times)
-    is_float32 = tier.variant.precision == _FLOAT32
-    return len(times) < ALWAYS_TIMED or (is_float32 and lacks_float32)
+def _is_float32(tier: Tier) -> bool:
+    return tier.variant.precision == _FLOAT32
 
 
-def _expected_ms(tier: Tier) -> float:
-    """What the export measured; decides only in which order tiers are timed."""
-    found = tier.variant.parity.get("ms_per_post")
-    return float(found) if isinstance(found, int | float) else math.inf
+def _recorded(tier: Tier) -> float:
+    """What the export measured; decides only which tiers are timed."""
+    ms = tier.variant.parity.get("ms_per_post")
+    return float(ms) if isinstance(ms, int | float) else math.inf

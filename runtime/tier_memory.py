@@ -5,17 +5,17 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from amlr import __version__
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import cpu_model
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
 from amlr.whole import write_whole
 
-_SCHEMA = 2
+_SCHEMA = 3
 _remembered: dict[str, dict[str, Any]] = {}
 
 
@@ -26,20 +26,30 @@ class Memory:
         self,
         bundle: Bundle,
         tiers: Sequence[Tier],
-        threads: int | None,
-        pictures: bool,
-        cache_dir: Path | None,
+        options: EngineOptions,
     ) -> None:
-        """Name the choice by everything it depends on."""
-        self._tiers = tiers
-        asked = [(tier.provider, tier.name) for tier in tiers]
-        versions = [__version__, *map(_version, ("onnxruntime", "openvino"))]
-        values = [_SCHEMA, bundle.manifest_sha256, cpu_model(), versions, threads, pictures, asked]
-        self._key = hashlib.sha256(json.dumps(values).encode()).hexdigest()
-        self._file = None if cache_dir is None else cache_dir / f"tier-{self._key[:32]}.json"
+        """Name the choice by everything it depends on.
 
-    def recall(self) -> tuple[Tier, Choice] | None:
-        """The tier chosen before, or None."""
+        Args:
+            bundle: Their bundle.
+            tiers: All that may be taken, low ones too.
+            options: Of the engine.
+        """
+        self._tiers = tiers
+        values = [
+            _SCHEMA,
+            bundle.manifest_sha256,
+            cpu_model(),
+            [__version__, *map(_version, ("onnxruntime", "openvino"))],
+            [options.precision, options.threads, options.checks_pictures],
+            [_place(tier) for tier in tiers],
+        ]
+        self._key = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        folder = options.cache_dir
+        self._file = None if folder is None else folder / f"tier-{self._key[:32]}.json"
+
+    def recall(self) -> tuple[Tier, Tier | None, Choice] | None:
+        """The tier chosen before, the low one before it if any, and the record; or None."""
         if self._key not in _remembered and self._file is not None:
             try:
                 _remembered[self._key] = json.loads(self._file.read_text(encoding="utf-8"))
@@ -48,20 +58,30 @@ class Memory:
                 return None
         try:
             values = _remembered[self._key]
-            (tier,) = (t for t in self._tiers if [t.provider, t.name] == values["tier"])
+            by_place = {tuple(_place(tier)): tier for tier in self._tiers}
+            tier = by_place[tuple(values["tier"])]
+            low = None if values["low"] is None else by_place[tuple(values["low"])]
             times = tuple(TierTime(**item) for item in values["times"])
+            precision, reason = str(values["precision"]), str(values["reason"])
         except (KeyError, TypeError, ValueError):
             return None
-        reason = f"fastest of {len(times)} when timed before"
-        precision = tier.variant.precision
-        return tier, Choice(provider=tier.provider, precision=precision, reason=reason, times=times)
+        choice = Choice(
+            provider=tier.provider,
+            precision=precision,
+            reason=reason.replace("timed here", "when timed before"),
+            times=times,
+        )
+        return tier, low, choice
 
-    def keep(self, tier: Tier, choice: Choice) -> None:
-        """Remember a choice between tiers that were all timed; another start may have the time."""
-        if len(choice.times) < 2 or choice.untimed:
+    def keep(self, tier: Tier, low: Tier | None, choice: Choice) -> None:
+        """Remember a choice between tiers that were timed."""
+        if len(choice.times) < 2:
             return
         values = {
-            "tier": [tier.provider, tier.name],
+            "tier": _place(tier),
+            "low": None if low is None else _place(low),
+            "precision": choice.precision,
+            "reason": choice.reason,
             "times": [asdict(item) for item in choice.times],
         }
         _remembered[self._key] = values
@@ -72,6 +92,10 @@ class Memory:
         # A folder that cannot be written to costs the next start its timing, no more.
         except OSError:
             return
+
+
+def _place(tier: Tier) -> list[str]:
+    return [tier.provider, tier.name]
 
 
 def _version(package: str) -> str | None:

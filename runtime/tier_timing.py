@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,16 @@ class TierTime:
         """What is compared: one post alone, one in a batch, one new picture."""
         return self.alone_ms + self.batch_ms + self.picture_ms
 
+    def plus(self, climbs: float, other: "TierTime") -> "TierTime":
+        """What a post costs of which a share is computed again on another tier."""
+        return replace(
+            self,
+            precision=f"{self.precision}+{other.precision}",
+            alone_ms=round(self.alone_ms + climbs * other.alone_ms, 3),
+            batch_ms=round(self.batch_ms + climbs * other.batch_ms, 3),
+            picture_ms=round(self.picture_ms + climbs * other.picture_ms, 3),
+        )
+
     def __str__(self) -> str:
         """One phrase for people."""
         return (
@@ -56,14 +66,12 @@ class Choice:
         precision: Its precision.
         reason: For people.
         times: What was measured; empty where there was nothing to choose between.
-        untimed: Tiers that no time was left for; the choice is then not remembered.
     """
 
     provider: str
     precision: str
     reason: str
     times: tuple[TierTime, ...] = ()
-    untimed: int = 0
 
 
 def describe_choice(choice: Choice, skipped: Sequence[Skipped]) -> Iterator[str]:
@@ -97,7 +105,7 @@ def time_tier(
     ]
     calls.append((len(batch), lambda: engine.tag_batch(batch)))
     if pixels is not None:
-        calls.append((1, lambda: engine.pipeline.provider.encode_images(pixels[None])))
+        calls.append((1, lambda: engine.strategy.pictures.provider.encode_images(pixels[None])))
     for _, call in calls:  # new shapes, and pictures that are not known yet
         call()
     shortest = [math.inf] * len(calls)

@@ -8,8 +8,12 @@ from amlr.errors import AmlrError, BackendUnavailableError, BundleError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.options import ESCALATE, EngineOptions
-from amlr.runtime.providers.registry import admitted_variants, provider_names
+from amlr.runtime.providers.registry import admitted_variants, provider_names, runs_on
+from amlr.runtime.radii import PICTURE, TEXT, calibrated_radii
 
+# Whose certified answers were float32's on every post tried; those of int8 and of mixes were not,
+# so `auto` leaves them alone and `escalate` takes them.
+CERTIFIABLE = ("bf16", "fp16")
 CPUS = ("openvino", "onnxruntime-cpu")
 E = TypeVar("E")
 
@@ -43,7 +47,7 @@ class Tier:
 
 
 def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
-    """What may serve, in the order in which it is tried; for `escalate` the float32 CPU tiers.
+    """What may serve alone, in the order in which it is tried; for `escalate` float32 on CPUs.
 
     Raises:
         InputError: No provider has this name.
@@ -66,6 +70,59 @@ def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
     raise BundleError(
         f"this bundle has no {precision} variant for provider {options.provider!r}, only: "
         f"{variants}; choose one of these, or export with amlr-export --precision"
+    )
+
+
+def list_low_tiers(manifest: Manifest, options: EngineOptions) -> tuple[list[Tier], list[Skipped]]:
+    """Low tiers that may answer before float32 does, and those that may not, with the reason.
+
+    Raises:
+        BundleError: `escalate` was asked for and there is none.
+    """
+    asks = options.precision == ESCALATE
+    if not asks and (options.precision != "auto" or options.max_changed > 0):
+        return [], []
+    # Certificates are computed on the CPU; on devices nothing was measured yet.
+    low = [
+        Tier(provider=owner, name=name, variant=variant)
+        for owner in provider_names(options.provider)
+        for name, variant in manifest.variants.items()
+        if owner in CPUS and variant.precision != "fp32" and runs_on(variant, owner)
+    ]
+    reasons = [_reason_against(tier.variant, options) for tier in low]
+    tiers = [tier for tier, reason in zip(low, reasons, strict=True) if not reason]
+    skipped = [t.passed_over(reason) for t, reason in zip(low, reasons, strict=True) if reason]
+    if asks and not tiers:
+        raise BundleError(
+            "no variant of this bundle has measured radii, which escalation needs; export it with: "
+            "amlr-export --from amlr.plan --precision bf16 --calib posts.jsonl"
+        )
+    return tiers, skipped
+
+
+def _reason_against(variant: Variant, options: EngineOptions) -> str:
+    """Why a variant must not answer before float32; empty where it may."""
+    if options.precision == ESCALATE:
+        return "" if "radii" in variant.parity else "it has no measured radii"
+    if variant.precision not in CERTIFIABLE:
+        return "only by name, as its errors vary with the post"
+    if not calibrated_radii(variant.parity):
+        return "not calibrated on enough real posts; export it with --calib posts.jsonl"
+    if options.image == "when-needed":
+        return 'image="when-needed" takes float32 alone'
+    return ""
+
+
+def uncalibrated_kinds(variant: Variant) -> str:
+    """What a low tier's calibration did not hold, for the reason of the choice."""
+    radii = calibrated_radii(variant.parity)
+    lacking = {TEXT: "without a picture", PICTURE: "with a picture"}
+    kinds = [name for kind, name in lacking.items() if kind not in radii]
+    if not kinds:
+        return ""
+    return (
+        f"; posts {' and '.join(kinds)} are computed in float32, as the bundle was not calibrated "
+        "on enough of them"
     )
 
 

@@ -41,6 +41,11 @@ class PostScores:
         """Token scores at each word's first subword, shape (N, Y)."""
         return self.emissions_ty[self.sequence.first_n]
 
+    @property
+    def unit_gains_uc(self) -> Floats:
+        """What a decoder weighs: each unit's classes less "none", shape (U, C)."""
+        return self.unit_logits_uc[:, 1:] - self.unit_logits_uc[:, :1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecodedPost:

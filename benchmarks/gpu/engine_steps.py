@@ -125,7 +125,10 @@ def certificates(context: Context, bundle: Bundle) -> Row:
     half = len(exact) // 2
     errors = np.array([_errors(a, b) for a, b in zip(exact, low, strict=True)])
     units, tokens = errors[:half].max(axis=0).tolist()
-    decoder, radii = Decoder.of(bundle), Radii(units=units, tokens=tokens, posts=half)
+    decoder, radii = (
+        Decoder.of(bundle),
+        Radii(units=units, tokens=tokens, posts=half, steps=0, blocks=frozenset()),
+    )
     sure = decoder.certify(low[half:], [radii] * len(low[half:]))
     answers = [decoder.entities(part[half:]) for part in (exact, low)]
     same = np.array(

@@ -1,9 +1,10 @@
-"""What is measured of a CPU variant: changed entities, radii, time, and what escalation costs."""
+"""What is measured of a CPU variant: changed entities, radii and what they certify, time."""
 
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from amlr.errors import ExportError, ParityError
 from amlr.export.parity import Answer, ask, compare, entity_keys
 from amlr.export.posts import CalibrationPost, CalibrationPosts, strict_f1
+from amlr.export.radii import fit_radii, judge_radii
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Posts = tuple[CalibrationPost, ...]
+Answers = list[Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,6 +124,7 @@ class Measurements:
         timed, exact = self.run(variant, posts.held_out), self.exact(posts.held_out)
         parity = compare(exact.answers, timed.answers)
         radii = self._radii(variant)
+        certificates = self._certificates(variant, radii, timed.answers)
         tolerance = self._golden_tolerance(variant)
         log.info(
             f"  {name}: {parity.changed_entities} of {parity.entities} entities changed over "
@@ -132,7 +136,7 @@ class Measurements:
             "source": posts.source,
             "calibration": self._calibration(),
             "radii": {kind: found.to_dict() for kind, found in radii.items()},
-            "escalation": self._clearance(variant, exact, timed, radii),
+            "certificates": certificates,
             "ms_per_post": round(timed.cold_ms, 3),
             "hit_ms_per_post": round(timed.hit_ms, 3),
             "fp32_ms_per_post": round(exact.cold_ms, 3),
@@ -148,74 +152,67 @@ class Measurements:
 
     def _calibration(self) -> dict[str, Any]:
         """What the radii were measured on."""
-        posts = self._posts.tuning
-        answers = self.exact(posts).answers
-        pictures = [
-            item.post.image
-            for item, answer in zip(posts, answers, strict=True)
-            if answer.image_used
-        ]
-        limits = self.bundle.manifest.limits
-        photos = {content_key(read_source(picture, limits)) for picture in pictures if picture}
+        answers = self.exact(self._posts.tuning).answers
         return {
             "given": self._posts.given,
-            "posts": len(posts),
-            "with_picture": len(pictures),
-            "photos": len(photos),
+            "posts": len(answers),
+            "with_picture": sum(answer.image_used for answer in answers),
+            "photos": self._photos,
         }
 
+    @cached_property
+    def _photos(self) -> int:
+        """Different pictures of the tuning half."""
+        posts, limits = self._posts.tuning, self.bundle.manifest.limits
+        pictures = [
+            item.post.image
+            for item, answer in zip(posts, self.exact(posts).answers, strict=True)
+            if answer.image_used
+        ]
+        return len({content_key(read_source(p, limits), limits) for p in pictures if p})
+
     def _radii(self, variant: Variant) -> dict[str, Radii]:
-        """Largest errors on the tuning half, by kind of post; none of a kind it does not hold.
+        """Radii from the tuning half, by kind of post.
 
         Invented posts are of no kind that users send.
         """
-        posts = self._posts.tuning
         if not self._posts.given:
             return {}
+        tuning, found = self._posts.tuning, {}
+        low_answers = self.run(variant, tuning).answers
+        for kind, (exact, low) in self._by_kind(variant, tuning, low_answers).items():
+            photos = None if kind == TEXT else self._photos
+            radii = fit_radii(exact, low, photos=photos)
+            if radii is not None:
+                found[kind] = radii
+        return found
+
+    def _by_kind(
+        self, variant: Variant, posts: Posts, low: Answers
+    ) -> dict[str, tuple[Answers, Answers]]:
+        """Answers of float32 and of a variant to posts of each kind."""
         exact = self.exact(posts).answers
-        has_picture = np.array([answer.image_used for answer in exact], np.bool_)
-        errors = compare(exact, self.run(variant, posts).answers).errors_p2
-        measured = {TEXT: errors[~has_picture], PICTURE: errors[has_picture]}
-        if has_picture.any():
+        kinds = {TEXT: _where(False, exact, low), PICTURE: _where(True, exact, low)}
+        if kinds[PICTURE][0]:
             picture_only = replace(
                 variant,
                 graphs={**self._fp32.graphs, "image": variant.graphs["image"]},
                 compute={n: kind for n, kind in variant.compute.items() if n == "image"},
             )
-            errors = compare(exact, self.run(picture_only, posts).answers).errors_p2
-            measured[PICTURE_ONLY] = errors[has_picture]
-        radii = {}
-        for kind, of_kind in measured.items():
-            # Nothing is certified of a kind in which a post failed.
-            if len(of_kind) and np.isfinite(of_kind).all():
-                units, tokens = of_kind.max(axis=0).tolist()
-                radii[kind] = Radii(units=units, tokens=tokens, posts=len(of_kind))
-        return radii
+            answers = self.run(picture_only, posts).answers
+            kinds[PICTURE_ONLY] = _where(True, exact, answers)
+        return kinds
 
-    def _clearance(
-        self, variant: Variant, exact: Timed, timed: Timed, radii: Mapping[str, Radii]
+    def _certificates(
+        self, variant: Variant, radii: Mapping[str, Radii], low: Answers
     ) -> dict[str, Any]:
-        """On the other half: share that the certificate clears, and what it cleared wrongly."""
-        pairs = [
-            (before, after)
-            for before, after in zip(exact.answers, timed.answers, strict=True)
-            if after.scores is not None
-        ]
-        cleared = Decoder.of(self.bundle).certify(
-            [after.scores for _, after in pairs if after.scores is not None],
-            [radii.get(PICTURE if after.image_used else TEXT) for _, after in pairs],
-        )
-        chosen = [pair for pair, is_clear in zip(pairs, cleared, strict=True) if is_clear]
-        wrong = sum(before.entities != after.entities for before, after in chosen)
-        share = len(chosen) / max(1, len(pairs))
-        # A float32 picture is not encoded a second time.
-        has_picture = variant.graphs["image"] == self._fp32.graphs["image"]
-        again = exact.hit_ms if has_picture and "image" not in variant.compute else exact.cold_ms
+        """What the held half says of the radii, by kind of post."""
+        decoder = Decoder.of(self.bundle)
+        kinds = self._by_kind(variant, self._posts.held_out, low)
         return {
-            "cleared": round(share, 4),
-            "changed": wrong,
-            # What a post costs on average: all of them once, those not cleared once more.
-            "ms_per_post": round(timed.cold_ms + (1 - share) * again, 3),
+            kind: judge_radii(radii[kind], before, after, decoder)
+            for kind, (before, after) in kinds.items()
+            if kind in radii
         }
 
     def _golden_tolerance(self, variant: Variant) -> float:
@@ -248,6 +245,12 @@ class Measurements:
             changed = [exact[row].entities != without[row].entities for row in rows]
             halves.append((margins, np.array(changed, np.bool_)))
         return fit_margin(*halves[0], *halves[1])
+
+
+def _where(has_picture: bool, exact: Answers, low: Answers) -> tuple[Answers, Answers]:
+    """Answers of both to the posts whose picture took part, or to the others."""
+    rows = [row for row, answer in enumerate(exact) if answer.image_used == has_picture]
+    return [exact[row] for row in rows], [low[row] for row in rows]
 
 
 def fit_margin(

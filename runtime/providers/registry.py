@@ -74,14 +74,17 @@ def admitted_variants(
     """
     wanted = "fp32" if precision == "exact" else precision
     fitting = [
-        (name, variant)
-        for name, variant in manifest.variants.items()
-        if variant.provider in (None, provider) or provider.startswith(f"{variant.provider}-")
+        (name, variant) for name, variant in manifest.variants.items() if runs_on(variant, provider)
     ]
     if wanted != "auto":
         return [(name, variant) for name, variant in fitting if variant.precision == wanted]
     admitted = [item for item in fitting if _is_admitted(item[1], max_changed)]
     return sorted(admitted, key=lambda item: item[1].precision == "fp32")
+
+
+def runs_on(variant: Variant, provider: str) -> bool:
+    """Whether a variant is for this provider."""
+    return variant.provider in (None, provider) or provider.startswith(f"{variant.provider}-")
 
 
 def _is_admitted(variant: Variant, max_changed: float) -> bool:

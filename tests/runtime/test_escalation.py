@@ -57,14 +57,20 @@ def test_every_post_is_counted_once_and_names_its_stage(climbing: Engine) -> Non
 
 def test_impossible_radii_send_everything_up(climbing: Engine) -> None:
     posts = [Post("Jordan in Paris")]
-    huge = Radii(units=1e6, tokens=1e6, posts=1)
     before = stage_of(climbing).radii
+
+    def scaled(factor: float) -> dict[str, Radii]:
+        return {
+            kind: replace(radii, units=factor * radii.units, tokens=factor * radii.tokens)
+            for kind, radii in before.items()
+        }
+
     try:
-        stage_of(climbing).radii = dict.fromkeys(before, huge)
+        stage_of(climbing).radii = scaled(1e6)
         (result,) = climbing.tag_batch(posts)
         assert result.precision == "fp32"
         assert result.certified is None
-        stage_of(climbing).radii = dict.fromkeys(before, Radii(units=0.0, tokens=0.0, posts=1))
+        stage_of(climbing).radii = scaled(0.0)
         (result,) = climbing.tag_batch(posts)
         assert result.precision in ("int8", "mixed")
         assert result.certified is True
@@ -144,7 +150,7 @@ def test_bundle_without_radii_is_refused(tiny_plan: Path) -> None:
 
 
 def test_no_change_within_the_radii_escapes_the_certificate(ladder_plan: Path) -> None:
-    radii = Radii(units=0.02, tokens=0.02, posts=1)
+    radii = Radii(units=0.02, tokens=0.02, posts=1, steps=512, blocks=frozenset({0}))
     with Engine.load(ladder_plan, provider="onnxruntime", precision="exact") as engine:
         decoder = Decoder.of(engine.bundle)
         scored = [
