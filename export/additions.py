@@ -13,7 +13,7 @@ from amlr.export.ladder.ladder import add_cpu_variants
 from amlr.export.options import FP16_CUDA, ExportOptions
 from amlr.export.posts import CalibrationPosts, read_posts
 from amlr.export.precision.variant import write_fp16
-from amlr.export.staging import StagedBundle, check_target, staged
+from amlr.export.staging import StagedBundle, check_target, file_entry, staged
 from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -90,6 +90,7 @@ def add_parts(
         ExportError: A graph was not accepted or could not be built.
         ParityError: A variant changes entities and none of its parts may stay float32.
     """
+    _warn_of_training_posts(bundle.manifest, options.calib)
     has_fp16 = "fp16" in bundle.manifest.variants
     if posts is not None and "fp16" in options.precisions and not has_fp16:
         add_fp16(bundle, posts, model=model, fold=options.fold)
@@ -100,9 +101,24 @@ def add_parts(
     if posts is not None and FP16_CUDA in options.precisions:
         add_fp16_cuda(bundle, posts, model=model)
     if posts is not None and options.cpu_precisions:
-        add_cpu_variants(bundle, options.cpu_precisions, posts)
+        # Mixes are for int8, which no certificate covers; a mix with bf16 gains nothing on it.
+        has_mixes = "int8" in options.cpu_precisions
+        add_cpu_variants(bundle, options.cpu_precisions, posts, has_mixes=has_mixes)
     if options.targets:
         add_kernels(bundle)
+
+
+def _warn_of_training_posts(manifest: Manifest, calib: Path | None) -> None:
+    """A model is surer of what it was trained on, so such posts promise more than users get."""
+    training = manifest.provenance.get("training")
+    files = training.get("data") if isinstance(training, dict) else None
+    if calib is None or not isinstance(files, dict):
+        return
+    if file_entry(calib).sha256 in [files[name] for name in files if "train" in name]:
+        log.warning(
+            f"{calib.name} is what the model was trained on: fewer answers will be certified in "
+            "service than here; give posts that it has not seen"
+        )
 
 
 def add_fp16(

@@ -13,6 +13,7 @@ from amlr.errors import InputError
 EXAMPLES = """\b
 Examples:
   amlr-export --ckpt best.pt
+  amlr-export --ckpt best.pt --calib posts.jsonl        (what makes `auto` fast on CPUs)
   amlr-export --ckpt best.pt --precision fp32,bf16,int8 --calib posts.jsonl
   amlr-export --ckpt best.pt --precision fp32,fp16 --target tensorrt-rtx --sms 86,89
   amlr-export --from amlr.plan --target tensorrt            (needs no checkpoint, no torch)
@@ -48,9 +49,8 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 )
 @click.option(
     "--precision",
-    default="fp32",
-    show_default=True,
-    help="Comma-separated: fp32, fp16 (TensorRT), fp16-cuda (onnxruntime), bf16, int8 (CPU).",
+    help="Comma-separated: fp32, fp16 (TensorRT), fp16-cuda (onnxruntime), bf16, int8 (CPU); "
+    "default: fp32, and bf16 with --calib, whose certified answers `auto` then serves.",
 )
 @click.option("--target", default="", help="Comma-separated: tensorrt, tensorrt-rtx, cuda.")
 @click.option("--calib", type=FilePath, help="Posts for calibration: JSON lines or CoNLL.")
@@ -165,11 +165,20 @@ def _options(arguments: dict[str, Any]) -> Any:
         **{name: arguments[name] for name in same},
         **planned,
         keep_reference=not arguments["no_reference"],
-        precisions=_list(arguments["precision"]),
+        precisions=_precisions(arguments),
         targets=_list(arguments["target"]),
         max_posts=arguments["calib_posts"],
         sms=sms,
     )
+
+
+def _precisions(arguments: dict[str, Any]) -> tuple[str, ...]:
+    if arguments["precision"] is not None:
+        return _list(arguments["precision"])
+    # Only measured radii let `auto` certify answers in low precision. Engines for a device get no
+    # use out of it.
+    is_for_cpus = arguments["calib"] is not None and not _list(arguments["target"])
+    return ("fp32", "bf16") if is_for_cpus else ("fp32",)
 
 
 def _print_plan(source: Path | None, posts: Path, as_json: bool) -> None:

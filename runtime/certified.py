@@ -54,6 +54,16 @@ class CertifiedStats:
     beyond: int = 0
     in_service: bool = True
 
+    def __str__(self) -> str:
+        """One line for people."""
+        posts = max(1, self.low + self.picture + self.exact)
+        state = "" if self.in_service else "; the low tier is out of service"
+        return (
+            f"certified: {100 * self.low / posts:.1f} % of the posts in low precision, "
+            f"{100 * self.picture / posts:.1f} % on its picture; {self.checked} checked, "
+            f"{self.changed} changed, {self.beyond} beyond the radius{state}"
+        )
+
 
 class Certified:
     """Two tiers whose answers are float32's.

@@ -68,6 +68,7 @@ def tag_command(
     image_cache_mb: float,
     image_mode: str,
     answer_cache: int,
+    sentinel: float,
     cache_dir: Path | None,
     manifest_sha256: str | None,
     check: str,
@@ -78,9 +79,11 @@ def tag_command(
 ) -> None:
     """Find entities in one text, or in JSON lines {"id", "text", "image", "words"} from stdin.
 
-    Answers are JSON lines {"id", "entities", "image_used", "warnings", "error"} in the order of
-    the input. A line that cannot be read is answered with its error; a picture that cannot be used
-    gives a warning. With --n-best they also hold "alternatives": [{"entities", "score"}].
+    Answers are JSON lines {"id", "entities", "image_used", "certified", "warnings", "error"} in
+    the order of the input. A line that cannot be read is answered with its error; a picture that
+    cannot be used gives a warning. "certified" is true where a low precision answered and the
+    answer is certified equal to float32's. With --n-best they also hold "alternatives":
+    [{"entities", "score"}].
     """
     if text is None and image is not None:
         raise InputError("--image goes with --text; lines from stdin name their own pictures")
@@ -97,6 +100,7 @@ def tag_command(
         check=check,
         answer_cache=answer_cache,
         image=image_mode,
+        sentinel=sentinel,
     )
     with engine:
         if verbose:
@@ -112,6 +116,8 @@ def tag_command(
             ((*pair, _alternatives(engine, *pair, n_best)) for pair in answers),
             as_json,
         )
+        if verbose and engine.certificates is not None:
+            click.echo(str(engine.certificates), err=True)
 
 
 def _alternatives(

@@ -15,8 +15,8 @@ _OPTIONS = (
         "--precision",
         default="auto",
         show_default=True,
-        help="auto or exact (fp32), escalate (low precision first, fp32 where an answer is not "
-        "certain), or one by name: fp32, bf16, int8, ...",
+        help="auto (what is fastest here and gives the entities of fp32), exact (fp32), escalate "
+        "(low precision first, fp32 where an answer is not certified), or one by name: bf16, int8.",
     ),
     click.option(
         "--image-mode",
@@ -33,11 +33,18 @@ _OPTIONS = (
         show_default=True,
         help="Keep so many answers for posts that come again.",
     ),
+    click.option(
+        "--sentinel",
+        type=click.FloatRange(0, 1),
+        default=EngineOptions().sentinel,
+        show_default=True,
+        help="Share of certified answers that are computed again in fp32, to watch over them.",
+    ),
 )
 
 
 def speed_options(function: F) -> F:
-    """Add `--precision`, `--image-mode` and `--answer-cache`: what trades work against memory."""
+    """Add the options that trade work against memory or certainty."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -10,7 +10,7 @@ from typing import Self
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.certified import Certified
+from amlr.runtime.certified import Certified, CertifiedStats
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.decode import MAX_ALTERNATIVES, Decoder
 from amlr.runtime.golden import check_golden
@@ -123,8 +123,7 @@ class Engine:
             image=image,
             sentinel=sentinel,
         )
-        # Reject unknown providers before reading files.
-        provider_names(provider)
+        provider_names(provider)  # refuses unknown ones before files are read
         return cls._load(Bundle.open(path, manifest_sha256), options)
 
     @classmethod
@@ -308,6 +307,11 @@ class Engine:
         if scored.scores is None:  # without words there is one answer
             return [Alternative(entities=(), score=0.0)]
         return decoder.alternatives(scored.scores, n)
+
+    @property
+    def certificates(self) -> CertifiedStats | None:
+        """Counters of certified answers; None where one tier gives all."""
+        return self.strategy.stats if isinstance(self.strategy, Certified) else None
 
     @property
     def answer_cache(self) -> AnswerStats | None:

@@ -111,7 +111,7 @@ def tag_lines(engine: Engine, chunks: Iterator[list[Line]]) -> Iterator[tuple[Li
 def answer(line: Line, result: Result, alternatives: Sequence[Alternative] | None = None) -> str:
     """One output line; not ASCII-only unless the text holds half a surrogate pair."""
     values = result.to_dict()
-    kept = ("entities", "image_used", "warnings", "error")
+    kept = ("entities", "image_used", "certified", "warnings", "error")
     row = {"id": line.id} | {name: values[name] for name in kept}
     if alternatives is not None:
         row["alternatives"] = [alternative.to_dict() for alternative in alternatives]

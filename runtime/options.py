@@ -8,6 +8,7 @@ from amlr.errors import InputError
 IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
 ESCALATE = "escalate"
+ON_FLOAT32 = "+fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +19,9 @@ class EngineOptions:
         provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
         precision: `auto` (what is fastest here: float32, or low precision first and float32 where
             an answer is not certified equal to float32's; with `max_changed` above 0 the fastest
-            variant measured within it), `exact` (fp32), `escalate` (low precision first whatever
-            is faster), or one by name. Several CPU tiers are timed, once for a `cache_dir`.
+            variant measured within it), `exact` (fp32), `escalate` (the fastest low precision
+            first, int8 and mixes too), one by name, or two (`bf16+fp32`). Several CPU tiers are
+            timed, once for a `cache_dir`.
         threads: CPU threads of one call; None takes the physical cores.
         image_cache_mb: Budget for encoded pictures; 0 keeps none.
         cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
@@ -56,8 +58,15 @@ class EngineOptions:
             raise InputError(f"check must be one of {CHECKS}, got {self.check!r}")
         if not 0 <= self.sentinel <= 1:
             raise InputError(f"sentinel must be a share in 0..1, got {self.sentinel}")
-        if self.image == "when-needed" and self.precision == ESCALATE:
-            raise InputError('image="when-needed" and precision="escalate" exclude each other')
+        if self.image == "when-needed" and self.escalates:
+            raise InputError(
+                f'image="when-needed" and precision={self.precision!r} exclude each other'
+            )
+
+    @property
+    def escalates(self) -> bool:
+        """Whether a low precision must answer first, as `escalate` and `bf16+fp32` ask."""
+        return self.precision == ESCALATE or self.precision.endswith(ON_FLOAT32)
 
     @property
     def checks_pictures(self) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.certified import Certified
 from amlr.runtime.manifest import Variant
-from amlr.runtime.options import ESCALATE, EngineOptions
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.radii import PICTURE, TEXT
 from amlr.runtime.tier_memory import Memory
 from amlr.runtime.tier_timing import Choice, TierTime, time_tier
@@ -164,7 +164,7 @@ class _Race:
         put_first: Callable[[E, Tier, bool], Certified],
     ) -> Tier | None:
         """Put the low tier before float32 with which it is fastest; None leaves float32 alone."""
-        must, taken, failures = self._options.precision == ESCALATE, None, []
+        must, taken, failures = self._options.escalates, None, []
         float32 = self._best
         for tier in tiers:
             try:

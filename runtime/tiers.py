@@ -7,7 +7,7 @@ from typing import TypeVar
 from amlr.errors import AmlrError, BackendUnavailableError, BundleError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest, Variant
-from amlr.runtime.options import ESCALATE, EngineOptions
+from amlr.runtime.options import ESCALATE, ON_FLOAT32, EngineOptions
 from amlr.runtime.providers.registry import admitted_variants, provider_names, runs_on
 from amlr.runtime.radii import PICTURE, TEXT, calibrated_radii
 
@@ -53,13 +53,12 @@ def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
         InputError: No provider has this name.
         BundleError: The bundle holds nothing for what was asked.
     """
-    escalates = options.precision == ESCALATE
-    precision = "exact" if escalates else options.precision
+    precision = "exact" if options.escalates else options.precision
     tiers = [
         Tier(provider=owner, name=name, variant=variant)
         for owner in provider_names(options.provider)
         for name, variant in admitted_variants(manifest, owner, precision, options.max_changed)
-        if not escalates or owner in CPUS
+        if not options.escalates or owner in CPUS
     ]
     if tiers:
         return tiers
@@ -79,8 +78,7 @@ def list_low_tiers(manifest: Manifest, options: EngineOptions) -> tuple[list[Tie
     Raises:
         BundleError: `escalate` was asked for and there is none.
     """
-    asks = options.precision == ESCALATE
-    if not asks and (options.precision != "auto" or options.max_changed > 0):
+    if not options.escalates and (options.precision != "auto" or options.max_changed > 0):
         return [], []
     # Certificates are computed on the CPU; on devices nothing was measured yet.
     low = [
@@ -92,7 +90,7 @@ def list_low_tiers(manifest: Manifest, options: EngineOptions) -> tuple[list[Tie
     reasons = [_reason_against(tier.variant, options) for tier in low]
     tiers = [tier for tier, reason in zip(low, reasons, strict=True) if not reason]
     skipped = [t.passed_over(reason) for t, reason in zip(low, reasons, strict=True) if reason]
-    if asks and not tiers:
+    if options.escalates and not tiers:
         raise BundleError(
             "no variant of this bundle has measured radii, which escalation needs; export it with: "
             "amlr-export --from amlr.plan --precision bf16 --calib posts.jsonl"
@@ -102,7 +100,9 @@ def list_low_tiers(manifest: Manifest, options: EngineOptions) -> tuple[list[Tie
 
 def _reason_against(variant: Variant, options: EngineOptions) -> str:
     """Why a variant must not answer before float32; empty where it may."""
-    if options.precision == ESCALATE:
+    if options.escalates:
+        if options.precision not in (ESCALATE, variant.precision + ON_FLOAT32):
+            return f"{options.precision} was asked for"
         return "" if "radii" in variant.parity else "it has no measured radii"
     if variant.precision not in CERTIFIABLE:
         return "only by name, as its errors vary with the post"

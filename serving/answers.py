@@ -94,6 +94,7 @@ def error_dict(prepared: PreparedPost, problem: Problem | None = None) -> dict[s
         "image_used": False,
         "provider": "",
         "precision": "",
+        "certified": None,
         "warnings": list(prepared.warnings),
         "error": problem or prepared.error,
     }

@@ -356,6 +356,8 @@ def _result(values: dict[str, Any]) -> Result:
         image_used=values["image_used"],
         provider=values["provider"],
         precision=values["precision"],
+        # Servers of older versions do not say.
+        certified=values.get("certified"),
         warnings=tuple(values["warnings"]),
         error=values["error"],
     )

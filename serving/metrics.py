@@ -132,3 +132,19 @@ def cache_metrics(stats: Any) -> Iterator[Metric]:
     yield CounterMetricFamily("amlr_image_cache_evictions", "Pictures dropped.", stats.evictions)
     yield gauge("amlr_image_cache_bytes", "Size of the picture cache.", stats.bytes)
     yield gauge("amlr_image_cache_entries", "Pictures in the cache.", stats.entries)
+
+
+def certificate_metrics(stats: Any) -> Iterator[Metric]:
+    """Counters of certified answers (`amlr.runtime` CertifiedStats)."""
+    posts = CounterMetricFamily("amlr_certified_posts", "Posts by stage.", labels=["stage"])
+    for stage in ("low", "picture", "exact"):
+        posts.add_metric([stage], getattr(stats, stage))
+    yield posts
+    checks = {
+        "checked": "Certified answers computed again in float32.",
+        "changed": "Of these, answers whose entities differed.",
+        "beyond": "Of these, posts with an error beyond its radius.",
+    }
+    for name, text in checks.items():
+        yield CounterMetricFamily(f"amlr_sentinel_{name}", text, getattr(stats, name))
+    yield gauge("amlr_low_tier_in_service", "1 while it answers.", float(stats.in_service))

@@ -86,6 +86,9 @@ class ResultBody(BaseModel):
     image_used: bool
     provider: str = Field(description="Engine tier that served it.")
     precision: str
+    certified: bool | None = Field(
+        description="true: low precision, certified equal to float32; null: nothing to certify."
+    )
     warnings: list[ProblemBody] = Field(description="E.g. a picture that cannot be used.")
     error: ProblemBody | None
 

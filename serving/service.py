@@ -17,7 +17,7 @@ from amlr.runtime.results import Post
 from amlr.serving.admission import Admission
 from amlr.serving.costs import CostModel
 from amlr.serving.jobs import Job, RefusedError, TaggingEngine
-from amlr.serving.metrics import Metrics, cache_metrics, gauge
+from amlr.serving.metrics import Metrics, cache_metrics, certificate_metrics, gauge
 from amlr.serving.queue import JobQueue
 from amlr.serving.settings import ServerSettings
 from amlr.serving.warmup import measure
@@ -256,3 +256,6 @@ class TaggingService:
         stats: Any = getattr(self.engine, "image_cache", None)
         if stats is not None:
             yield from cache_metrics(stats)
+        certificates: Any = getattr(self.engine, "certificates", None)
+        if certificates is not None:
+            yield from certificate_metrics(certificates)

@@ -1,7 +1,7 @@
 """Low-precision variants of a bundle that is being written: made, measured, admitted.
 
-A variant enters the manifest with what it changed on posts that were not used to make it. Only one
-that changed nothing is taken by `precision="auto"`; the others must be asked for by name.
+A variant enters the manifest with what it changed on posts that were not used to make it, and with
+the radii within which its answers can be certified. `precision="auto"` takes bf16 where they can.
 """
 
 import logging

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from amlr.errors import ExportError, ParityError
 from amlr.export.parity import Answer, ask, compare, entity_keys
 from amlr.export.posts import CalibrationPost, CalibrationPosts, strict_f1
-from amlr.export.radii import fit_radii, judge_radii
+from amlr.export.radii import LEAST_PHOTOS, LEAST_POSTS, fit_radii, judge_radii
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -131,6 +131,13 @@ class Measurements:
             f"{parity.posts} posts, {timed.cold_ms:.2f} ms a post, "
             f"{timed.hit_ms:.2f} on a known picture"
         )
+        for kind, judged in certificates.items():
+            log.info(
+                f"    {kind}: {100 * judged['certified']:.1f} % of {judged['posts']} posts "
+                f"certified, {judged['beyond']} beyond the radius, {judged['changed']} wrong"
+            )
+        for kind in {TEXT, PICTURE} - radii.keys():
+            log.info(f"    {kind}: nothing certified; {self._lacking(kind)}")
         record: dict[str, Any] = {
             **parity.to_dict(),
             "source": posts.source,
@@ -149,6 +156,15 @@ class Measurements:
         if None not in f1s:
             record["f1"] = dict(zip(("fp32", "variant"), f1s, strict=True))
         return replace(variant, parity=record, tolerance=tolerance)
+
+    def _lacking(self, kind: str) -> str:
+        """Why no radii could be measured for a kind of post."""
+        if not self._posts.given:
+            return "invented posts are not like yours: give --calib"
+        if kind == PICTURE:
+            return f"{self._photos} photos in the calibration half, {LEAST_PHOTOS} are needed"
+        posts = sum(not answer.image_used for answer in self.exact(self._posts.tuning).answers)
+        return f"{posts} such posts in the calibration half, {LEAST_POSTS} are needed"
 
     def _calibration(self) -> dict[str, Any]:
         """What the radii were measured on."""

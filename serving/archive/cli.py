@@ -57,7 +57,7 @@ def _tag(**values: Any) -> None:
     """Find entities in one text, in JSON lines from stdin, or in whole archives.
 
     Without --input: JSON lines {"id", "text", "image", "words"} from stdin to JSON lines {"id",
-    "entities", "image_used", "warnings", "error"} in the order of the input.
+    "entities", "image_used", "certified", "warnings", "error"} in the order of the input.
 
     With --input and --output: JSON lines, CSV or Parquet to Parquet or JSON lines, with worker
     processes of one thread each. Every row appears exactly once, bad ones with their error; a run

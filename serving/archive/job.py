@@ -180,7 +180,7 @@ def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]
 def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     tiers: Counter[str] = Counter()
-    names = ("rows", "entities", "failed", "warned", "image_used")
+    names = ("rows", "entities", "failed", "warned", "image_used", "certified")
     caches = ("picture_hits", "pictures_encoded", "answer_hits")
     for report in reports:
         counts.update({name: report.get(name, 0) for name in (*names, *caches)})

@@ -34,6 +34,7 @@ def schema(id_is_integer: bool, about: dict[str, str]) -> Any:
         ("error", note),
         ("provider", pa.string()),
         ("precision", pa.string()),
+        ("certified", pa.bool_()),
     ]
     return pa.schema(columns, metadata={f"amlr.{name}": text for name, text in about.items()})
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from amlr.errors import AmlrError
 from amlr.runtime.bundle import read_manifest
-from amlr.runtime.options import ESCALATE
-from amlr.runtime.tiers import list_tiers
+from amlr.runtime.tiers import list_low_tiers, list_tiers
 from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.worker import WorkerSettings
 
@@ -36,14 +35,14 @@ def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
         AmlrError: As `Engine.load`.
     """
     asked = settings.engine
-    # Escalation climbs through tiers in a fixed order.
-    if AUTO not in (asked.provider, asked.precision) or asked.precision == ESCALATE:
+    if AUTO not in (asked.provider, asked.precision) or asked.escalates:
         return settings
     folder = Folder(settings.output)
     tier = folder.read_json(TIER)
     if tier is None:
         manifest, _ = read_manifest(Path(settings.bundle))
-        if len(list_tiers(manifest, asked)) < 2:
+        low_tiers, _ = list_low_tiers(manifest, asked)
+        if len(list_tiers(manifest, asked)) + len(low_tiers) < 2:
             return settings
         tier = choose(settings)
         folder.write_json(TIER, tier)
@@ -53,7 +52,9 @@ def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
 def choose_tier(settings: WorkerSettings) -> Tier:
     """Load the engine once as a worker would, and say what it took."""
     with settings.load_engine() as loaded:
-        return {"provider": loaded.provider, "precision": loaded.precision}
+        # Two tiers may have two providers; each precision of theirs has one that is fastest.
+        provider = settings.engine.provider if loaded.certificates else loaded.provider
+        return {"provider": provider, "precision": loaded.precision}
 
 
 def choose_in_process(settings: WorkerSettings) -> Tier:

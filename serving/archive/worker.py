@@ -145,6 +145,7 @@ class ChunkWorker:
                     counts["failed"] += values["error"] is not None
                     counts["warned"] += bool(values["warnings"])
                     counts["image_used"] += values["image_used"]
+                    counts["certified"] += values["certified"] is True
                     tiers[f"{values['provider']} {values['precision']}"] += 1
                 part.write(records)
             part.close()

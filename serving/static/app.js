@@ -219,5 +219,7 @@ function fillTimes(ms, totalMs, answer) {
     row.append(element("dt", label, name || undefined), element("dd", `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`));
     return row;
   }));
-  $("tier").textContent = `Served by ${answer.result.provider}, ${answer.result.precision}.`;
+  $("tier").textContent = `Served by ${answer.result.provider}, ${answer.result.precision}${
+    answer.result.certified ? ", certified equal to float32" : ""
+  }.`;
 }

@@ -121,6 +121,7 @@ def response_parameters(results: Sequence[Result]) -> dict[str, str | int | bool
         "tier": f"{results[0].provider}/{results[0].precision}" if results else "",
         "posts": len(results),
         "images_used": sum(result.image_used for result in results),
+        "certified": sum(result.certified is True for result in results),
         "entities": sum(len(result.entities) for result in results),
         "warnings": sum(bool(result.warnings) for result in results),
         "errors": sum(result.error is not None for result in results),
