@@ -12,8 +12,7 @@ from pathlib import Path
 import click
 
 from amlr.cli_support import AmlrCommand, progress
-from amlr.errors import ParityError
-from amlr.kernels.cubin import KernelResources, read_resources
+from amlr.errors import ExportError, ParityError
 from amlr.kernels.images import ARCHITECTURES, SOURCES, KernelSpec
 from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
 
@@ -30,6 +29,10 @@ BUDGET_BY_TAGS = {
     "joint_box_scores": ((32, 80),),
     "segmental_confidence": ((32, 80),),
 }
+# The compiler's report has a part for each kernel, which begins with its name.
+_KERNEL = re.compile(r"Compiling entry function '(\w+)'")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_FRAMES = re.compile(r"(\d+) bytes stack frame")
 _SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")
 
 
@@ -44,10 +47,8 @@ class ResourceRow:
         sm: Architecture number.
         registers: Per thread.
         budget: Most registers it may use.
-        spill_bytes: Spilled bytes that the compiler reports for the whole image.
-        frame_bytes: Stack frame.
-        stack_bytes: Stack with callees.
-        static_shared_bytes: Per block; 1024 from sm_90 on are the system's own.
+        spill_bytes: Spilled registers, stored and loaded, of the kernel and what it calls.
+        frame_bytes: Stack frames of the same.
         cubin_bytes: Size of the image the kernel is in.
     """
 
@@ -59,8 +60,6 @@ class ResourceRow:
     budget: int
     spill_bytes: int
     frame_bytes: int
-    stack_bytes: int
-    static_shared_bytes: int
     cubin_bytes: int
 
     @property
@@ -69,15 +68,8 @@ class ResourceRow:
         problems = []
         if self.registers > self.budget:
             problems.append(f"{self.registers} registers, budget {self.budget}")
-        problems += [
-            f"{value} bytes of {name}"
-            for name, value in (
-                ("spills", self.spill_bytes),
-                ("stack frame", self.frame_bytes),
-                ("stack", self.stack_bytes),
-            )
-            if value
-        ]
+        sizes = {"spills": self.spill_bytes, "stack frames": self.frame_bytes}
+        problems += [f"{value} bytes of {name}" for name, value in sizes.items() if value]
         return problems
 
 
@@ -87,36 +79,37 @@ def register_budget(kernel: str, tags: int) -> int:
 
 
 def measure(spec: KernelSpec, sm: int, nvrtc: Nvrtc | None = None) -> list[ResourceRow]:
-    """Compile one source for one architecture and read its kernels' resources.
+    """Compile one source for one architecture and read what the compiler reports of its kernels.
 
     Raises:
         BackendUnavailableError: NVRTC is not installed.
-        ExportError: The compiler refused, or the cubin does not state its resources.
+        ExportError: The compiler refused, or its report does not name the registers.
     """
     compiler = nvrtc or load_nvrtc()
-    options = [*spec.options(f"sm_{sm}"), "--ptxas-options=-v"]
-    image, log = compiler.compile(spec.text, options)
-    spills = sum(int(count) for count in _SPILLS.findall(log))
-    return [_row(spec, sm, found, spills, len(image)) for found in read_resources(image)]
-
-
-def _row(
-    spec: KernelSpec, sm: int, found: KernelResources, spills: int, nbytes: int
-) -> ResourceRow:
-    kernel = found.kernel.removesuffix(spec.variant)
-    return ResourceRow(
-        kernel=kernel,
-        tags=spec.tags,
-        half=spec.half,
-        sm=sm,
-        registers=found.registers,
-        budget=register_budget(kernel, spec.tags),
-        spill_bytes=spills,
-        frame_bytes=found.frame_bytes,
-        stack_bytes=found.stack_bytes,
-        static_shared_bytes=found.shared_bytes,
-        cubin_bytes=nbytes,
-    )
+    image, report = compiler.compile(spec.text, [*spec.options(f"sm_{sm}"), "--ptxas-options=-v"])
+    _, *parts = _KERNEL.split(report)
+    rows = []
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        registers = _REGISTERS.search(text)
+        if registers is None:
+            raise ExportError(
+                f"{compiler.name} does not report the registers of {name}; needed: NVRTC 12 or 13"
+            )
+        kernel = name.removesuffix(spec.variant)
+        rows.append(
+            ResourceRow(
+                kernel=kernel,
+                tags=spec.tags,
+                half=spec.half,
+                sm=sm,
+                registers=int(registers[1]),
+                budget=register_budget(kernel, spec.tags),
+                spill_bytes=sum(map(int, _SPILLS.findall(text))),
+                frame_bytes=sum(map(int, _FRAMES.findall(text))),
+                cubin_bytes=len(image),
+            )
+        )
+    return rows
 
 
 def measure_all(
@@ -147,19 +140,15 @@ def markdown_table(rows: list[ResourceRow]) -> str:
         "| kernel | Y | emissions | "
         + " | ".join(f"sm_{sm}" for sm in architectures)
         + " | budget "
-        "| spills | frame | stack |",
-        "|---|---|---|" + "---|" * (len(architectures) + 4),
+        "| spills | frames |",
+        "|---|---|---|" + "---|" * (len(architectures) + 3),
     ]
     groups: dict[tuple[str, int, bool], list[ResourceRow]] = {}
     for row in rows:
         groups.setdefault((row.kernel, row.tags, row.half), []).append(row)
     for (kernel, tags, half), group in groups.items():
         registers = {row.sm: str(row.registers) for row in group}
-        totals = (
-            max(row.spill_bytes for row in group),
-            max(row.frame_bytes for row in group),
-            max(row.stack_bytes for row in group),
-        )
+        totals = (max(row.spill_bytes for row in group), max(row.frame_bytes for row in group))
         cells = [
             f"`{kernel}`",
             str(tags),
@@ -183,9 +172,7 @@ def main(tags: tuple[int, ...], sm: tuple[int, ...], json_file: Path | None) -> 
     """
     rows = measure_all(tags=tags, architectures=sm)
     click.echo(markdown_table(rows))
-    click.echo(
-        f"\nRegisters per thread; compiled by {load_nvrtc().name}. Spills, frame, stack: bytes."
-    )
+    click.echo(f"\nRegisters per thread; compiled by {load_nvrtc().name}. Spills, frames: bytes.")
     if json_file:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     failures = [

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from amlr.benchmarks.kernel_resources import ResourceRow, markdown_table, measure, register_budget
+from amlr.benchmarks import kernel_resources
+from amlr.benchmarks.kernel_resources import markdown_table, measure, register_budget
 from amlr.errors import BackendUnavailableError, ExportError, InputError, ShapeError
 from amlr.kernels import images
-from amlr.kernels.cubin import read_resources
 from amlr.kernels.images import (
     ARCHITECTURES,
     SOURCES,
@@ -156,37 +156,37 @@ def test_resource_gate(nvrtc: Nvrtc, sm: int) -> None:
         assert not [(row, row.failures) for row in rows if row.failures]
 
 
-def test_the_gate_sees_stack_and_spills(nvrtc: Nvrtc) -> None:
+def test_the_gate_sees_stack_and_spills(nvrtc: Nvrtc, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
-    extern "C" __global__ void __launch_bounds__(1024) k(float* out, int n) {
-        float kept[200];
+    extern "C" __global__ void __launch_bounds__(1024) linear_viterbi_y9_f32(float* out, int n) {
+        float kept[200], held[100];
         for (int i = 0; i < 200; ++i) kept[i] = out[i * n];
         for (int i = 0; i < 200; ++i) out[i] = kept[(i * n) % 200];
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) held[i] = out[i] * n;
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) out[99 - i] = held[i];
     }"""
-    image, _ = nvrtc.compile(source, ["--gpu-architecture=sm_90"])
-    (found,) = read_resources(image)
-    assert found.frame_bytes >= 800
-    row = ResourceRow(
-        kernel="k",
-        tags=9,
-        half=False,
-        sm=90,
-        registers=found.registers,
-        budget=8,
-        spill_bytes=4,
-        frame_bytes=found.frame_bytes,
-        stack_bytes=found.stack_bytes,
-        static_shared_bytes=0,
-        cubin_bytes=len(image),
-    )
-    assert len(row.failures) >= 3
-    assert "`k` | 9 | float32" in markdown_table([row])
+    monkeypatch.setattr(images, "_read_source", lambda name: source)
+    monkeypatch.setitem(kernel_resources.BUDGET_BY_TAGS, "linear_viterbi", ((9, 8),))
+    (row,) = measure(SPEC, 90, nvrtc)
+    assert row.frame_bytes >= 800
+    assert row.spill_bytes > 0
+    assert [problem.split()[-1] for problem in row.failures] == ["8", "spills", "frames"]
+    assert "`linear_viterbi` | 9 | float32" in markdown_table([row])
 
 
-def test_only_cubins_are_read(nvrtc: Nvrtc) -> None:
-    for image in (b"\x7fELF" + bytes(60), compile_image(SPEC, "compute_75", nvrtc)):
-        with pytest.raises(ExportError, match="not a cubin"):
-            read_resources(image)
+def test_a_compiler_that_reports_nothing_is_named(nvrtc: Nvrtc) -> None:
+    class Silent(Nvrtc):
+        def __init__(self) -> None:
+            self.version = (99, 0)
+
+        def compile(self, *arguments: object, **options: object) -> tuple[bytes, str]:
+            return b"", "Compiling entry function 'linear_viterbi_y9_f32' for 'sm_90'"
+
+    with pytest.raises(ExportError, match=r"nvrtc-99\.0 does not report the registers"):
+        measure(SPEC, 90, Silent())
 
 
 def test_every_kernel_has_a_budget() -> None:
