@@ -7,6 +7,7 @@ hash covers source, options and compiler, so an image of an older source is neve
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # PTX for the oldest architecture runs on every newer one.
 PTX_ARCHITECTURE = 75
 MAX_TAGS = 32
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ class KernelSpec:
 
     @property
     def text(self) -> str:
-        """The CUDA C++ source."""
-        return _read_source(self.source)
+        """The CUDA C++ source, its headers in place."""
+        return _read_source(f"{self.source}.cu")
 
     @property
     def macros(self) -> dict[str, str]:
@@ -100,8 +102,10 @@ class KernelSpec:
 
 
 @lru_cache
-def _read_source(source: str) -> str:
-    return (Path(__file__).parent / f"{source}.cu").read_text(encoding="utf-8")
+def _read_source(file: str) -> str:
+    """One text: NVRTC then needs no folder of headers, and a hash covers all that is compiled."""
+    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda line: _read_source(line[1]), text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

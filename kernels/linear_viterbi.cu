@@ -7,35 +7,7 @@
 // Order of additions and tie rule, the same as in the NumPy reference:
 //     alpha[t,j] = max_i(alpha[t-1,i] + trans[i,j]) + emission[t,j];   lowest tag, from the end backwards.
 // An emission that is NaN or +inf makes the sequence's score NaN and all of its tags pad_tag.
-#ifndef TAGS
-#define TAGS 9
-#endif
-#ifndef EMIT_HALF
-#define EMIT_HALF 0
-#endif
-#ifndef VARIANT
-#define VARIANT
-#endif
-#define PASTE(a, b) a##b
-#define NAMED(name, variant) PASTE(name, variant)
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#endif
-#ifndef HALF_TO_FLOAT
-__device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-#define HALF_TO_FLOAT(bits) half_bits_to_float(bits)
-#endif
-#if EMIT_HALF
-typedef unsigned short emit_t;
-#define TO_FLOAT(value) HALF_TO_FLOAT(value)
-#else
-typedef float emit_t;
-#define TO_FLOAT(value) (value)
-#endif
+#include "emissions.cuh"
 
 // A survivor word holds the last STEPS tags of the best path into a tag, TAG_BITS each.
 #if TAGS <= 16

@@ -14,14 +14,7 @@
 //
 // Posts with units too long for the table in shared memory take a slower way, in the log domain: sums are
 // float64, since float32 at 500 has steps of 3e-5; exponentials and logarithms see differences only.
-#ifndef VARIANT
-#define VARIANT
-#endif
-#define PASTE(a, b) a##b
-#define NAMED(name, variant) PASTE(name, variant)
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#endif
+#include "variant.cuh"
 #define ALL_LANES 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
 #define LOG2_E 1.44269504f

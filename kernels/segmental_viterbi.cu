@@ -7,14 +7,7 @@
 //     best[0] = 0;  best[j+1] = max(best[j], max over units ending at j of (best[start] + max_c g))
 // Tie rule at each end position: no entity ends here, then the longer unit, then the lowest class.
 // A post with NaN, +inf, a unit outside its words or ends that fall gets score NaN and no entity.
-#ifndef VARIANT
-#define VARIANT
-#endif
-#define PASTE(a, b) a##b
-#define NAMED(name, variant) PASTE(name, variant)
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#endif
+#include "variant.cuh"
 
 #define ALL_LANES 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)

@@ -7,35 +7,7 @@
 // Order of additions, the same as in the NumPy reference (explicit _rn: no fused multiply-add):
 //     S(unit, c) = (em[s, B-c] - em[s, O]) + (em[s+1, I-c] - em[s+1, O]) + ...      left to right
 //     g(unit, c) = ((z_c - z_none) - b) + w * S(unit, c)     a unit without logits: w * S - b
-#ifndef TAGS
-#define TAGS 9
-#endif
-#ifndef EMIT_HALF
-#define EMIT_HALF 0
-#endif
-#ifndef VARIANT
-#define VARIANT
-#endif
-#define PASTE(a, b) a##b
-#define NAMED(name, variant) PASTE(name, variant)
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#endif
-#ifndef HALF_TO_FLOAT
-__device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-#define HALF_TO_FLOAT(bits) half_bits_to_float(bits)
-#endif
-#if EMIT_HALF
-typedef unsigned short emit_t;
-#define TO_FLOAT(value) HALF_TO_FLOAT(value)
-#else
-typedef float emit_t;
-#define TO_FLOAT(value) (value)
-#endif
+#include "emissions.cuh"
 
 #define INFINITY_F __int_as_float(0x7f800000)
 

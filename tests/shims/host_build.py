@@ -10,7 +10,7 @@ from amlr.kernels.images import SOURCES, KernelSpec
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
 # No contraction: the host must add and multiply in separate, rounded steps, as the kernels ask for.
-_FLAGS = ("-std=c++17", "-O1", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}")
+_FLAGS = ("-std=c++17", "-O1", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}", f"-I{KERNELS}")
 SANITIZERS = {
     "plain": (),
     "asan": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
