@@ -14,7 +14,7 @@ from amlr.benchmarks.harness.roofline import flops_per_post, measure_roof, summa
 from amlr.benchmarks.harness.session import Session
 from amlr.benchmarks.harness.timing import Clock, Deadline
 from amlr.benchmarks.harness.workloads import BATCH, GROWTH, Pool, make_pool, plan
-from amlr.benchmarks.parity import EagerSide, Parity, compare
+from amlr.benchmarks.parity import TierCheck, compare
 from amlr.benchmarks.report.merge import decisive
 from amlr.benchmarks.report.records import (
     EngineRecord,
@@ -23,13 +23,15 @@ from amlr.benchmarks.report.records import (
     Row,
     SettingsRecord,
     TierName,
+    TierParity,
 )
+from amlr.benchmarks.report.tables import verdict_line
 from amlr.benchmarks.systems.base import ModelInput, ModelShape, Picture
 from amlr.benchmarks.systems.tiers import Tier, Tiers
 from amlr.cli_support import progress
 from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.pipeline import Pipeline
+from amlr.runtime.engine import Engine
 
 Say = Callable[[str], None]
 ROOF_S = 10.0
@@ -107,7 +109,7 @@ def run_benchmark(
             session.add_engines([tier.spec for tier in tiers])
         provider = EagerProvider(load_reference(bundle))
         posts = relabelled(data.posts, bundle.manifest.labels)
-        records = prove(Pipeline(bundle, provider), tiers, posts, say)
+        records = prove(Engine(bundle, provider), tiers, posts, say)
         report = _header(options, bundle, data, machine, opened, records)
         if not options.groups:
             return report
@@ -127,28 +129,19 @@ def run_benchmark(
 
 
 def prove(
-    eager: Pipeline, tiers: Sequence[Tier], posts: Sequence[BenchPost], say: Say
-) -> list[Parity]:
+    eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost], say: Say
+) -> list[TierParity]:
     """Compare every tier with the eager model."""
-    records = [
-        Parity(
-            backend=tier.spec.name,
-            precision=tier.spec.precision,
-            tolerance=tier.tolerance,
-            promised=tier.promised,
-        )
+    checks = [
+        TierCheck(tier.spec.name, tier.spec.precision, tier.tolerance, promised=tier.promised)
         for tier in tiers
     ]
     say(f"parity of {len(posts)} posts against eager PyTorch")
-    engines = [(tier.engine, record) for tier, record in zip(tiers, records, strict=True)]
-    compare(EagerSide(eager), engines, progress(posts, "parity", len(posts)))
+    engines = [(tier.engine, check) for tier, check in zip(tiers, checks, strict=True)]
+    compare(eager, engines, progress(posts, "parity", len(posts)))
+    records = [check.finish() for check in checks]
     for record in records:
-        errors = ", ".join(f"{name} {error:.1e}" for name, error in record.max_abs_error.items())
-        say(
-            f"  {record.backend} {record.precision}: {record.verdict.upper()}, "
-            f"{record.changed_entities} of {record.entities} entities changed, "
-            f"largest errors: {errors}" + (f"; {record.reason}" if record.reason else "")
-        )
+        say(f"  {record.backend} {record.precision}: {verdict_line(record)}")
     return records
 
 
@@ -158,7 +151,7 @@ def _header(
     data: BenchData,
     machine: MachineRecord,
     tiers: Tiers,
-    records: Sequence[Parity],
+    records: Sequence[TierParity],
 ) -> Report:
     manifest = bundle.manifest
     return Report(
@@ -187,7 +180,7 @@ def _header(
             missing_pictures=data.missing_pictures,
         ),
         machine=machine,
-        parity=decisive([record.record() for record in records]),
+        parity=decisive(records),
         resources=measure_footprint(bundle, data.posts),
     )
 

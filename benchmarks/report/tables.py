@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
     HeldRecord,
-    ParityRecord,
     PeerRecord,
     Report,
     Row,
+    TierParity,
     is_engine,
 )
 
@@ -47,7 +47,7 @@ def is_growth(workload: str) -> bool:
     return workload.split("-")[0] in ("length", "batch", "images", "posts")
 
 
-def verdict_line(parity: ParityRecord) -> str:
+def verdict_line(parity: TierParity) -> str:
     """Parity in one sentence."""
     errors = ", ".join(
         f"{name} {'not finite' if error is None else error_text(error)}"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amlr.benchmarks.parity import FP32_TOLERANCE
 from amlr.benchmarks.report.records import ENGINE_PREFIX, AutoRecord, VariantRecord
 from amlr.benchmarks.systems.base import ESCALATION, PeerSpec
 from amlr.errors import AmlrError
+from amlr.export.parity import FP32_TOLERANCE
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest

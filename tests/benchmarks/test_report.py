@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from amlr.benchmarks.calibration import _reliability
-from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, Parity
+from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, TierCheck
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart, reliability_chart
 from amlr.benchmarks.report.compare import compare_reports
 from amlr.benchmarks.report.html import render_html
@@ -34,9 +34,10 @@ def row(workload: str, backend: str, ms: float, ratio: float, batch: int = 16) -
 
 @pytest.fixture
 def report() -> Report:
-    parity = Parity(backend="amlr-x", precision="fp32", tolerance=1e-4)
+    check = TierCheck("amlr-x", "fp32", 1e-4)
+    check.errors = {"emissions": 1e-6, "unit_logits": float("inf")}
+    parity = check.record
     parity.posts, parity.entities, parity.changed_entities = 10, 30, 1
-    parity.max_abs_error = {"emissions": 1e-6, "unit_logits": float("inf")}
     parity.changes.append(
         ChangeRecord(
             id="7", text=NASTY, missing=[(0, 6, "PER")], added=[(0, 6, "LOC"), (3, 6, "ORG")],
@@ -50,7 +51,7 @@ def report() -> Report:
     peer = {"backend": "amlr-x", "precision": "fp32", "about": "engine", "status": "measured",
             "reason": "", "max_abs_error": 1e-6, "load_cpu_s": 0.2, "load_s": 0.3,
             "first_post_ms": 5.0, "peak_memory_mb": 120.0, "waiting": 1.0}  # fmt: skip
-    record = asdict(parity.record())
+    record = asdict(check.finish())
     values = {
         "schema": 1,
         "created": "2026-01-01T00:00:00+00:00",
@@ -161,21 +162,24 @@ def test_reports_of_older_versions_still_read(report: Report) -> None:
 
 def test_verdict_needs_posts_entities_and_numbers() -> None:
     def verdict(**values: Any) -> tuple[str, str]:
-        parity = Parity(backend="x", precision="fp32", tolerance=values.pop("tolerance", 1e-4))
-        parity.posts = 1
+        check = TierCheck("x", "fp32", values.pop("tolerance", 1e-4))
+        check.record.posts = 1
+        check.errors = values.pop("errors", check.errors)
         for name, value in values.items():
-            setattr(parity, name, value)
-        return parity.verdict, parity.reason
+            assert hasattr(check.record, name)
+            setattr(check.record, name, value)
+        record = check.finish()
+        return record.verdict, record.reason
 
     assert verdict() == ("pass", "")
     assert verdict(posts=0)[0] == "fail"
     assert verdict(changed_entities=1)[0] == "fail"
     assert verdict(failed_posts=1)[0] == "fail"
-    assert verdict(undecidable_changed=3)[0] == "pass"
+    assert verdict(undecidable_changed_entities=3)[0] == "pass"
     off = {"emissions": 2e-4, "unit_logits": 0.0}
-    assert verdict(max_abs_error=off)[0] == "fail"
-    assert "0.000202 would pass" in verdict(max_abs_error=off)[1]
-    assert verdict(max_abs_error=off, tolerance=None) == ("pass", "")
+    assert verdict(errors=off)[0] == "fail"
+    assert "0.000202 would pass" in verdict(errors=off)[1]
+    assert verdict(errors=off, tolerance=None) == ("pass", "")
     assert 0 < UNDECIDABLE_MARGIN < 1e-4
 
 
