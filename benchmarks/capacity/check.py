@@ -24,6 +24,7 @@ from amlr.errors import InputError
 from amlr.runtime import Post
 from amlr.serving.warmup import picture, sample_text
 
+# Shares of the predicted capacity.
 LEVELS = (0.4, 0.65, 0.85)
 _KNOWN_PICTURES = 32
 # Requests of the first seconds find a server whose running corrections have not settled.
@@ -92,7 +93,6 @@ def check_replicas(
     replicas: int,
     *,
     seconds: float = 30.0,
-    levels: Sequence[float] = LEVELS,
     engine_options: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Check]:
@@ -105,7 +105,6 @@ def check_replicas(
         hits: Share of the pictures that the servers know already.
         replicas: Servers, each on a core of its own.
         seconds: Length of each run.
-        levels: Shares of the predicted capacity.
         engine_options: `--provider` and `--precision` for the servers.
         say: Told what goes on.
 
@@ -134,7 +133,7 @@ def check_replicas(
         # The client takes the cores that are left; where none is, its time is the servers' loss.
         rest = cores[used:]
         with _affinity(rest or cores):
-            for level in levels:
+            for level in LEVELS:
                 say(f"{replicas} replica(s) at {level:.0%} of {capacity:.0f} posts/s")
                 schedule = _plan(traffic, hits, level * capacity, seconds, replicas)
                 measured = asyncio.run(_send(ports, schedule))

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,12 +102,6 @@ class CostGrid:
         """Plain values for JSON."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return values | {"seconds": self.seconds.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        lists = {"tokens": tuple(values["tokens"]), "batches": tuple(values["batches"])}
-        return cls(**(values | lists | {"seconds": np.array(values["seconds"], float)}))
 
 
 def _place(points: Sequence[int], x: float) -> tuple[int, float]:

@@ -113,12 +113,12 @@ def capacity_per_s(traffic: Traffic, costs: CostGrid, hits: float) -> float:
     return float(replica.workers / mean)
 
 
-def load_curve(traffic: Traffic, costs: CostGrid, hits: float, seed: int = 0) -> list[Load]:
+def load_curve(traffic: Traffic, costs: CostGrid, hits: float) -> list[Load]:
     """Latency of one server over its load."""
     capacity = capacity_per_s(traffic, costs, hits)
     curve = []
     for utilisation in LOADS:
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(0)
         rate = utilisation * capacity
         tokens, state = mix(traffic, hits, _POSTS, generator)
         at = np.cumsum(generator.exponential(1 / rate, _POSTS))
@@ -263,7 +263,7 @@ def hit_rate(
     entries = cache_bytes / picture_bytes
     if entries < 1 or requests <= 0:
         return 0.0
-    probability, members = _popularity(pictures.distinct, pictures.zipf)
+    probability, members = _popularity(int(pictures.distinct), pictures.zipf)
     # Expected number of different pictures among the requests: each of them misses once.
     never_asked = np.exp(requests * np.log1p(-np.minimum(probability, 1 - 1e-12)))
     first = float((members * (1.0 - never_asked)).sum())

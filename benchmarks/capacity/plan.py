@@ -78,7 +78,7 @@ class CapacityReport:
             "schema": 1,
             "machine": asdict(self.machine),
             "costs": self.costs.to_dict(),
-            "traffic": asdict(self.traffic),
+            "traffic": self.traffic.model_dump(),
             "plan": asdict(self.plan),
             "checks": [check.to_dict() for check in self.checks],
         }

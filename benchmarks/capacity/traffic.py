@@ -1,21 +1,24 @@
 """The traffic to plan for: a JSON file with the rate over the day, the posts and the machines."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from amlr.errors import InputError
 
 _DAY_S = 86_400.0
+_Share = Annotated[float, Field(ge=0)]
+_Length = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
+class _Part(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """An object of the file: unknown fields and values of another kind are refused."""
+
+
+class Pictures(_Part, frozen=True):
     """Which posts carry pictures, and how often the same one comes again.
 
     Attributes:
@@ -24,13 +27,12 @@ class Pictures:
         zipf: The n-th most frequent picture comes in proportion to n ** -zipf; 0 is even.
     """
 
-    share: float = 0.0
-    distinct: int = 1
-    zipf: float = 0.0
+    share: float = Field(default=0.0, ge=0, le=1)
+    distinct: int | float = Field(default=1, ge=1)
+    zipf: float = Field(default=0.0, ge=0, le=3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
+class Replica(_Part, frozen=True):
     """One `amlr-serve`, as it will be started.
 
     Attributes:
@@ -41,15 +43,14 @@ class Replica:
         image_cache_mb: `--image-cache-mb`.
     """
 
-    workers: int = 1
-    wait_ms: float = 5.0
-    batch_posts: int = 16
-    batch_tokens: int = 1024
-    image_cache_mb: float = 256.0
+    workers: int = Field(default=1, ge=1)
+    wait_ms: float = Field(default=5.0, ge=0)
+    batch_posts: int = Field(default=16, ge=1)
+    batch_tokens: int = Field(default=1024, ge=1)
+    image_cache_mb: float = Field(default=256.0, ge=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(_Part, frozen=True):
     """What is rented.
 
     Attributes:
@@ -58,13 +59,12 @@ class Machine:
         currency: Its name, for the report.
     """
 
-    cores: int = 2
-    price_per_hour: float = 0.0
+    cores: int = Field(default=2, ge=1)
+    price_per_hour: float = Field(default=0.0, ge=0)
     currency: str = "USD"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Autoscaling:
+class Autoscaling(_Part, frozen=True):
     """How the number of replicas follows the traffic.
 
     Attributes:
@@ -75,15 +75,14 @@ class Autoscaling:
         utilisation: Share of a replica's capacity to aim at; None takes the highest that keeps p99.
     """
 
-    minimum: int = 1
-    maximum: int = 1000
-    start_s: float = 30.0
-    idle_s: float = 300.0
-    utilisation: float | None = None
+    minimum: int = Field(default=1, ge=1)
+    maximum: int = Field(default=1000, ge=1)
+    start_s: float = Field(default=30.0, ge=0)
+    idle_s: float = Field(default=300.0, ge=0)
+    utilisation: float | None = Field(default=None, gt=0, lt=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class Traffic(_Part, frozen=True):
     """A day of requests, one post each.
 
     Attributes:
@@ -96,13 +95,13 @@ class Traffic:
         autoscaling: How their number follows the rate.
     """
 
-    rate_per_s: tuple[float, ...]
-    p99_ms: float
-    tokens: Mapping[int, float]
-    pictures: Pictures = field(default_factory=Pictures)
-    replica: Replica = field(default_factory=Replica)
-    machine: Machine = field(default_factory=Machine)
-    autoscaling: Autoscaling = field(default_factory=Autoscaling)
+    rate_per_s: tuple[_Share, ...] = Field(min_length=1)
+    p99_ms: float = Field(gt=0)
+    tokens: dict[_Length, _Share] = Field(min_length=1)
+    pictures: Pictures = Pictures()
+    replica: Replica = Replica()
+    machine: Machine = Machine()
+    autoscaling: Autoscaling = Autoscaling()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -112,67 +111,42 @@ class Traffic:
             InputError: Missing, no JSON, or a field that is unknown, missing or out of range.
         """
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            return cls.parse(path.read_bytes())
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; see docs/scale.md") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
-        return cls.from_dict(value)
 
     @classmethod
-    def from_dict(cls, value: Any) -> Self:
-        """Check plain values.
+    def parse(cls, text: str | bytes) -> Self:
+        """Read and check JSON.
 
         Raises:
-            InputError: A field is unknown, missing or out of range; the message names it.
+            InputError: No JSON, or a field is unknown, missing or out of range; names it.
         """
-        parts = {"pictures": Pictures, "replica": Replica, "machine": Machine,
-                 "autoscaling": Autoscaling}  # fmt: skip
-        given = _known(cls, value, "traffic")
-        for name, part in parts.items():
-            if name in given:
-                given[name] = part(**_known(part, given[name], name))
         try:
-            given["rate_per_s"] = tuple(float(rate) for rate in given["rate_per_s"])
-            given["tokens"] = {int(k): float(v) for k, v in given["tokens"].items()}
-        except (TypeError, ValueError, AttributeError) as error:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
             raise InputError(
-                'rate_per_s must be a list of numbers and tokens an object such as {"30": 1}'
+                f"traffic: {f'{name}: ' if name else ''}{first['msg']}; see docs/scale.md"
             ) from error
-        traffic = cls(**given)
-        traffic._check()
-        return traffic
 
-    def _check(self) -> None:
-        pictures, machine, scaling = self.pictures, self.machine, self.autoscaling
-        utilisation = scaling.utilisation
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        scaling, workers = self.autoscaling, self.replica.workers
         rules = {
-            "rate_per_s needs at least one rate, none below 0, one above": self.rate_per_s
-            and min(self.rate_per_s) >= 0 < max(self.rate_per_s),
-            "tokens needs lengths of at least 1 with shares above 0": self.tokens
-            and min(self.tokens) >= 1
-            and min(self.tokens.values()) >= 0 < sum(self.tokens.values()),
-            "p99_ms must be above 0": self.p99_ms > 0,
-            "pictures.share must be from 0 to 1": 0 <= pictures.share <= 1,
-            "pictures.distinct must be at least 1": pictures.distinct >= 1,
-            "pictures.zipf must be from 0 to 3": 0 <= pictures.zipf <= 3,
-            "replica needs at least one worker and one post a batch, and no negative number": min(
-                self.replica.workers, self.replica.batch_posts, self.replica.batch_tokens
-            )
-            >= 1
-            and min(self.replica.wait_ms, self.replica.image_cache_mb) >= 0,
-            "machine.cores must be at least replica.workers": machine.cores >= self.replica.workers,
-            "machine.price_per_hour must not be negative": machine.price_per_hour >= 0,
-            "autoscaling.minimum must be from 1 to autoscaling.maximum": 1
-            <= scaling.minimum
-            <= scaling.maximum,
-            "autoscaling times must not be negative": min(scaling.start_s, scaling.idle_s) >= 0,
-            "autoscaling.utilisation must be above 0 and below 1": utilisation is None
-            or 0 < utilisation < 1,
+            "rate_per_s needs a rate above 0": max(self.rate_per_s) > 0,
+            "tokens needs a share above 0": sum(self.tokens.values()) > 0,
+            f"machine.cores must be at least replica.workers, {workers}": self.machine.cores
+            >= workers,
+            f"autoscaling.minimum must be at most autoscaling.maximum, {scaling.maximum}": (
+                scaling.minimum <= scaling.maximum
+            ),
         }
         for rule, holds in rules.items():
             if not holds:
-                raise InputError(f"traffic: {rule}")
+                raise ValueError(rule)
+        return self
 
     def rate_at(self, seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Posts a second at times of the day; straight lines between the middles of the parts."""
@@ -185,29 +159,3 @@ class Traffic:
         lengths = np.array(sorted(self.tokens))
         shares = np.array([self.tokens[int(length)] for length in lengths])
         return generator.choice(lengths, size=count, p=shares / shares.sum()).astype(np.int64)
-
-
-def _known(kind: type, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"traffic: {where} must be an object, got {value!r}")
-    names = {item.name: item for item in fields(kind)}
-    unknown = sorted(set(value) - set(names))
-    if unknown:
-        raise InputError(f"traffic: {where} has no {unknown[0]!r}; expected {', '.join(names)}")
-    missing = [
-        name
-        for name, item in names.items()
-        if name not in value and item.default is MISSING and item.default_factory is MISSING
-    ]
-    if missing:
-        raise InputError(f"traffic: {where} needs {missing[0]!r}; see docs/scale.md")
-    for name, item in value.items():
-        if kind is not Traffic and name != "currency" and not _is_number(item, name):
-            raise InputError(f"traffic: {where}.{name} must be a number, got {item!r}")
-    return dict(value)
-
-
-def _is_number(value: Any, name: str) -> bool:
-    if value is None:
-        return name == "utilisation"
-    return isinstance(value, int | float) and not isinstance(value, bool)

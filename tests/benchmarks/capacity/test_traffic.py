@@ -34,27 +34,43 @@ def test_reads_a_file_with_defaults(tmp_path: Path) -> None:
         ({"tokens": {}}, "tokens"),
         ({"p99_ms": 0}, "p99_ms"),
         ({"pictures": {"share": 2}}, "pictures.share"),
-        ({"pictures": {"shares": 1}}, "'shares'"),
+        ({"pictures": {"shares": 1}}, r"pictures\.shares: "),
         ({"pictures": 3}, "pictures"),
         ({"pictures": {"distinct": "10"}}, "pictures.distinct"),
+        ({"pictures": {"distinct": 0}}, "pictures.distinct"),
+        ({"replica": {"workers": True}}, "replica.workers"),
+        ({"replica": {"wait_ms": float("nan")}}, "replica.wait_ms"),
+        ({"tokens": {"0": 1}}, "tokens.0"),
+        ({"tokens": {"5": 0}}, "tokens needs a share"),
         ({"machine": {"cores": 1}, "replica": {"workers": 2}}, "machine.cores"),
         ({"autoscaling": {"minimum": 9, "maximum": 3}}, "autoscaling.minimum"),
         ({"autoscaling": {"utilisation": 1.5}}, "autoscaling.utilisation"),
-        ({"speed": 1}, "'speed'"),
+        ({"speed": 1}, "speed: "),
     ],
 )
 def test_names_the_wrong_field(change: dict[str, Any], names: str) -> None:
     with pytest.raises(InputError, match=names):
-        Traffic.from_dict(PLAIN | change)
+        Traffic.parse(json.dumps(PLAIN | change))
 
 
 def test_names_a_missing_field() -> None:
-    with pytest.raises(InputError, match="'tokens'"):
-        Traffic.from_dict({"rate_per_s": [1], "p99_ms": 5})
+    with pytest.raises(InputError, match="tokens: Field required"):
+        Traffic.parse('{"rate_per_s": [1], "p99_ms": 5}')
+
+
+def test_what_is_no_json_is_said() -> None:
+    for text in ("", "{", b"\xff", "[]"):
+        with pytest.raises(InputError, match=r"traffic: .*see docs/scale\.md"):
+            Traffic.parse(text)
+
+
+def test_a_number_of_pictures_may_be_written_with_an_exponent() -> None:
+    traffic = Traffic.parse(json.dumps(PLAIN)[:-1] + ', "pictures": {"share": 1, "distinct": 2e6}}')
+    assert traffic.pictures.distinct == 2_000_000
 
 
 def test_the_rate_goes_round_the_clock() -> None:
-    traffic = Traffic.from_dict(PLAIN)
+    traffic = Traffic.parse(json.dumps(PLAIN))
     quarter = 86_400 / 4
     middles = np.array([quarter, 3 * quarter])
     np.testing.assert_allclose(traffic.rate_at(middles), [10, 30])
@@ -63,6 +79,6 @@ def test_the_rate_goes_round_the_clock() -> None:
 
 
 def test_lengths_come_in_their_shares() -> None:
-    drawn = Traffic.from_dict(PLAIN).draw_tokens(4000, np.random.default_rng(0))
+    drawn = Traffic.parse(json.dumps(PLAIN)).draw_tokens(4000, np.random.default_rng(0))
     assert set(drawn.tolist()) == {20, 60}
     assert abs((drawn == 60).mean() - 0.75) < 0.03
