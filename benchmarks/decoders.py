@@ -28,6 +28,7 @@ SIZES = ((1, 16), (1, 64), (8, 64), (32, 64), (256, 64), (256, 128))
 TAGS = ("O", *(f"{kind}-{label}" for label in ("PER", "LOC", "ORG", "OTHER") for kind in "BI"))
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 _TURN_S = 0.004
+_MAX_SCALE = 6
 Calls = dict[str, Callable[[], object]]
 
 
@@ -117,7 +118,7 @@ def chain_calls(batch: int, steps: int, ragged: bool, backends: tuple[str, ...])
     return calls
 
 
-def random_posts(posts: int, units: int, max_scale: int = 6) -> dict[str, Any]:
+def random_posts(posts: int, units: int) -> dict[str, Any]:
     """Posts whose words have 1 to 4 subwords, each with exactly `units` word-aligned units."""
     rng = np.random.default_rng(0)
     rows: list[tuple[int, int]] = []
@@ -128,7 +129,7 @@ def random_posts(posts: int, units: int, max_scale: int = 6) -> dict[str, Any]:
         while len(found) < units:
             edges.append(edges[-1] + int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.1, 0.1])))
             end = len(edges) - 2
-            found += [(s, end) for s in range(end + 1) if edges[-1] - edges[s] <= max_scale]
+            found += [(s, end) for s in range(end + 1) if edges[-1] - edges[s] <= _MAX_SCALE]
         rows += found[:units]
         words.append(len(edges) - 1)
     table = np.array(rows, np.int32)

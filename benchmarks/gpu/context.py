@@ -106,7 +106,7 @@ class Context:
         ]
 
     def time(self, call: Callable[[], Any], stream: Any = None, *, runs: int = 30) -> Any:
-        """Time a call that enqueues work on a stream; see `Timing`."""
+        """Time a call that enqueues work on a stream; see `measure`."""
         return measure(call, self.device, stream, 2 if self.brief else runs)
 
 

@@ -68,11 +68,11 @@ class TimedChain:
         return {"kernel": kernel, "batch": batch, "steps": steps, "tags": tags, "dtype": dtype}
 
 
-def host_us(call: Callable[[], object], repeats: int = 3, most_s: float = 1.0) -> float:
-    """Least wall-clock microseconds of a call after one to warm up; at most about `most_s`."""
+def host_us(call: Callable[[], object], repeats: int = 3) -> float:
+    """Least wall-clock microseconds of a call after one to warm up; ends after about a second."""
     call()
     least = float("inf")
-    stop = time.perf_counter() + most_s
+    stop = time.perf_counter() + 1.0
     for _ in range(repeats):
         start = time.perf_counter()
         call()

@@ -1,8 +1,7 @@
 """Steps of a GPU run that concern our CUDA kernels: exact replay, tests, sanitizers, times.
 
-A step takes the kit's folder, a folder for its files and whether this is a smoke run; it returns
-rows for a JSON-lines file. What cannot run leaves a row with `not_run`, the reason.
-`write_kernel_kit` fills `<kit>/kernels` beforehand, on a machine with a C++ compiler and NVRTC.
+What cannot run leaves a row with `not_run`, the reason. `write_kernel_kit` fills `<kit>/kernels`
+beforehand, on a machine with a C++ compiler and NVRTC.
 
 On the driver double of the tests every step runs its code; rows then say `dry_run` and their times
 mean nothing:
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,12 +28,12 @@ import click
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.kernel_times import kernel_times
-from amlr.benchmarks.gpu.rows import read_rows
+from amlr.benchmarks.gpu.rows import Row, append_row, read_rows
 from amlr.cli_support import AmlrCommand
 from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.images import KernelSpec, compile_image
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels"
 _ARCHITECTURE = "sm_90"
@@ -60,34 +60,61 @@ def write_kernel_kit(folder: Path) -> Path:
     return folder / "kernels"
 
 
-def kernel_replay(kit: Path, out: Path, smoke: bool) -> Rows:
+def _step(function: Callable[[Context], Rows]) -> Callable[[Context], Iterator[Row]]:
+    """Rows of a kernel step, each marked as failed or as of a dry run where it is.
+
+    Raises:
+        NotRunError: The kit has no kernels, or the driver double failed.
+    """
+    name = f"kernel_{function.__name__}"
+
+    @wraps(function)
+    def step(context: Context) -> Iterator[Row]:
+        if not (context.kit / "kernels").is_dir():
+            raise NotRunError("the kit has no part 'kernels'")
+        if context.dry and not _is_dry():
+            yield from _dry_rows(context, name)
+            return
+        for row in function(context):
+            is_bad = any(row.get(key) is False for key in ("equal", "noticed"))
+            is_reported = row.get("clean") is False and "planted" not in row
+            if "not_run" not in row and (is_bad or is_reported):
+                row |= {"failed": f"{name}: see the rows"}
+            yield row | ({"dry_run": True} if _is_dry() else {})
+
+    return step
+
+
+@_step
+def replay(context: Context) -> Rows:
     """Replay the recorded launches with images from three compilers; every byte must be equal.
 
     Raises:
         AmlrError: The replay program could not be built.
     """
-    recording = _recording(kit, smoke)
+    recording = _recording(context.kit, context.smoke)
     rows: Rows = []
     with tempfile.TemporaryDirectory() as made:
-        program = build_replay(kit, Path(made))
+        program = build_replay(context.kit, Path(made))
         for compiler in ("carried", "nvcc", "nvrtc"):
-            row: dict[str, Any] = {"images": compiler}
+            row: Row = {"images": compiler}
             try:
-                images = _images(kit, Path(made) / compiler, compiler)
+                images = _images(context.kit, Path(made) / compiler, compiler)
             except AmlrError as error:
-                rows.append(_marked(row | {"not_run": str(error)}))
+                rows.append(row | {"not_run": str(error)})
                 continue
             row |= _run([str(program), str(recording), str(images)], seconds=60)
-            rows.append(_marked(row | {"equal": row["exit_code"] == 0}))
+            rows.append(row | {"equal": row["exit_code"] == 0})
     return rows
 
 
-def kernel_tests(kit: Path, out: Path, smoke: bool) -> Rows:
+@_step
+def tests(context: Context) -> Rows:
     """The tests marked gpu of `tests/kernels`, on the device: counts, then a row a failure."""
-    tests = ROOT / "tests" / "kernels"
-    if not tests.is_dir():
-        return [_marked({"not_run": f"{tests} is not here; run from a checkout"})]
-    chosen = ["test_device.py"] if smoke else ["."]
+    folder = ROOT / "tests" / "kernels"
+    if not folder.is_dir():
+        return [{"not_run": f"{folder} is not here; run from a checkout"}]
+    chosen = ["test_device.py"] if context.smoke else ["."]
     with tempfile.TemporaryDirectory() as made:
         report = Path(made) / "tests.xml"
         # The sanitizers have a step of their own; plugins of the machine's image are not ours.
@@ -95,7 +122,7 @@ def kernel_tests(kit: Path, out: Path, smoke: bool) -> Rows:
             *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "not compute_sanitizer"),
             *("-o", "filterwarnings=default", "-p", "no:cacheprovider"),
             f"--junitxml={report}",
-            *(str(tests / name) for name in chosen),
+            *(str(folder / name) for name in chosen),
         ]
         environment = {
             "PYTHONPATH": _python_path(),
@@ -104,16 +131,18 @@ def kernel_tests(kit: Path, out: Path, smoke: bool) -> Rows:
         }
         row = _run(command, seconds=150, environment=environment)
         if not report.is_file():
-            return [_marked(row | {"not_run": "pytest left no report"})]
+            return [row | {"not_run": "pytest left no report"}]
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     return _test_rows(cases, row)
 
 
-def kernel_sanitizers(kit: Path, out: Path, smoke: bool) -> Rows:
+@_step
+def sanitizers(context: Context) -> Rows:
     """The four tools of compute-sanitizer on the replay, and that they notice planted damage."""
     if not _is_dry() and shutil.which("compute-sanitizer") is None:
         return [{"not_run": "compute-sanitizer is not on the path"}]
     rows: Rows = []
+    kit = context.kit
     with tempfile.TemporaryDirectory() as made:
         program = build_replay(kit, Path(made))
         try:
@@ -121,7 +150,7 @@ def kernel_sanitizers(kit: Path, out: Path, smoke: bool) -> Rows:
         except AmlrError:
             images = kit / "kernels" / "cubins"
         for tool in _TOOLS:
-            replay = [str(program), str(_recording(kit, smoke)), str(images)]
+            replay = [str(program), str(_recording(kit, context.smoke)), str(images)]
             if tool == "initcheck":
                 replay.append("--unwritten")
             rows.append(_sanitized(tool, replay))
@@ -132,77 +161,33 @@ def kernel_sanitizers(kit: Path, out: Path, smoke: bool) -> Rows:
     return rows
 
 
-KERNEL_STEPS: Mapping[str, Callable[[Path, Path, bool], Rows]] = {
-    "kernel_replay": kernel_replay,
-    "kernel_tests": kernel_tests,
-    "kernel_sanitizers": kernel_sanitizers,
-    "kernel_times": kernel_times,
+@_step
+def times(context: Context) -> Rows:
+    """Times of every decoder and of what it is compared with, in microseconds."""
+    return kernel_times(smoke=context.smoke, dry=_is_dry())
+
+
+KERNEL_STEPS: Mapping[str, Callable[[Context], Iterator[Row]]] = {
+    "kernel_replay": replay,
+    "kernel_tests": tests,
+    "kernel_sanitizers": sanitizers,
+    "kernel_times": times,
 }
-
-
-def replay(context: Context) -> Iterator[dict[str, Any]]:
-    """Recorded launches replayed; every byte must be equal."""
-    return _as_step(context, "kernel_replay")
-
-
-def tests(context: Context) -> Iterator[dict[str, Any]]:
-    """The tests that need a device."""
-    return _as_step(context, "kernel_tests")
-
-
-def sanitizers(context: Context) -> Iterator[dict[str, Any]]:
-    """compute-sanitizer's tools on the replay."""
-    return _as_step(context, "kernel_sanitizers")
-
-
-def times(context: Context) -> Iterator[dict[str, Any]]:
-    """Times of the decoders against what they are compared with."""
-    return _as_step(context, "kernel_times")
-
-
-def _as_step(context: Context, name: str) -> Iterator[dict[str, Any]]:
-    """A kernel step as a step of a whole run.
-
-    Raises:
-        NotRunError: The kit has no kernels, or the driver double failed.
-    """
-    if not (context.kit / "kernels").is_dir():
-        raise NotRunError("the kit has no part 'kernels'")
-    rows = (
-        _dry_rows(context, name)
-        if context.dry
-        else KERNEL_STEPS[name](context.kit, context.out, context.smoke)
-    )
-    for row in rows:
-        is_bad = any(row.get(key) is False for key in ("equal", "noticed"))
-        is_reported = row.get("clean") is False and "planted" not in row
-        is_failed = "not_run" not in row and (is_bad or is_reported)
-        yield row | ({"failed": f"{name}: see the rows"} if is_failed else {})
 
 
 def _dry_rows(context: Context, name: str) -> Rows:
     """The step on the driver double, which needs a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "amlr.benchmarks.gpu.kernel_steps",
-            "--kit",
-            str(context.kit),
-            "--out",
-            folder,
-        ]
+        command = [sys.executable, "-m", "amlr.benchmarks.gpu.kernel_steps"]
+        command += ["--kit", str(context.kit), "--out", folder, "--steps", name]
         done = subprocess.run(
-            [*command, "--steps", name, "--smoke", "--dry-run"],
-            capture_output=True,
-            text=True,
-            check=False,
+            [*command, "--smoke", "--dry-run"], capture_output=True, text=True, check=False
         )
         print(done.stdout, done.stderr, flush=True)
         if done.returncode:
             raise NotRunError(f"on the driver double: exit code {done.returncode}; see log.txt")
         rows = read_rows(Path(folder) / "kernels.jsonl")
-    return [json.loads(json.dumps({n: v for n, v in r.items() if n != "step"})) for r in rows]
+    return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
 
 def build_replay(kit: Path, folder: Path) -> Path:
@@ -251,17 +236,17 @@ def _images(kit: Path, folder: Path, compiler: str) -> Path:
     return folder
 
 
-def _sanitized(tool: str, replay: Sequence[str]) -> dict[str, Any]:
+def _sanitized(tool: str, replay: Sequence[str]) -> Row:
     """Run the replay under a tool; in a dry run without it."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     command += ["--print-limit", "20"]
     command += ["--leak-check", "full"] if tool == "memcheck" else []
-    row = {"tool": tool} | _run([*([] if _is_dry() else command), *replay], seconds=60)
+    row: Row = {"tool": tool} | _run([*([] if _is_dry() else command), *replay], seconds=60)
     summary = [line for line in row["output"] if "ERROR SUM" in line or "RACECHECK SUM" in line]
     row["summary"] = summary[-1].strip("= ") if summary else None
     row["errors"] = _count(row["summary"])
     row["clean"] = row["exit_code"] == 0 and (row["errors"] == 0 or _is_dry())
-    return _marked(row)
+    return row
 
 
 def _count(summary: str | None) -> int:
@@ -295,12 +280,12 @@ def _test_rows(cases: Sequence[ElementTree.Element], run: Mapping[str, Any]) -> 
     }
     if run["exit_code"] not in (0, 1):
         summary["output"] = run["output"]
-    return [_marked(row) for row in (summary, *failures)]
+    return [summary, *failures]
 
 
 def _run(
     command: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Row:
     """Exit code (-1 when it ran too long), seconds, and the first and last lines of output."""
     start = time.perf_counter()
     try:
@@ -342,10 +327,6 @@ def _is_dry() -> bool:
     return "AMLR_DOUBLE_KERNELS" in os.environ
 
 
-def _marked(row: dict[str, Any]) -> dict[str, Any]:
-    return row | ({"dry_run": True} if _is_dry() else {})
-
-
 @click.command("kernel_steps", cls=AmlrCommand)
 @click.option("--kit", type=click.Path(path_type=Path), required=True, help="Filled when missing.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the rows.")
@@ -368,13 +349,12 @@ def main(kit: Path, out: Path, smoke: bool, steps: str, dry_run: bool) -> None:
             env=path | json.loads(double.stdout),
         )
         raise SystemExit(done.returncode)
-    with (out / "kernels.jsonl").open("a", encoding="utf-8") as file:
-        for name in steps.split(","):
-            start = time.perf_counter()
-            for row in KERNEL_STEPS[name](kit, out, smoke):
-                file.write(json.dumps({"step": name} | row) + "\n")
-                file.flush()
-            click.echo(f"{name}: {time.perf_counter() - start:.1f} s", err=True)
+    context = Context(kit=kit, work=out, out=out, smoke=smoke, dry=dry_run)
+    for name in steps.split(","):
+        start = time.perf_counter()
+        for row in KERNEL_STEPS[name](context):
+            append_row(out / "kernels.jsonl", {"step": name} | row)
+        click.echo(f"{name}: {time.perf_counter() - start:.1f} s", err=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ result is compared with NumPy's.
 Shape letters: B sequences, T steps, Y tags.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,10 +46,9 @@ _DRY = Sizes(
 )
 
 
-def kernel_times(kit: Path, out: Path, smoke: bool) -> Rows:
+def kernel_times(*, smoke: bool, dry: bool) -> Rows:
     """Times of every decoder and of what it is compared with, in microseconds."""
-    is_dry = "AMLR_DOUBLE_KERNELS" in os.environ
-    sizes = _DRY if is_dry else _SMOKE if smoke else Sizes()
+    sizes = _DRY if dry else _SMOKE if smoke else Sizes()
     device = open_device()
     rows: Rows = []
     try:
@@ -68,8 +65,8 @@ def kernel_times(kit: Path, out: Path, smoke: bool) -> Rows:
         device.close()
     for row in rows:
         row["device"] = device.name
-    rows += baseline_rows(sizes.batches, sizes.steps, sizes.baselines, on_gpu=not is_dry)
-    return [row | ({"dry_run": True} if is_dry else {}) for row in rows]
+    rows += baseline_rows(sizes.batches, sizes.steps, sizes.baselines, on_gpu=not dry)
+    return rows
 
 
 def _linear_rows(clock: DeviceClock, library: KernelLibrary, sizes: Sizes) -> Rows:

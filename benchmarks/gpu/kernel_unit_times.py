@@ -4,7 +4,7 @@ Shape letters: B posts, U units and runs, C classes, Y tags, W words.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,7 @@ def _upload_posts(work: DeviceWork, posts: int, units_each: int) -> _Joint:
     settings: dict[str, Any] = {"bias": 0.0, "weight": _WEIGHT, "tags": TAGS, "labels": LABELS}
     units = joint_scores(**drawn, **settings)
     plain = work.table(units, lengths)
-    table = UnitTable(
-        post_offsets=plain.post_offsets,
-        start=plain.start,
-        end=plain.end,
-        lengths=plain.lengths,
-        posts=posts,
-        units=plain.units,
-        classes=plain.classes,
-        max_words=plain.max_words,
-        word_offsets=work.put(drawn["word_offsets"].astype(np.int64)),
-    )
+    table = replace(plain, word_offsets=work.put(drawn["word_offsets"].astype(np.int64)))
     has_logits = units.has_logits_u
     own = np.ones(plain.units, np.bool_) if has_logits is None else has_logits
     rows = np.full(plain.units, -1, np.int32)
@@ -80,7 +70,6 @@ def _upload_posts(work: DeviceWork, posts: int, units_each: int) -> _Joint:
         weight=_WEIGHT,
     )
     outputs = SegmentalOutputs(work, posts, plain.units)
-    written = outputs.winner
     scores, certified = np.zeros_like(units.scores_uc), np.zeros(posts, np.int32)
     sure = np.zeros(plain.units, np.float32)
     return _Joint(
@@ -89,13 +78,7 @@ def _upload_posts(work: DeviceWork, posts: int, units_each: int) -> _Joint:
         table=table,
         inputs=inputs,
         outputs=outputs,
-        winner=Winner(
-            counts=written.counts,
-            chosen=written.chosen,
-            choice=written.choice,
-            scores=written.scores,
-            owner=work.room(np.empty(words, np.int32)),
-        ),
+        winner=replace(outputs.winner, owner=work.room(np.empty(words, np.int32))),
         scores_uc=scores,
         g=work.room(scores),
         worst=work.room(np.empty(scores.shape, np.float64)),

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import traceback
 from pathlib import Path
-from typing import Any
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.rows import RESULTS, append_row
@@ -20,7 +19,8 @@ def run_step(name: str, target: str, context: Context) -> tuple[str, str]:
     results = context.out / RESULTS
     try:
         failures = []
-        for row in _function(target)(context):
+        module, _, function = target.partition(":")
+        for row in getattr(importlib.import_module(module), function)(context):
             append_row(results, {"step": name, "kind": "row", **row})
             print(row, flush=True)
             if row.get("failed"):
@@ -32,21 +32,6 @@ def run_step(name: str, target: str, context: Context) -> tuple[str, str]:
         status, reason = _verdict(error)
     append_row(results, {"step": name, "kind": "outcome", "status": status, "reason": reason})
     return status, reason
-
-
-def _function(target: str) -> Any:
-    """The step's function.
-
-    Raises:
-        NotRunError: Its module is not part of this version.
-    """
-    module, _, function = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise NotRunError(f"this version of amlr has no {target}") from error
 
 
 def _verdict(error: Exception) -> tuple[str, str]:

@@ -19,13 +19,13 @@ Array = npt.NDArray[Any]
 _WORD_SIZES = (1, 2, 1, 1, 3, 1, 2, 1)
 
 
-def make_batch(bundle: Bundle, posts: list[Post], count: int, tokens: int = TOKENS) -> Batch:
-    """Windows of exactly `tokens` steps, made of the posts' own tokens."""
+def make_batch(bundle: Bundle, posts: list[Post], count: int) -> Batch:
+    """Windows of exactly `TOKENS` steps, made of the posts' own tokens."""
     prepared = [bundle.encoder.prepare(post.text) for post in posts]
     stream = np.concatenate(
         [w.input_ids_t[1:-1] for e in bundle.encoder.encode_prepared(prepared) for w in e.windows]
     )
-    inner = tokens - 2
+    inner = TOKENS - 2
     sizes: list[int] = []
     while sum(sizes) < inner:
         sizes.append(min(_WORD_SIZES[len(sizes) % len(_WORD_SIZES)], inner - sum(sizes)))
@@ -37,7 +37,7 @@ def make_batch(bundle: Bundle, posts: list[Post], count: int, tokens: int = TOKE
         windows.append(
             TextWindow(
                 input_ids_t=np.concatenate([[ids.cls_id], own, [ids.sep_id]]).astype(np.int64),
-                token_offsets_t2=np.zeros((tokens, 2), np.int32),
+                token_offsets_t2=np.zeros((TOKENS, 2), np.int32),
                 shape_ids_t=np.r_[0, np.ones(inner), 0].astype(np.int64),
                 first_n=(last - sizes + 1).astype(np.int32),
                 last_n=last,
