@@ -9,10 +9,11 @@ from typing import Any
 from amlr import __version__
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
 from amlr.benchmarks.harness.footprint import measure_footprint
+from amlr.benchmarks.harness.jobs import Clock
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.harness.roofline import flops_per_post, measure_roof, summarize
 from amlr.benchmarks.harness.session import Session
-from amlr.benchmarks.harness.timing import Clock, Deadline
+from amlr.benchmarks.harness.timing import Deadline
 from amlr.benchmarks.harness.workloads import BATCH, GROWTH, Pool, make_pool, plan
 from amlr.benchmarks.parity import TierCheck, compare
 from amlr.benchmarks.report.merge import decisive

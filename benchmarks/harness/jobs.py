@@ -1,10 +1,14 @@
 """Messages between the command and its worker processes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
 
 from amlr.benchmarks.systems.base import ModelInput, Picture
 from amlr.runtime.results import Post
+
+Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +55,23 @@ class Verdict:
     first_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Durations of repeated calls, nanoseconds."""
+@dataclass(slots=True, kw_only=True)
+class Samples:
+    """Durations of one peer on one workload, nanoseconds."""
 
-    wall_ns: list[int]
-    cpu_ns: list[int]
+    wall_ns: list[int] = field(default_factory=list)
+    cpu_ns: list[int] = field(default_factory=list)
+
+    def add(self, more: "Samples") -> None:
+        """Append the durations of further calls."""
+        self.wall_ns.extend(more.wall_ns)
+        self.cpu_ns.extend(more.cpu_ns)
+
+    def values_ms(self, clock: Clock) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Durations in milliseconds."""
+        return np.array(self.wall_ns if clock == "wall" else self.cpu_ns, np.float64) / 1e6
+
+    @property
+    def waiting(self) -> float:
+        """Wall time over processor time: well above 1 (one thread) means the machine was busy."""
+        return float(np.sum(self.wall_ns) / max(1.0, float(np.sum(self.cpu_ns))))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from amlr.benchmarks.harness.jobs import Job, Ready, Timing, Verdict
+from amlr.benchmarks.harness.jobs import Job, Ready, Samples, Verdict
 from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError
@@ -78,10 +78,10 @@ class RemotePeer:
         verdict: Verdict = self._receive(_at_most(seconds, CALL_TIMEOUT_S))
         return verdict
 
-    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+    def run(self, key: str, index: int, repeats: int = 1) -> Samples:
         """Time one batch of a prepared job."""
-        timing: Timing = self._call("run", key, index, repeats)
-        return timing
+        samples: Samples = self._call("run", key, index, repeats)
+        return samples
 
     def drop(self, key: str) -> None:
         """Let the worker forget a job."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from amlr.benchmarks.harness.jobs import Clock, Samples
 from amlr.benchmarks.harness.stats import percentile
-from amlr.benchmarks.harness.timing import Clock, Samples
 from amlr.benchmarks.harness.workloads import Workload
 from amlr.benchmarks.report.records import Row, is_engine
 from amlr.benchmarks.systems.base import PeerSpec

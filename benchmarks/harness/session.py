@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from amlr.benchmarks.harness.exports import finish_export, start_export
-from amlr.benchmarks.harness.jobs import Job
+from amlr.benchmarks.harness.jobs import Clock, Job
 from amlr.benchmarks.harness.remote import PeerError, RemotePeer
 from amlr.benchmarks.harness.rows import make_rows
-from amlr.benchmarks.harness.timing import Clock, Deadline, measure
+from amlr.benchmarks.harness.timing import Deadline, measure
 from amlr.benchmarks.harness.workloads import Workload
 from amlr.benchmarks.report.records import ENGINE_PREFIX, PeerRecord, Row
 from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, max_error

@@ -4,14 +4,13 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from amlr.benchmarks.harness.jobs import Timing
+from amlr.benchmarks.harness.jobs import Samples
 
-Clock = Literal["wall", "cpu"]
 # A faster peer is run up to this often while the slowest runs once.
 MAX_REPEATS = 4
 # With fewer seconds left, a workload is not begun.
@@ -21,7 +20,7 @@ ENOUGH_S = 2.0
 class Runner(Protocol):
     """What is timed: a remote peer, or a double of one."""
 
-    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+    def run(self, key: str, index: int, repeats: int = 1) -> Samples:
         """Time a prepared call."""
         ...
 
@@ -39,28 +38,6 @@ class Budget:
     seconds: float
     min_rounds: int
     max_rounds: int = 100
-
-
-@dataclass(slots=True)
-class Samples:
-    """Durations of one peer on one workload, nanoseconds."""
-
-    wall_ns: list[int] = field(default_factory=list)
-    cpu_ns: list[int] = field(default_factory=list)
-
-    def add(self, timing: Timing) -> None:
-        """Append a timing."""
-        self.wall_ns.extend(timing.wall_ns)
-        self.cpu_ns.extend(timing.cpu_ns)
-
-    def values_ms(self, clock: Clock) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Durations in milliseconds."""
-        return np.array(self.wall_ns if clock == "wall" else self.cpu_ns, np.float64) / 1e6
-
-    @property
-    def waiting(self) -> float:
-        """Wall time over processor time: well above 1 (one thread) means the machine was busy."""
-        return float(np.sum(self.wall_ns) / max(1.0, float(np.sum(self.cpu_ns))))
 
 
 def measure(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from amlr.benchmarks.harness.jobs import Job, Ready, Timing, Verdict
+from amlr.benchmarks.harness.jobs import Job, Ready, Samples, Verdict
 from amlr.benchmarks.harness.process import own_peak_mib
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError, InputError
@@ -54,7 +54,7 @@ class Worker:
         self._jobs[job.key] = calls
         return Verdict(outputs=outputs, first_ms=first_ms or 0.0)
 
-    def run(self, key: str, index: int, repeats: int) -> Timing:
+    def run(self, key: str, index: int, repeats: int) -> Samples:
         """Time one prepared call."""
         call = self._jobs[key][index]
         wall, cpu = [], []
@@ -63,7 +63,7 @@ class Worker:
             call()
             cpu.append(time.process_time_ns() - begin_cpu)
             wall.append(time.perf_counter_ns() - begin)
-        return Timing(wall_ns=wall, cpu_ns=cpu)
+        return Samples(wall_ns=wall, cpu_ns=cpu)
 
     def drop(self, key: str) -> None:
         """Forget a job, its pixels and tensors."""

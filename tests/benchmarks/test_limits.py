@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.data import load_data
-from amlr.benchmarks.harness.jobs import Timing
+from amlr.benchmarks.harness.jobs import Samples
 from amlr.benchmarks.harness.remote import PeerError, RemotePeer
 from amlr.benchmarks.harness.timing import Budget, Deadline, measure
 from amlr.benchmarks.harness.workloads import make_pool, plan
@@ -48,10 +48,10 @@ def test_no_round_begins_that_would_end_too_late() -> None:
     clock, runs = Clock(), []
 
     class Slow:
-        def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+        def run(self, key: str, index: int, repeats: int = 1) -> Samples:
             runs.append(key)
             clock.seconds += 4
-            return Timing(wall_ns=[4] * repeats, cpu_ns=[4] * repeats)
+            return Samples(wall_ns=[4] * repeats, cpu_ns=[4] * repeats)
 
     measure(
         {"a": Slow()}, "job", 1, Budget(seconds=10, min_rounds=1),

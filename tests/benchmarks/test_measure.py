@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from amlr.benchmarks.harness.jobs import Job, Timing
+from amlr.benchmarks.harness.jobs import Job, Samples
 from amlr.benchmarks.harness.rows import make_rows
 from amlr.benchmarks.harness.stats import percentile, percentiles_ms
-from amlr.benchmarks.harness.timing import Budget, Samples, measure
+from amlr.benchmarks.harness.timing import Budget, measure
 from amlr.benchmarks.harness.workloads import Workload
 from amlr.benchmarks.systems.base import PeerSpec
 
@@ -21,13 +21,13 @@ class Runner:
         self.ms, self.log, self.name, self.fails_at = ms, log, name, fails_at
         self.calls = 0
 
-    def run(self, key: str, index: int, repeats: int = 1) -> Timing:
+    def run(self, key: str, index: int, repeats: int = 1) -> Samples:
         self.log.append(self.name)
         self.calls += 1
         if self.fails_at is not None and self.calls >= self.fails_at:
             raise RuntimeError("out of order")
         taken = [int(self.ms * MS)] * repeats
-        return Timing(wall_ns=taken, cpu_ns=taken)
+        return Samples(wall_ns=taken, cpu_ns=taken)
 
 
 def run_two(**options: Any) -> tuple[dict[str, Samples], list[str], list[str]]:
