@@ -113,9 +113,7 @@ def measure(spec: KernelSpec, sm: int, nvrtc: Nvrtc | None = None) -> list[Resou
 
 
 def measure_all(
-    tags: Iterable[int] = DEFAULT_TAGS,
-    halves: Iterable[bool] = (False, True),
-    architectures: Iterable[int] = ARCHITECTURES,
+    tags: Iterable[int] = DEFAULT_TAGS, architectures: Iterable[int] = ARCHITECTURES
 ) -> list[ResourceRow]:
     """Resources of every kernel, in the order kernel, tags, dtype, architecture."""
     nvrtc = load_nvrtc()
@@ -124,7 +122,7 @@ def measure_all(
         (KernelSpec(source=source, tags=count, half=half), sm)
         for source in SOURCES
         for count in tags
-        for half in halves
+        for half in (False, True)
         for sm in architectures
         if sm in known
     ]

@@ -157,7 +157,6 @@ def build_images(
     halves: Sequence[bool] = (False, True),
     architectures: Sequence[int] = ARCHITECTURES,
     sources: Iterable[str] = tuple(SOURCES),
-    ptx: bool = True,
 ) -> list[KernelRecord]:
     """Compile kernels ahead of time into a bundle's `kernels/` folder.
 
@@ -167,7 +166,6 @@ def build_images(
         halves: dtypes of the engine's outputs: False float32, True float16.
         architectures: SM numbers; those the installed NVRTC does not know are left out.
         sources: Keys of `SOURCES`.
-        ptx: Also write PTX, for GPUs that came later.
 
     Returns:
         Records for the manifest's `kernels` list.
@@ -179,8 +177,7 @@ def build_images(
     nvrtc = load_nvrtc()
     known = nvrtc.architectures()
     wanted = [f"sm_{number}" for number in architectures if number in known]
-    if ptx:
-        wanted.append(f"compute_{max(PTX_ARCHITECTURE, known[0])}")
+    wanted.append(f"compute_{max(PTX_ARCHITECTURE, known[0])}")
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for source in sources:

@@ -75,19 +75,23 @@ class Tally:
         }
 
 
-def request_bytes(post: Post, path: str = "/v1/tag", deadline_ms: int | None = None) -> bytes:
+def http_post(path: str, kind: str, body: bytes) -> bytes:
+    """A whole HTTP request; `kind` is the content type, further headers may follow it."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def request_bytes(post: Post, deadline_ms: int | None = None) -> bytes:
     """A whole HTTP request for one post."""
     value: dict[str, Any] = {"text": post.text}
     if isinstance(post.image, bytes):
         value["image"] = base64.b64encode(post.image).decode()
     if deadline_ms is not None:
         value["deadline_ms"] = deadline_ms
-    body = json.dumps(value).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    return http_post("/v1/tag", "application/json", json.dumps(value).encode())
 
 
 class Connection:

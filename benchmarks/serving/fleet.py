@@ -24,7 +24,7 @@ from amlr.benchmarks.harness.process import memory_mib, thread_variables
 from amlr.benchmarks.harness.stats import percentiles_ms
 from amlr.benchmarks.serving.client import Connection, Triples, answer_triples, request_bytes
 from amlr.benchmarks.serving.fleet_cluster import Fleet
-from amlr.benchmarks.serving.processes import free_port, load_options, read_posts, triples
+from amlr.benchmarks.serving.processes import free_ports, load_options, read_posts, triples
 from amlr.benchmarks.serving.rebias import rebias
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine
@@ -238,7 +238,7 @@ def _run(
         log_level="warning",
     )
     begun = time.perf_counter()
-    fleet = Fleet(arguments, free_port())
+    fleet = Fleet(arguments, free_ports(1)[0])
     fleet.deploy()
     ready_s = time.perf_counter() - begun
     client = RetryingClient(fleet.port, [request_bytes(post) for post in posts], expected)

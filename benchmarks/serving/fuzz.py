@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from amlr.benchmarks.serving.client import Connection
+from amlr.benchmarks.serving.client import Connection, http_post
 from amlr.benchmarks.serving.processes import running
 from amlr.cli_support import AmlrCommand
 
@@ -141,25 +141,16 @@ def binary(model: str, state: random.Random) -> tuple[str, str, bytes]:
     return f"/v2/models/{model}/infer", extra, head + rest
 
 
-def request(path: str, kind: str, content: bytes) -> bytes:
-    """A whole HTTP request."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
-
-
 def make(model: str, state: random.Random) -> bytes:
     """Any one of these."""
     kind = state.randrange(6)
     if kind == 0:
-        return request(*form(state))
+        return http_post(*form(state))
     if kind < 3:
-        return request(*good_form(state))
+        return http_post(*good_form(state))
     if kind == 3:
-        return request(*body(state))
-    return request(*(tensors if kind == 4 else binary)(model, state))
+        return http_post(*body(state))
+    return http_post(*(tensors if kind == 4 else binary)(model, state))
 
 
 async def fuzz(port: int, model: str, count: int, seed: int, clients: int = 8) -> dict[str, int]:

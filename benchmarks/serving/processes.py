@@ -20,6 +20,8 @@ from amlr.benchmarks.serving.client import Triples
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 
+_READY_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
@@ -118,9 +120,9 @@ def triples(engine: Engine, posts: list[Post]) -> list[Triples]:
 
 
 @contextlib.contextmanager
-def running(module: str, arguments: list[str], *, wait_s: float = 300.0) -> Iterator[ServerProcess]:
+def running(module: str, arguments: list[str]) -> Iterator[ServerProcess]:
     """Start `python -m module ... --port N`, wait until it is ready, end it afterwards."""
-    port = free_port()
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments, "--port", str(port)],
         stdout=subprocess.DEVNULL,
@@ -130,7 +132,7 @@ def running(module: str, arguments: list[str], *, wait_s: float = 300.0) -> Iter
         env=os.environ | thread_variables(1),
     )
     try:
-        _wait_ready(process, port, wait_s)
+        _wait_ready(process, port)
         yield ServerProcess(process, port)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -142,15 +144,17 @@ def running(module: str, arguments: list[str], *, wait_s: float = 300.0) -> Iter
             process.wait(10)
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", port: int, wait_s: float) -> None:
-    end = time.monotonic() + wait_s
+def _wait_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
+    end = time.monotonic() + _READY_S
     while time.monotonic() < end:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode} while starting")
@@ -160,4 +164,4 @@ def _wait_ready(process: "subprocess.Popen[bytes]", port: int, wait_s: float) ->
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
                 return
         time.sleep(0.2)
-    raise TimeoutError(f"the server was not ready within {wait_s:.0f} s")
+    raise TimeoutError(f"the server was not ready within {_READY_S:.0f} s")

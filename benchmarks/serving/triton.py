@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from amlr.benchmarks.data import load_data
-from amlr.benchmarks.serving.client import Reply, Triples, answer_triples, closed_loop
+from amlr.benchmarks.serving.client import Reply, Triples, answer_triples, closed_loop, http_post
 from amlr.benchmarks.serving.processes import triples
 from amlr.benchmarks.serving.throughput import direct
 from amlr.benchmarks.serving.triton_client import PROTOCOLS, TaggingClient
@@ -126,11 +126,8 @@ def _http_request(post: Post, *, leave_out: bool) -> bytes:
         inputs.append(client.tensor("image", [_image(post)]))
     output = http.InferRequestedOutput("result", binary_data=False)
     body, header = client.client.generate_request_body(inputs, outputs=[output])
-    head = (
-        "POST /v2/models/amlr/infer HTTP/1.1\r\nHost: localhost\r\n"
-        f"Inference-Header-Content-Length: {header}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + bytes(body)
+    kind = f"application/octet-stream\r\nInference-Header-Content-Length: {header}"
+    return http_post("/v2/models/amlr/infer", kind, bytes(body))
 
 
 def _image(post: Post) -> bytes:

@@ -8,17 +8,16 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from amlr.benchmarks.serving.processes import free_ports
 from amlr.errors import BackendUnavailableError
 
 READY_S = 120.0
@@ -151,12 +150,12 @@ class TritonServer:
         lines = (self._folder / "log").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if line.strip() and line[0] not in "+|")
 
-    def metric(self, name: str, model: str = "amlr") -> float:
-        """Sum of one metric over the versions of a model."""
+    def metric(self, name: str) -> float:
+        """Sum of one metric over the versions of the model."""
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         start = f"{name}{{"
-        found = [line for line in lines if line.startswith(start) and f'model="{model}"' in line]
+        found = [line for line in lines if line.startswith(start) and 'model="amlr"' in line]
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def stop(self) -> int:
@@ -191,16 +190,3 @@ class TritonServer:
     ) -> None:
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody uses just now."""
-    return list(_ports(count))
-
-
-def _ports(count: int) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            one = stack.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            yield int(one.getsockname()[1])
