@@ -20,6 +20,7 @@ import click
 import numpy as np
 
 from amlr.benchmarks.harness.stats import median
+from amlr.benchmarks.report.figures import markdown_table
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError
 from amlr.kernels import Units, box_redecode, joint_scores, segmental_decode, viterbi_decode
@@ -223,16 +224,13 @@ def measure(
 
 def format_rows(rows: list[DecoderRow]) -> str:
     """A Markdown table."""
-    lines = [
-        "| task | B | T | lengths | decoder | runs | median us | times faster | than |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.task} | {row.batch} | {row.steps} | {row.lengths} | {row.decoder} | {row.runs} | "
-        f"{row.median_us:.1f} | {row.ratio:.2f} | {row.baseline} |"
+    head = ("task", "B", "T", "lengths", "decoder", "runs", "median us", "times faster", "than")
+    lines = (
+        (row.task, str(row.batch), str(row.steps), row.lengths, row.decoder, str(row.runs),
+         f"{row.median_us:.1f}", f"{row.ratio:.2f}", row.baseline)
         for row in rows
-    ]
-    return "\n".join(lines)
+    )  # fmt: skip
+    return markdown_table(head, lines, words=len(head))
 
 
 @click.command("decoders", cls=AmlrCommand)

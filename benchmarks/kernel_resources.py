@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from amlr.benchmarks.report.figures import markdown_table
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import ExportError, ParityError
 from amlr.kernels.images import ARCHITECTURES, SOURCES, KernelSpec
@@ -131,32 +132,29 @@ def measure_all(
     return sorted(rows, key=lambda row: (order.index(row.kernel), row.tags, row.half, row.sm))
 
 
-def markdown_table(rows: list[ResourceRow]) -> str:
+def resource_table(rows: list[ResourceRow]) -> str:
     """Registers per architecture, one line for each kernel, tag count and dtype."""
     architectures = sorted({row.sm for row in rows})
-    lines = [
-        "| kernel | Y | emissions | "
-        + " | ".join(f"sm_{sm}" for sm in architectures)
-        + " | budget "
-        "| spills | frames |",
-        "|---|---|---|" + "---|" * (len(architectures) + 3),
-    ]
     groups: dict[tuple[str, int, bool], list[ResourceRow]] = {}
     for row in rows:
         groups.setdefault((row.kernel, row.tags, row.half), []).append(row)
+    lines = []
     for (kernel, tags, half), group in groups.items():
         registers = {row.sm: str(row.registers) for row in group}
-        totals = (max(row.spill_bytes for row in group), max(row.frame_bytes for row in group))
-        cells = [
-            f"`{kernel}`",
-            str(tags),
-            "float16" if half else "float32",
-            *(registers.get(sm, "") for sm in architectures),
-            str(group[0].budget),
-            *map(str, totals),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        figures = (
+            group[0].budget,
+            max(row.spill_bytes for row in group),
+            max(row.frame_bytes for row in group),
+        )
+        lines.append(
+            [
+                *(f"`{kernel}`", str(tags), "float16" if half else "float32"),
+                *(registers.get(sm, "") for sm in architectures),
+                *map(str, figures),
+            ]
+        )
+    names = (f"sm_{sm}" for sm in architectures)
+    return markdown_table(["kernel", "Y", "emissions", *names, "budget", "spills", "frames"], lines)
 
 
 @click.command(cls=AmlrCommand)
@@ -169,7 +167,7 @@ def main(tags: tuple[int, ...], sm: tuple[int, ...], json_file: Path | None) -> 
     Example: python -m amlr.benchmarks.kernel_resources --tags 9 --sm 90
     """
     rows = measure_all(tags=tags, architectures=sm)
-    click.echo(markdown_table(rows))
+    click.echo(resource_table(rows))
     click.echo(f"\nRegisters per thread; compiled by {load_nvrtc().name}. Spills, frames: bytes.")
     if json_file:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

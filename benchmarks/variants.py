@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from amlr.benchmarks.data import BenchData, BenchPost, load_data
+from amlr.benchmarks.report.figures import markdown_table
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError, InputError, ParityError
 from amlr.export.eager import EagerProvider, load_reference
@@ -222,31 +223,28 @@ def table(report: dict[str, Any]) -> str:
         "variant", "computed by", "entities changed", "error of logits", "of emissions",
         "radius of units", "of emissions", "held half: cleared", "changed", "cleared and changed",
     )  # fmt: skip
-    lines = [
-        f"{report['posts']:,} posts, {report['pictures']:,} with a picture",
-        "",
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-    ]
+    lines: list[tuple[str, ...]] = []
     islands: list[str] = []
     for row in report["rows"]:
         error, radii = row["max_abs_error"], row["radii"]
-        cells = (
-            row["variant"],
-            row["by"],
-            f"{row['changed_entities']} of {row['entities']:,}",
-            f"{error['unit_logits']:.2e}",
-            f"{error['emissions']:.2e}",
-            f"{radii['units']:.2e}",
-            f"{radii['tokens']:.2e}",
-            f"{row['cleared']} of {row['held_posts']}",
-            str(row["held_changed"]),
-            str(row["cleared_and_changed"]),
+        lines.append(
+            (
+                row["variant"],
+                row["by"],
+                f"{row['changed_entities']} of {row['entities']:,}",
+                f"{error['unit_logits']:.2e}",
+                f"{error['emissions']:.2e}",
+                f"{radii['units']:.2e}",
+                f"{radii['tokens']:.2e}",
+                f"{row['cleared']} of {row['held_posts']}",
+                str(row["held_changed"]),
+                str(row["cleared_and_changed"]),
+            )
         )
-        lines.append(f"| {' | '.join(cells)} |")
         if row["by"] != _WITNESS:
             islands += _islands(row)
-    return "\n".join([*lines, "", *islands])
+    counts = f"{report['posts']:,} posts, {report['pictures']:,} with a picture"
+    return "\n".join([counts, "", markdown_table(head, lines, words=2), "", *islands])
 
 
 def _islands(row: dict[str, Any]) -> Iterator[str]:

@@ -7,8 +7,8 @@ from amlr.benchmarks.capacity.check import Check
 from amlr.benchmarks.capacity.fleet import Hour
 from amlr.benchmarks.capacity.plan import CapacityReport
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart
+from amlr.benchmarks.report.figures import markdown_table, number
 from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
-from amlr.benchmarks.report.tables import markdown_table, number
 
 _CHECK_HEAD = ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
                "predicted", "error")  # fmt: skip
@@ -25,21 +25,21 @@ def _text(report: CapacityReport) -> Iterator[str]:
     yield f"{costs.provider} {costs.precision}; {_summary(report)}"
     yield ""
     per_million = f"{currency} per million posts"
-    yield f"| | machine hours a day | {currency} a day | {per_million} | p99 ms | refused |"
-    yield "|---|---|---|---|---|---|"
-    for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed)):
-        yield (
-            f"| {name} | {day.machine_hours:.1f} | {day.price:.2f} | "
-            f"{day.price_per_million:.2f} | {1000 * day.p99_s:.0f} | {day.refused:.2%} |"
-        )
+    days = (
+        (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}", f"{day.price_per_million:.2f}",
+         f"{1000 * day.p99_s:.0f}", f"{day.refused:.2%}")
+        for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
+    )  # fmt: skip
+    head = ("", "machine hours a day", f"{currency} a day", per_million, "p99 ms", "refused")
+    yield markdown_table(head, days, words=1)
     yield ""
-    yield f"| picture cache | hits | posts/s of a replica | {per_million} |"
-    yield "|---|---|---|---|"
-    for row in plan.caches:
-        yield (
-            f"| {row.cache_mb} MB | {row.hits:.0%} | {row.capacity_per_s:.1f} | "
-            f"{row.price_per_million:.2f} |"
-        )
+    caches = (
+        (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
+         f"{row.price_per_million:.2f}")
+        for row in plan.caches
+    )  # fmt: skip
+    names = ("picture cache", "hits", "posts/s of a replica", per_million)
+    yield markdown_table(names, caches, words=0)
     if report.checks:
         yield ""
         yield markdown_table(_CHECK_HEAD, map(_check_cells, report.checks), words=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amlr.benchmarks.gpu.rows import Row, read_rows
+from amlr.benchmarks.report.figures import markdown_table
 
 # The step and the card stand above the tables.
 _HIDDEN = ("step", "kind", "card", "device", "failed")
@@ -76,23 +77,16 @@ def _ending(rows: Sequence[Row], step: str) -> str:
 
 
 def _steps(rows: Sequence[Row]) -> Iterator[str]:
-    yield "## Steps"
-    yield ""
-    yield "| step | status | s | reason |"
-    yield "|---|---|---|---|"
-    for row in rows:
-        if row.get("kind") == "end" and row["step"] != "run":
-            yield f"| {row['step']} | {row['status']} | {row['seconds']} | {row['reason']} |"
+    names = ("step", "status", "seconds", "reason")
+    ends = [row for row in rows if row.get("kind") == "end" and row["step"] != "run"]
+    yield from ("## Steps", "", _table(names, ends))
 
 
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
     for step, group in _by_step(rows):
         yield from ("", f"## {step}")
         for names, table in _by_columns(group, _HIDDEN):
-            yield from (
-                "",
-                *_table(names, [[row.get(name, "") for name in names] for row in table]),
-            )
+            yield from ("", _table(names, table))
 
 
 def _by_columns(
@@ -107,11 +101,9 @@ def _by_columns(
         yield list(names), table
 
 
-def _table(names: Sequence[str], cells: Sequence[Sequence[Any]]) -> Iterator[str]:
-    yield f"| {' | '.join(names)} |"
-    yield "|" + "---|" * len(names)
-    for row in cells:
-        yield f"| {' | '.join(map(_cell, row))} |"
+def _table(names: Sequence[str], rows: Sequence[Row]) -> str:
+    cells = ([_cell(row.get(name)) for name in names] for row in rows)
+    return markdown_table(names, cells, words=len(names))
 
 
 def speed(rows: Sequence[Row]) -> Speed:
@@ -129,12 +121,13 @@ def speed_tables(rows: Sequence[Row]) -> Iterator[str]:
     """A table for texts, pictures and both: device and host milliseconds by batch size."""
     for what, systems in speed(rows).items():
         batches = sorted({batch for by_batch in systems.values() for batch in by_batch})
-        yield from ("", f"## {what}: device / host ms", "")
+        head = ["system", *(f"B = {batch}" for batch in batches)]
         cells = [
             [system, *(_milliseconds(by_batch.get(batch)) for batch in batches)]
             for system, by_batch in systems.items()
         ]
-        yield from _table(["system", *(f"B = {batch}" for batch in batches)], cells)
+        table = markdown_table(head, cells, words=len(head))
+        yield from ("", f"## {what}: device / host ms", "", table)
 
 
 def _milliseconds(row: Row | None) -> str:

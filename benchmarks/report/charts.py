@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from amlr.benchmarks.report.tables import number
+from amlr.benchmarks.report.figures import number
 
 Bins = Sequence[Sequence[float | None]]
 # The label column fits the longest own name, "amlr-onnxruntime-cpu int8", in bold.

@@ -1,14 +1,8 @@
 """Two reports side by side: what became faster, slower, or different."""
 
+from amlr.benchmarks.report.figures import markdown_table, number, ratio_text
 from amlr.benchmarks.report.records import Report
-from amlr.benchmarks.report.tables import (
-    Line,
-    join_rows,
-    markdown_table,
-    number,
-    ratio_text,
-    verdict_line,
-)
+from amlr.benchmarks.report.tables import Line, join_rows, verdict_line
 
 NOISE = 0.05
 """Changes of the median below this share are not called faster or slower."""

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from html import escape
 
 from amlr.benchmarks.report.charts import Bar, bar_chart, reliability_chart
+from amlr.benchmarks.report.figures import number, ratio_text
 from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
 from amlr.benchmarks.report.records import ParityRecord, Report
 from amlr.benchmarks.report.sections import (
@@ -15,15 +16,7 @@ from amlr.benchmarks.report.sections import (
     roofline_section,
     tiers_section,
 )
-from amlr.benchmarks.report.tables import (
-    Line,
-    engine_lines,
-    join_rows,
-    main_lines,
-    number,
-    ratio_text,
-    verdict_line,
-)
+from amlr.benchmarks.report.tables import Line, engine_lines, join_rows, main_lines, verdict_line
 
 _TILES = ("cold", "hit", "text-only", "end-to-end-cold")
 _TITLES = {

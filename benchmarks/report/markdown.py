@@ -1,5 +1,6 @@
 """A short Markdown summary, for a pull request or a README."""
 
+from amlr.benchmarks.report.figures import markdown_table, number, ratio_text
 from amlr.benchmarks.report.records import Report
 from amlr.benchmarks.report.tables import (
     BASELINES,
@@ -8,10 +9,7 @@ from amlr.benchmarks.report.tables import (
     Line,
     auto_lines,
     main_lines,
-    markdown_table,
-    number,
     precision_lines,
-    ratio_text,
     speed_lines,
     verdict_line,
 )

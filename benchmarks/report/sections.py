@@ -5,6 +5,7 @@ from html import escape
 
 from amlr.benchmarks.report.charts import Bar, bar_chart, line_chart
 from amlr.benchmarks.report.charts import Line as Curve
+from amlr.benchmarks.report.figures import error_text, number
 from amlr.benchmarks.report.page import card, grid, html_table, section
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
@@ -23,8 +24,6 @@ from amlr.benchmarks.report.tables import (
     Line,
     auto_lines,
     engine_lines,
-    error_text,
-    number,
     precision_lines,
     speed_lines,
     system_name,

@@ -1,8 +1,9 @@
-"""How figures are written, and the tables that Markdown and page share."""
+"""The tables that Markdown and page share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from amlr.benchmarks.report.figures import error_text, number, ratio_text
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
     HeldRecord,
@@ -20,26 +21,6 @@ SPEED_HEAD = ("workload", "tier", "precision", "ms a post", "x research", "x MKL
               "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
 PRECISION_HEAD = ("tier", "precision", "changed entities", "not calibrated on", "at most",
                   "F1 eager", "F1", "answered by", "memory MiB", "load s")  # fmt: skip
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits without an exponent; an unknown value is a dash."""
-    if value is None:
-        return "–"
-    if value == 0 or abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    text = f"{value:.{digits}g}"
-    return f"{value:.6f}".rstrip("0") if "e" in text else text
-
-
-def ratio_text(value: float | None) -> str:
-    """A ratio such as `3.4x`."""
-    return "–" if value is None else f"{number(value, 2 if value < 10 else 3)}x"
-
-
-def error_text(value: float | None) -> str:
-    """A numeric error such as `1.2e-06`."""
-    return "–" if value is None else f"{value:.1e}"
 
 
 def is_growth(workload: str) -> bool:
@@ -219,18 +200,6 @@ def auto_lines(report: Report) -> list[str]:
             if record.entities
         ),
     ]
-
-
-def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], *, words: int = 3) -> str:
-    """A Markdown table.
-
-    Args:
-        head: Column names.
-        lines: Cells.
-        words: Columns of text; those behind them align right.
-    """
-    rule = ["---" if i < words else "--:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *lines])
 
 
 def main_lines(report: Report) -> list[Line]:

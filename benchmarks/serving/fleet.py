@@ -22,6 +22,7 @@ import click
 
 from amlr.benchmarks.harness.process import memory_mib, thread_variables
 from amlr.benchmarks.harness.stats import percentiles_ms
+from amlr.benchmarks.report.figures import markdown_table
 from amlr.benchmarks.serving.client import Connection, Triples, answer_triples, request_bytes
 from amlr.benchmarks.serving.fleet_cluster import Fleet
 from amlr.benchmarks.serving.processes import free_ports, load_options, read_posts, triples
@@ -162,9 +163,7 @@ def table(phases: Sequence[dict[str, Any]]) -> str:
         "from", "seconds", "requests", "failed", "wrong_answers", "client_retries",
         "asked_again_by_proxy", "by_bundle", "posts_per_s", "p50_ms", "p95_ms", "max_ms",
     )  # fmt: skip
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    lines += ["| " + " | ".join(str(phase[name]) for name in names) + " |" for phase in phases]
-    return "\n".join(lines)
+    return markdown_table(names, ([str(phase[name]) for name in names] for phase in phases))
 
 
 @click.command(cls=AmlrCommand)

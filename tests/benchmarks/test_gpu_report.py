@@ -14,6 +14,10 @@ MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs" / "measurements"
 ROWS = read_rows(MEASUREMENTS / "gpu" / "full.jsonl")
 
 
+def _lines(rows: list[Row]) -> list[str]:
+    return "\n".join(speed_tables(rows)).splitlines()
+
+
 def test_rows_of_a_step_share_a_table_and_columns_may_be_blank() -> None:
     rows = [
         {"step": "s", "kind": "row", "what": "one", "ms": 1.5},
@@ -49,7 +53,7 @@ def test_no_row_of_the_measured_run_is_lost() -> None:
 def test_the_written_tables_are_those_of_the_committed_rows(run: str, lines: int) -> None:
     rows = read_rows(MEASUREMENTS / "gpu" / f"{run}.jsonl")
     written = (MEASUREMENTS / "gpu.md").read_text(encoding="utf-8").splitlines()
-    tables = [line for line in speed_tables(rows) if line.startswith("|")]
+    tables = [line for line in _lines(rows) if line.startswith("|")]
     assert len(tables) == lines
     missing = [line for line in tables if line not in written]
     assert not missing
@@ -78,7 +82,7 @@ def test_unknown_and_missing_times() -> None:
     }
     rows = [row | {"batch": 1, "device_ms": "", "host_ms": 2.0}]
     rows.append(row | {"batch": 8, "device_ms": 1.0, "host_ms": 3.0, "mode": "plain"})
-    assert list(speed_tables(rows))[-2:] == [
+    assert _lines(rows)[-2:] == [
         "| fp16 engine | - / 2.00 |  |",
         "| fp16 plain |  | 1.00 / 3.00 |",
     ]

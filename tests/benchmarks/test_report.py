@@ -14,11 +14,11 @@ from amlr.benchmarks.calibration import _reliability
 from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, TierCheck
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart, reliability_chart
 from amlr.benchmarks.report.compare import compare_reports
+from amlr.benchmarks.report.figures import number, ratio_text
 from amlr.benchmarks.report.html import render_html
 from amlr.benchmarks.report.markdown import render_markdown
 from amlr.benchmarks.report.records import ChangeRecord, Report
 from amlr.benchmarks.report.schema import json_schema, parse_report, read_report, write_report
-from amlr.benchmarks.report.tables import number, ratio_text
 from amlr.errors import InputError
 
 NASTY = 'Jordan <script>alert("x")</script> & http://example.com/a'

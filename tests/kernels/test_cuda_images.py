@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks import kernel_resources
-from amlr.benchmarks.kernel_resources import markdown_table, measure, register_budget
+from amlr.benchmarks.kernel_resources import measure, register_budget, resource_table
 from amlr.errors import BackendUnavailableError, ExportError, InputError, ShapeError
 from amlr.kernels import images
 from amlr.kernels.images import (
@@ -174,7 +174,7 @@ def test_the_gate_sees_stack_and_spills(nvrtc: Nvrtc, monkeypatch: pytest.Monkey
     assert row.frame_bytes >= 800
     assert row.spill_bytes > 0
     assert [problem.split()[-1] for problem in row.failures] == ["8", "spills", "frames"]
-    assert "`linear_viterbi` | 9 | float32" in markdown_table([row])
+    assert "`linear_viterbi` | 9 | float32" in resource_table([row])
 
 
 def test_a_compiler_that_reports_nothing_is_named(nvrtc: Nvrtc) -> None:
