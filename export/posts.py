@@ -10,7 +10,7 @@ from amlr.export.samples import sample_posts
 from amlr.kernels import is_tuning_half
 from amlr.runtime.jsonl import parse_line
 from amlr.runtime.results import Post
-from amlr.runtime.text_files import read_text
+from amlr.runtime.text_files import is_json_array, json_array, read_text
 
 INVENTED = 240
 # The search for float32 islands in float16 takes more posts, and others of another seed.
@@ -106,10 +106,12 @@ def read_posts(
 
 
 def _read_jsonl(path: Path, images: Path | None) -> list[CalibrationPost]:
-    lines = read_text(path, "a file of JSON lines").split("\n")
+    text = read_text(path, "a file of JSON lines")
+    if is_json_array(text):
+        raise json_array(str(path))
     parsed = [
         parse_line(number, line.encode(), images or path.parent)
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
     return [CalibrationPost(post=line.post) for line in parsed if line.post is not None]

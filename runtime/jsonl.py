@@ -1,5 +1,7 @@
 """JSON lines in and out: posts as they arrive, answers in the same order."""
 
+import codecs
+import itertools
 import json
 import queue
 import threading
@@ -11,6 +13,7 @@ from typing import IO, Any
 from amlr.errors import InputError
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Alternative, Post, Problem, Result, problem
+from amlr.runtime.text_files import is_json_array, json_array, text_form
 
 _END = object()
 
@@ -60,12 +63,15 @@ def read_chunks(stream: IO[bytes], size: int, image_root: Path | None) -> Iterat
 
     A thread reads ahead, so that a slow writer gets each answer at once and a fast one full
     batches. Blank lines are passed over.
+
+    Raises:
+        InputError: The stream holds a JSON array, or text that is not UTF-8 from its first line on.
     """
     ahead: queue.Queue[Any] = queue.Queue(maxsize=2 * size)
 
     def read() -> None:
         try:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(_lines(stream), start=1):
                 if line.strip():
                     ahead.put(parse_line(number, line, image_root))
             ahead.put(_END)
@@ -78,6 +84,25 @@ def read_chunks(stream: IO[bytes], size: int, image_root: Path | None) -> Iterat
         lines, is_open = _arrived(ahead, size)
         if lines:
             yield lines
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a stream that cannot be read twice, without a byte order mark."""
+    lines = iter(stream)
+    start = next(lines, b"")
+    form = text_form(start, "stdin")
+    if not form.encoding.startswith("utf-8"):
+        name = form.encoding.upper()
+        raise InputError(f"stdin is {name}, expected UTF-8; add: iconv -f {name} -t UTF-8 |")
+    start = start.removeprefix(codecs.BOM_UTF8)
+    # Where lines end with a carriage return alone, all of them arrive as one.
+    first = start.split(b"\r") if form.has_cr_ends else [start]
+    is_begun = False
+    for line in itertools.chain(first, lines):
+        if not is_begun and is_json_array(line.decode(errors="ignore")):
+            raise json_array("stdin")
+        is_begun = is_begun or bool(line.strip())
+        yield line
 
 
 def _arrived(ahead: "queue.Queue[Any]", size: int) -> tuple[list[Line], bool]:

@@ -103,6 +103,19 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
+def is_json_array(start: str) -> bool:
+    """Whether a text begins as a JSON array does; a post is an object."""
+    return start.lstrip().startswith("[")
+
+
+def json_array(name: str) -> InputError:
+    """One line on posts that are elements of one array."""
+    return InputError(
+        f"{name} holds a JSON array, expected one JSON object a line; convert it first, "
+        "for example: jq -c '.[]'"
+    )
+
+
 class AsUtf8(io.RawIOBase):
     """A file of another form as UTF-8 with line feeds; positions count the bytes it gives.
 

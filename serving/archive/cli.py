@@ -77,6 +77,10 @@ def _tag(**values: Any) -> None:
 def _tag_archive(archive: dict[str, Any], values: dict[str, Any]) -> None:
     from amlr.serving.archive.job import Job, run_job
 
+    if "-" in archive["inputs"]:
+        raise InputError(
+            "--input - is no file; leave out --input and --output to tag JSON lines from stdin"
+        )
     if archive["output"] is None:
         raise InputError("--input needs --output, the folder of the parts")
     for name in _ONLY_STDIN:

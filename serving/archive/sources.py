@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import InputError
-from amlr.runtime.text_files import START_BYTES, AsUtf8, TextForm, not_utf8, text_form
+from amlr.runtime.text_files import (
+    START_BYTES,
+    AsUtf8,
+    TextForm,
+    is_json_array,
+    json_array,
+    not_utf8,
+    text_form,
+)
 from amlr.serving.archive.locations import fingerprint, open_location
 from amlr.serving.archive.rows import Columns, Row, bad_row, make_row
 
@@ -160,11 +168,8 @@ def _form(address: str, kind: str) -> TextForm:
         except _UNPACKING as error:
             raise InputError(f"cannot unpack {address}: {error}") from error
     form = text_form(start, address)
-    if kind == "jsonl" and start.decode(form.encoding, "ignore").lstrip().startswith("["):
-        raise InputError(
-            f"{address} holds a JSON array, expected one JSON object a line; convert it first, "
-            "for example: jq -c '.[]'"
-        )
+    if kind == "jsonl" and is_json_array(start.decode(form.encoding, "ignore")):
+        raise json_array(address)
     return form
 
 

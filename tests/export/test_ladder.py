@@ -232,9 +232,10 @@ def test_posts_come_from_json_lines_or_are_invented(tmp_path: Path) -> None:
     path.write_bytes(path.read_text().encode("utf-16"))
     assert read_posts(path).held_out
     assert len(read_posts(None).held_out) > 50
-    path.write_text('{"text": "one"}')
-    with pytest.raises(InputError, match="at least"):
-        read_posts(path)
+    for content, message in (('{"text": "one"}', "at least"), ('[{"text": "one"}]', "JSON array")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_posts(path)
 
 
 def test_unknown_precision_is_refused() -> None:

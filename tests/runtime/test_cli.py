@@ -59,6 +59,40 @@ def test_lines_keep_their_order_and_bad_ones_are_answered(tiny_plan: Path, tmp_p
     assert found[2]["warnings"][0]["code"] == "image_missing"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n',
+        b'{"text": "a"}\r{"text": "b"}\r',
+        b'\xef\xbb\xbf\n \n{"text": "a"}\n[1]\n{"text": "b"}',
+    ],
+)
+def test_lines_from_stdin_have_any_ends_and_a_mark(content: bytes) -> None:
+    lines = [line for chunk in read_chunks(io.BytesIO(content), 4, None) for line in chunk]
+    assert [line.post.text for line in lines if line.post is not None] == ["a", "b"]
+    assert len(lines) == 2 + content.count(b"[")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "Paris"}, {"text": "x"}]', "stdin holds a JSON array"),
+        (b'\xef\xbb\xbf\r\n[\r\n{"text": "Paris"}\r\n]', "jq -c '.[]'"),
+        ('\ufeff{"text": "Paris"}\n'.encode("utf-16-le"), "iconv -f UTF-16"),
+        ('\ufeff{"text": "Paris"}\n'.encode("utf-16-be"), "iconv -f UTF-16"),
+        ('\ufeff{"text": "Paris"}\n'.encode("utf-32-le"), "iconv -f UTF-32"),
+        ('{"text": "Paris"}\n'.encode("utf-16-le"), "without a byte order mark"),
+    ],
+)
+def test_stdin_of_another_form_is_one_line_with_the_fix(
+    tiny_plan: Path, content: bytes, message: str
+) -> None:
+    result = tag(tiny_plan, "--check", "off", stdin=content)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_equal_lines_are_answered_from_the_cache(tiny_plan: Path) -> None:
     lines = "\n".join(json.dumps({"text": text}) for text in ("Jordan in Paris", "x") * 3)
     plain, cached = tag(tiny_plan, stdin=lines), tag(tiny_plan, "--answer-cache", "8", stdin=lines)

@@ -260,6 +260,7 @@ def test_options_that_do_not_go_together(tiny_plan: Path, posts: Path, tmp_path:
     for more, message in [
         (["--resume"], "go with --input"),
         (["--input", str(posts)], "--input needs --output"),
+        (["--input", "-"], "to tag JSON lines from stdin"),
         (["--input", str(posts), "--output", str(tmp_path / "o"), "--text", "x"], "exclude"),
     ]:
         result = runner.invoke(tag_command, [*base, *more])
