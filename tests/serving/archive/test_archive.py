@@ -165,6 +165,48 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(tiny_plan: Path, tmp_pa
     assert all(spans(row) == spans(rows[row["row"] % 12]) for row in rows)
 
 
+def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tiny_plan: Path, tmp_path: Path) -> None:
+    """Ctrl-C, which every process of a terminal gets, then SIGTERM, which the driver gets alone."""
+    count, source, out = 2000, tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("\n".join(json.dumps({"id": i, "text": TEXTS[i % 12]}) for i in range(count)))
+    code = "from amlr.serving.archive.cli import tag_main; tag_main()"
+    chunks = ("--chunk-rows", "50", "--workers", "1", "--resume")
+    options = arguments(tiny_plan, source, out, *chunks)
+    kept: dict[Path, int] = {}
+    for number, stop, exit_code in (
+        (signal.SIGINT, os.killpg, 1),
+        (signal.SIGTERM, os.kill, 128 + signal.SIGTERM),
+    ):
+        driver = subprocess.Popen(
+            [sys.executable, "-c", code, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: len(list(out.glob("part-*"))) > len(kept) + 1, driver)
+            stop(driver.pid, number)
+            stdout, stderr = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
+            driver.wait()
+        assert (driver.returncode, stdout) == (exit_code, b"")
+        assert b"Traceback" not in stderr
+        assert not (out / "_run" / "aside").exists()
+        assert {path.name for path in out.iterdir() if path.suffix != ".parquet"} == {"_run"}
+        for path, written in kept.items():
+            assert path.stat().st_mtime_ns == written
+        assert all(pq.read_metadata(path).num_rows == 50 for path in out.glob("part-*"))
+        # A part whose report was not yet written is made once more.
+        reports = (out / "_run" / "done").iterdir()
+        parts = [out / f"part-{report.stem}.parquet" for report in reports]
+        kept = {path: path.stat().st_mtime_ns for path in parts}
+    assert 0 < len(kept) < count // 50
+    summary = good(tag(tiny_plan, source, out, *chunks))
+    assert summary["resumed_rows"] == 50 * len(kept)
+    assert [row["id"] for row in read(out)] == [str(i) for i in range(count)]
+
+
 def workers_of(pid: int) -> list[int]:
     """Spawned workers of a process, without Python's resource tracker."""
     return [child for child in family(pid)[1:] if b"spawn_main" in command_of(child)]
