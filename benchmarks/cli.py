@@ -12,7 +12,7 @@ import click
 
 from amlr.cli_support import AmlrCommand
 from amlr.errors import AmlrError, InputError, ParityError
-from amlr.whole import write_whole
+from amlr.whole import check_file, write_whole
 
 if TYPE_CHECKING:  # `--help` must not wait for what a run needs
     from amlr.benchmarks.report.records import Report
@@ -122,6 +122,10 @@ def bench_command(**given: Any) -> None:
         raise InputError(f"--threads must be at least 1, got {given['threads']}")
     from amlr.benchmarks.harness.process import thread_variables
 
+    # Results of an hour must not be lost for want of a place.
+    for name in ("json_path", "html_path", "markdown_path"):
+        if given[name] is not None:
+            check_file(given[name])
     # Before any numeric library is imported: afterwards it is too late.
     os.environ |= thread_variables(given["threads"])
     if given["capacity"]:

@@ -4,11 +4,14 @@ Inputs that are needed are missing here, so that nothing is computed; what full 
 folders and encodings do to the work itself is tested below.
 """
 
+import builtins
+import errno
+import io
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ from click.testing import CliRunner
 
 import amlr.cli
 import hostile
+from amlr.benchmarks.cli import bench_command
 from amlr.cli_support import AmlrCommand
 from amlr.export.cli import export_command
 from amlr.runtime.cli import tag_command
+from amlr.serving.archive.cli import tag_command as archive_command
 from amlr.serving.server import Server
 from amlr.training.cli import train_command
 from amlr.training.sample import write_sample
@@ -126,6 +131,57 @@ def test_a_full_disk_while_training_is_one_line(tmp_path: Path) -> None:
         done = invoke(train_command, *arguments, out / "best.pt")
     assert_one_line(done, str(out / "best"))
     assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that answers as a read-only file system; root may write despite any permission."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+
+    def refuse(place: Any) -> None:
+        if isinstance(place, str | os.PathLike) and Path(place).is_relative_to(folder):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
+
+    def refusing(call: Any, changes: Callable[[Any], bool]) -> Any:
+        def instead(place: Any, how: Any = None, *more: Any, **named: Any) -> Any:
+            if changes(how):
+                refuse(place)
+            return call(place, *(() if how is None else (how,)), *more, **named)
+
+        return instead
+
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    opening = refusing(open, lambda mode: bool(mode) and not set("wax+").isdisjoint(mode))
+    monkeypatch.setattr(os, "mkdir", refusing(os.mkdir, lambda _: True))
+    monkeypatch.setattr(os, "open", refusing(os.open, lambda flags: bool((flags or 0) & writing)))
+    monkeypatch.setattr(builtins, "open", opening)
+    monkeypatch.setattr(io, "open", opening)
+    return folder
+
+
+def test_a_read_only_file_system_is_one_line(
+    tiny_plan: Path, tiny_pt: Path, tmp_path: Path, read_only: Path
+) -> None:
+    text, image = write_encoders(tmp_path / "encoders")
+    data = write_sample(tmp_path / "data", train=4, dev=2)
+    (tmp_path / "posts.jsonl").write_text('{"text": "Paris"}')
+    train = ["--data", data, "--text-encoder", text, "--image-encoder", image, "--heads", 2]
+    bench = ["--engine", tiny_plan, "--limit", 1, "--parity-only"]
+    archive = ["--engine", tiny_plan, "--input", tmp_path / "posts.jsonl"]
+    for command, words in (
+        (export_command, ["--ckpt", tiny_pt, "--out", read_only / "a.plan"]),
+        (export_command, ["--from", tiny_plan, "--out", read_only / "below" / "a.plan"]),
+        (export_command, ["--from", tiny_plan, "--triton", read_only / "triton"]),
+        (train_command, [*train, "--device", "cpu", "--out", read_only / "a" / "best.pt"]),
+        (archive_command, [*archive, "--output", read_only / "out"]),
+        (bench_command, [*bench, "--json", read_only / "a.json"]),
+        (bench_command, [*bench, "--html", read_only / "below" / "a.html"]),
+    ):
+        done = invoke(command, *words)
+        assert_one_line(done, str(read_only), "Read-only file system", "choose")
+        assert "parity" not in done.stderr  # refused before the work
+    assert list(read_only.iterdir()) == []
 
 
 def test_a_full_disk_behind_stdout_is_one_line(tiny_plan: Path) -> None:

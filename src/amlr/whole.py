@@ -77,6 +77,21 @@ def check_place(out: Path) -> Path:
     return target
 
 
+def check_file(path: Path) -> None:
+    """Refuse, before any work, a file that `write_whole` could not write.
+
+    Raises:
+        InputError: Its folder cannot be written to.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        return
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    _require_writable(path, folder)
+
+
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but what a new file system brings."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= _VOLUME_LEFTOVERS
