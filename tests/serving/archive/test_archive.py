@@ -184,7 +184,8 @@ def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tiny_plan: Path, tmp_
             start_new_session=True,
         )
         try:
-            wait_for(lambda: len(list(out.glob("part-*"))) > len(kept) + 1, driver)
+            more = len(kept) + 1
+            wait_for(lambda more=more: len(list(out.glob("part-*"))) > more, driver)
             stop(driver.pid, number)
             stdout, stderr = driver.communicate(timeout=60)
         finally:
