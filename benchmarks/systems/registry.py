@@ -209,7 +209,7 @@ def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
         return Engine.load(
             bundle,
             spec.option("provider"),
-            "escalate",
+            spec.precision,
             threads=threads,
             image_cache_mb=cache_mb,
             check="off",

@@ -27,8 +27,8 @@ class Tier:
         spec: For the worker.
         engine: Loaded here, for parity.
         tolerance: Largest allowed error of raw logits; None judges by entities alone.
-        promised: Whether this tier is said to give float32's entities: float32 itself, what `auto`
-            took, escalation, and variants whose record is clean. Others are measured, not judged.
+        promised: Whether this tier is said to give float32's entities: float32 itself, and low
+            precisions whose answers are certified. Others are measured, not judged.
         why: How it was chosen.
     """
 
@@ -122,7 +122,7 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
         # The golden check only decides for `auto`; parity itself is about to be measured.
         check = "full" if precision == "auto" else "off"
         engine = Engine.load(path, provider, precision, threads=threads, check=check)
-        if precision == "escalate":
+        if engine.certificates is not None:
             options: tuple[tuple[str, str], ...] = (("provider", provider),)
             return _tier(engine, ESCALATION, options, why, promised=True)
         admitted = admitted_variants(engine.manifest, engine.provider, "auto")
@@ -140,7 +140,8 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
         bundle, [*first, *others], lambda choice: _engine(bundle, choice, threads), []
     )
     variant = taken.variant
-    promised = variant.precision == "fp32" or variant.parity.get("changed_entities") == 0
+    # Nothing changed on some posts is a record, not a promise.
+    promised = variant.precision == "fp32"
     return _tier(engine, "engine", _options(taken.provider, taken.name), why, promised=promised)
 
 

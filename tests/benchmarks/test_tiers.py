@@ -14,7 +14,7 @@ from amlr.export.samples import sample_image
 from amlr.runtime.results import Post
 
 
-def test_each_asked_precision_is_a_tier_and_only_clean_ones_promise(ladder_plan: Path) -> None:
+def test_each_asked_precision_is_a_tier_and_only_float32_promises(ladder_plan: Path) -> None:
     found = open_tiers(ladder_plan, ("onnxruntime",), ("fp32", "int8", "bf16"), 1)
     try:
         exact, low = found.tiers
@@ -23,7 +23,7 @@ def test_each_asked_precision_is_a_tier_and_only_clean_ones_promise(ladder_plan:
         assert exact.tolerance is not None
         variant = low.engine.manifest.variants[low.spec.option("variant")]
         assert (low.spec.precision, variant.precision) == ("int8", "int8")
-        assert low.promised == (variant.parity["changed_entities"] == 0)
+        assert not low.promised
         assert low.tolerance is None
         assert len(found.notes) == 1
         assert "bf16" in found.notes[0]
