@@ -150,7 +150,9 @@ def add_fp16(
         specs = build_graphs(model, image_size=size, fold=fold, centre=True)
     opened = bundle.open()
     with _reference_engine(opened, model) as reference:
-        variant, _ = write_fp16(bundle.folder, opened, reference, *posts.half_posts(), specs=specs)
+        variant, _ = write_fp16(
+            bundle.folder, opened, reference, *posts.half_posts(), given=posts.given, specs=specs
+        )
     _add_variant(bundle, "fp16", variant)
 
 
@@ -166,7 +168,10 @@ def add_fp16_cuda(
         log.info(f"  no --calib: {FP16_CUDA} is verified on invented posts, not on yours")
     opened = bundle.open()
     with _reference_engine(opened, model) as reference:
-        variant = write_fp16_cuda(bundle.folder, opened, reference, posts.half_posts()[1])
+        tuning, held_out = posts.half_posts()
+        variant = write_fp16_cuda(
+            bundle.folder, opened, reference, held_out, tuning if posts.given else ()
+        )
     _add_variant(bundle, FP16_CUDA, variant)
 
 

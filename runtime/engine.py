@@ -21,14 +21,14 @@ from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider, provider_names
-from amlr.runtime.radii import calibrated_radii
+from amlr.runtime.radii import PICTURE_ONLY, calibrated_radii
 from amlr.runtime.raw import raw_of
 from amlr.runtime.results import Alternative, Post, Raw, Result, error_of, problem
 from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measured_margin
 from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tier_timing import Choice
-from amlr.runtime.tiers import Skipped, Tier, list_low_tiers, list_tiers
+from amlr.runtime.tiers import CPUS, Skipped, Tier, list_low_tiers, list_tiers
 from amlr.runtime.warmup import warm_up
 
 LOG = logging.getLogger("amlr.runtime")
@@ -164,13 +164,7 @@ class Engine:
     def _low_tier(self, tier: Tier, options: EngineOptions, is_checked: bool) -> Certified:
         """Open a low tier that answers before this engine's float32.
 
-        Args:
-            tier: Has measured radii.
-            options: Of the engine.
-            is_checked: Whether float32 has run the golden posts; else it does before its first use.
-
-        Raises:
-            ParityError: The tier is not what the bundle says it is.
+        Where float32 has not run the golden posts (`is_checked`), it does before its first use.
         """
         threads = options.threads or usable_cores()
         provider = open_provider(tier.provider, self._bundle, tier.variant, _host(options))
@@ -190,11 +184,14 @@ class Engine:
             low.close()
             provider.close()
             raise
-        float32 = self.manifest.variants["fp32"]
+        float32, radii = self.manifest.variants["fp32"], calibrated_radii(tier.variant.parity)
+        if not {tier.provider, self.provider} <= set(CPUS):
+            # A picture on a device is of no use anywhere else.
+            radii.pop(PICTURE_ONLY, None)
         return Certified(
             self._pipeline,
             low,
-            calibrated_radii(tier.variant.parity),
+            radii,
             sentinel=options.sentinel,
             callers=max(1, usable_cores() // threads),
             prepare_exact=None if is_checked else lambda: self._check(float32, options),

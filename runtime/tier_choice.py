@@ -68,20 +68,18 @@ def open_fastest(
         AmlrError: As `open_first`.
     """
     skipped: list[Skipped] = []
+    race = _Race(bundle, options, skipped)
     cpus = [tier for tier in tiers if tier.provider in CPUS]
-    if not cpus:
-        tier, engine = open_first(bundle, tiers, lambda tier: open_tier(tier, True), skipped)
-        return engine, _untimed(tier, tiers), tuple(skipped)
-    for tier in tiers:
-        if tier not in cpus:
-            opened = try_tier(bundle, tier, lambda tier: open_tier(tier, True))
-            if not isinstance(opened, Exception):
-                return opened, _untimed(tier, tiers), tuple(skipped)
-            skipped.append(tier.passed_over(reason_of(opened)))
+    devices = [tier for tier in tiers if tier not in cpus]
+    engine = race.device(devices, open_tier, has_more=bool(cpus), is_timed=bool(low_tiers))
+    if engine is not None:
+        low = race.low(engine, low_tiers, put_first)
+        return engine, race.choice(tiers, low), tuple(skipped)
     cpus, slow = _quickest_by_record(cpus)
     skipped += slow
     memory = Memory(bundle, [*cpus, *low_tiers], options)
-    remembered = memory.recall()
+    # A device may be there today that was not there when the choice was made.
+    remembered = memory.recall() if all(t.provider in CPUS for t in low_tiers) else None
     if remembered is not None:
         tier, low, choice = remembered
         opened = try_tier(bundle, tier, lambda tier: _reopen(tier, low, open_tier, put_first))
@@ -90,8 +88,7 @@ def open_fastest(
             skipped += [other.passed_over("slower when it was timed") for other in others]
             return opened, choice, tuple(skipped)
         # What served once no longer does: a library was changed under the same version.
-    race = _Race(bundle, options, skipped)
-    engine = race.float32(cpus, lambda tier: open_tier(tier, True), is_timed=bool(low_tiers))
+    engine = race.float32(cpus, open_tier, is_timed=bool(low_tiers))
     low = race.low(engine, low_tiers, put_first)
     choice = race.choice(tiers, low)
     memory.keep(race.tier, low, choice)
@@ -115,11 +112,6 @@ def _reopen(
     return engine
 
 
-def _untimed(tier: Tier, tiers: Sequence[Tier]) -> Choice:
-    reason = "the only one asked for" if len(tiers) == 1 else "the first that opened"
-    return Choice(provider=tier.provider, precision=tier.variant.precision, reason=reason)
-
-
 class _Race:
     """One candidate after another; the best so far and one other are in memory."""
 
@@ -129,18 +121,50 @@ class _Race:
         self._best: TierTime | None = None
         self.tier: Tier
 
+    def device(
+        self,
+        tiers: Sequence[Tier],
+        open_tier: Callable[[Tier, bool], E],
+        *,
+        has_more: bool,
+        is_timed: bool,
+    ) -> E | None:
+        """The first device that serves; None where there is none and others may be tried."""
+        opened: E | Exception | None = None
+
+        def opened_tier(tier: Tier) -> E:
+            return open_tier(tier, True)
+
+        if tiers and not has_more:
+            self.tier, opened = open_first(self._bundle, tiers, opened_tier, self._skipped)
+        for tier in tiers if has_more else ():
+            opened = try_tier(self._bundle, tier, opened_tier)
+            if not isinstance(opened, Exception):
+                self.tier = tier
+                break
+            self._skipped.append(tier.passed_over(reason_of(opened)))
+        if opened is None or isinstance(opened, Exception):
+            return None
+        if is_timed and self._bundle.golden:
+            self._best = self._time(opened, self.tier)
+        return opened
+
     def float32(
-        self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], *, is_timed: bool
+        self, tiers: Sequence[Tier], open_tier: Callable[[Tier, bool], E], *, is_timed: bool
     ) -> E:
-        """The fastest tier that serves alone."""
-        self.tier, engine = open_first(self._bundle, tiers, open_tier, self._skipped)
+        """The fastest tier of the CPU that serves alone."""
+
+        def opened_tier(tier: Tier) -> E:
+            return open_tier(tier, True)
+
+        self.tier, engine = open_first(self._bundle, tiers, opened_tier, self._skipped)
         waiting = tiers[tiers.index(self.tier) + 1 :]
         if not self._bundle.golden or not (waiting or is_timed):
             return engine
         self._best = self._time(engine, self.tier)
         for other in waiting:
             try:
-                opened = try_tier(self._bundle, other, open_tier)
+                opened = try_tier(self._bundle, other, opened_tier)
             except BaseException:
                 engine.close()
                 raise

@@ -80,12 +80,11 @@ def list_low_tiers(manifest: Manifest, options: EngineOptions) -> tuple[list[Tie
     """
     if not options.escalates and (options.precision != "auto" or options.max_changed > 0):
         return [], []
-    # Certificates are computed on the CPU; on devices nothing was measured yet.
     low = [
         Tier(provider=owner, name=name, variant=variant)
         for owner in provider_names(options.provider)
         for name, variant in manifest.variants.items()
-        if owner in CPUS and variant.precision != "fp32" and runs_on(variant, owner)
+        if variant.precision != "fp32" and runs_on(variant, owner)
     ]
     reasons = [_reason_against(tier.variant, options) for tier in low]
     tiers = [tier for tier, reason in zip(low, reasons, strict=True) if not reason]

@@ -25,7 +25,14 @@ from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.graph_tools import HALF
 from amlr.export.precision.half import to_half
-from amlr.export.precision.judge import GRAPHS, GraphProvider, PostJudge, session_runner
+from amlr.export.precision.judge import (
+    GRAPHS,
+    GraphProvider,
+    Judged,
+    PostJudge,
+    emulated_radii,
+    session_runner,
+)
 from amlr.export.precision.variant import fp32_models, half_tolerance
 from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
@@ -267,6 +274,7 @@ def write_fp16_cuda(
     bundle: Bundle,
     reference: Engine,
     posts: Sequence[Post],
+    tuning: Sequence[Post] = (),
 ) -> Variant:
     """Add the variant's graphs to a staged bundle and judge them on posts.
 
@@ -275,10 +283,11 @@ def write_fp16_cuda(
         bundle: The same folder, opened, with its fp32 variant.
         reference: Engine whose entities must be kept.
         posts: What to judge on; nothing is tuned on them.
+        tuning: Other posts of the user, on which radii are measured; none certifies nothing.
 
     Returns:
-        The variant for the manifest. Changed entities are recorded, and `precision="auto"` then
-        refuses it: fused operators leave no part that could stay float32.
+        The variant for the manifest. Changed entities are recorded: fused operators leave no part
+        that could stay float32.
 
     Raises:
         ExportError: A weight leaves the float16 range, or a float32 twin differs.
@@ -288,11 +297,16 @@ def write_fp16_cuda(
     log.info(f"judging the fused graphs on {len(posts)} posts")
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
-    result = judge.evaluate(GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated"), None)
+    provider = GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated")
+    held_out = Judged(judge=judge, low=judge.ask_provider(provider))
+    result = judge.compare(held_out.low)
     log.info(
         f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
         f"{result.largest_error:.2e}"
     )
+    tuner = PostJudge(bundle, reference, tuning)
+    measured = Judged(judge=tuner, low=tuner.ask_provider(provider))
+    radii = emulated_radii(bundle, measured, held_out, given=bool(tuning))
     graphs = write_models(build(parts, Arithmetic.HALF).items(), folder / "onnx" / FP16_CUDA)
     return Variant(
         precision="fp16",
@@ -303,6 +317,7 @@ def write_fp16_cuda(
             "judged_by": "emulated float16",
             "lead": result.lead.to_dict(),
             "twins": twins,
+            **radii,
         },
         tolerance=half_tolerance(result.largest_error, judge.answers),
     )

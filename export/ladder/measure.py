@@ -2,9 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,15 @@ import numpy.typing as npt
 from amlr.errors import ExportError, ParityError
 from amlr.export.parity import Answer, ask, compare, entity_keys
 from amlr.export.posts import CalibrationPost, CalibrationPosts, strict_f1
-from amlr.export.radii import LEAST_PHOTOS, LEAST_POSTS, fit_radii, judge_radii
+from amlr.export.radii import Pair, by_kind, count_photos, radii_record
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.golden import check_golden
-from amlr.runtime.image import content_key, read_source
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import open_provider
-from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
+from amlr.runtime.radii import PICTURE, PICTURE_ONLY
 
 WARM_UP = 32
 # Share of all posts with a picture whose entities may change for want of it.
@@ -35,7 +32,6 @@ log = logging.getLogger(__name__)
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Posts = tuple[CalibrationPost, ...]
-Answers = list[Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,27 +119,16 @@ class Measurements:
         posts = self._posts
         timed, exact = self.run(variant, posts.held_out), self.exact(posts.held_out)
         parity = compare(exact.answers, timed.answers)
-        radii = self._radii(variant)
-        certificates = self._certificates(variant, radii, timed.answers)
         tolerance = self._golden_tolerance(variant)
         log.info(
             f"  {name}: {parity.changed_entities} of {parity.entities} entities changed over "
             f"{parity.posts} posts, {timed.cold_ms:.2f} ms a post, "
             f"{timed.hit_ms:.2f} on a known picture"
         )
-        for kind, judged in certificates.items():
-            log.info(
-                f"    {kind}: {100 * judged['certified']:.1f} % of {judged['posts']} posts "
-                f"certified, {judged['beyond']} beyond the radius, {judged['changed']} wrong"
-            )
-        for kind in {TEXT, PICTURE} - radii.keys():
-            log.info(f"    {kind}: nothing certified; {self._lacking(kind)}")
         record: dict[str, Any] = {
             **parity.to_dict(),
             "source": posts.source,
-            "calibration": self._calibration(),
-            "radii": {kind: found.to_dict() for kind, found in radii.items()},
-            "certificates": certificates,
+            **self._radii(variant, timed.answers),
             "ms_per_post": round(timed.cold_ms, 3),
             "hit_ms_per_post": round(timed.hit_ms, 3),
             "fp32_ms_per_post": round(exact.cold_ms, 3),
@@ -157,79 +142,38 @@ class Measurements:
             record["f1"] = dict(zip(("fp32", "variant"), f1s, strict=True))
         return replace(variant, parity=record, tolerance=tolerance)
 
-    def _lacking(self, kind: str) -> str:
-        """Why no radii could be measured for a kind of post."""
-        if not self._posts.given:
-            return "invented posts are not like yours: give --calib"
-        if kind == PICTURE:
-            return f"{self._photos} photos in the calibration half, {LEAST_PHOTOS} are needed"
-        posts = sum(not answer.image_used for answer in self.exact(self._posts.tuning).answers)
-        return f"{posts} such posts in the calibration half, {LEAST_POSTS} are needed"
+    def _radii(self, variant: Variant, held_out: list[Answer]) -> dict[str, Any]:
+        """The record of the variant's certificates.
 
-    def _calibration(self) -> dict[str, Any]:
-        """What the radii were measured on."""
-        answers = self.exact(self._posts.tuning).answers
-        return {
-            "given": self._posts.given,
-            "posts": len(answers),
-            "with_picture": sum(answer.image_used for answer in answers),
-            "photos": self._photos,
-        }
-
-    @cached_property
-    def _photos(self) -> int:
-        """Different pictures of the tuning half."""
-        posts, limits = self._posts.tuning, self.bundle.manifest.limits
-        pictures = [
-            item.post.image
-            for item, answer in zip(posts, self.exact(posts).answers, strict=True)
-            if answer.image_used
-        ]
-        return len({content_key(read_source(p, limits), limits) for p in pictures if p})
-
-    def _radii(self, variant: Variant) -> dict[str, Radii]:
-        """Radii from the tuning half, by kind of post.
-
-        Invented posts are of no kind that users send.
+        Args:
+            variant: The variant.
+            held_out: Its answers to the held half.
         """
-        if not self._posts.given:
-            return {}
-        tuning, found = self._posts.tuning, {}
-        low_answers = self.run(variant, tuning).answers
-        for kind, (exact, low) in self._by_kind(variant, tuning, low_answers).items():
-            photos = None if kind == TEXT else self._photos
-            radii = fit_radii(exact, low, photos=photos)
-            if radii is not None:
-                found[kind] = radii
-        return found
+        posts = self._posts
+        tuning = self.run(variant, posts.tuning).answers
+        limits = self.bundle.manifest.limits
+        exact = self.exact(posts.tuning).answers
+        return radii_record(
+            self._by_kind(variant, posts.tuning, tuning),
+            self._by_kind(variant, posts.held_out, held_out),
+            Decoder.of(self.bundle),
+            given=posts.given,
+            photos=count_photos([item.post for item in posts.tuning], exact, limits),
+        )
 
-    def _by_kind(
-        self, variant: Variant, posts: Posts, low: Answers
-    ) -> dict[str, tuple[Answers, Answers]]:
+    def _by_kind(self, variant: Variant, posts: Posts, low: list[Answer]) -> dict[str, Pair]:
         """Answers of float32 and of a variant to posts of each kind."""
         exact = self.exact(posts).answers
-        kinds = {TEXT: _where(False, exact, low), PICTURE: _where(True, exact, low)}
-        if kinds[PICTURE][0]:
+        kinds = by_kind(Pair(exact=exact, low=low))
+        if kinds[PICTURE].exact:
             picture_only = replace(
                 variant,
                 graphs={**self._fp32.graphs, "image": variant.graphs["image"]},
                 compute={n: kind for n, kind in variant.compute.items() if n == "image"},
             )
             answers = self.run(picture_only, posts).answers
-            kinds[PICTURE_ONLY] = _where(True, exact, answers)
+            kinds[PICTURE_ONLY] = Pair(exact=exact, low=answers).where(True)
         return kinds
-
-    def _certificates(
-        self, variant: Variant, radii: Mapping[str, Radii], low: Answers
-    ) -> dict[str, Any]:
-        """What the held half says of the radii, by kind of post."""
-        decoder = Decoder.of(self.bundle)
-        kinds = self._by_kind(variant, self._posts.held_out, low)
-        return {
-            kind: judge_radii(radii[kind], before, after, decoder)
-            for kind, (before, after) in kinds.items()
-            if kind in radii
-        }
 
     def _golden_tolerance(self, variant: Variant) -> float:
         """Tolerance at load: what the golden posts need here, with room for another CPU."""
@@ -261,12 +205,6 @@ class Measurements:
             changed = [exact[row].entities != without[row].entities for row in rows]
             halves.append((margins, np.array(changed, np.bool_)))
         return fit_margin(*halves[0], *halves[1])
-
-
-def _where(has_picture: bool, exact: Answers, low: Answers) -> tuple[Answers, Answers]:
-    """Answers of both to the posts whose picture took part, or to the others."""
-    rows = [row for row, answer in enumerate(exact) if answer.image_used == has_picture]
-    return [exact[row] for row in rows], [low[row] for row in rows]
 
 
 def fit_margin(

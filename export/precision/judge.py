@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,18 @@ from amlr.export.parity import Answer, Comparison, ask, compare, compare_leads, 
 from amlr.export.precision.emulate import RangeScan, emulate
 from amlr.export.precision.graph_tools import open_session
 from amlr.export.precision.half import HalfGraph
+from amlr.export.radii import Pair, by_kind, count_photos, radii_record
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post
 
 Floats = npt.NDArray[np.float32]
 Feed = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Feed], dict[str, npt.NDArray[Any]]]
+# A device adds in another order than the emulation does.
+EMULATED = 2.0
 GRAPHS = ("text", "image", "fusion")
 
 
@@ -89,6 +93,7 @@ class PostJudge:
     """Half graphs against the answers of the eager model on fixed posts.
 
     Attributes:
+        posts: The posts.
         answers: The eager model's.
     """
 
@@ -96,8 +101,8 @@ class PostJudge:
         self, bundle: Bundle, eager: Engine, posts: Sequence[Post], *, threads: int = 1
     ) -> None:
         """Ask the eager model once."""
-        self._bundle, self._posts, self._threads = bundle, list(posts), threads
-        self.answers: list[Answer] = ask(eager, self._posts)
+        self._bundle, self.posts, self._threads = bundle, list(posts), threads
+        self.answers: list[Answer] = ask(eager, self.posts)
         self._leads = leads(self.answers, bundle)
         # The last runner of each graph: a trial changes one graph and keeps the others.
         self._runners: dict[str, tuple[HalfGraph, Run]] = {}
@@ -105,14 +110,14 @@ class PostJudge:
     def __call__(
         self, graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None
     ) -> Comparison:
-        """Emulate the graphs over all posts, or some."""
-        run = {name: self._runner(name, graph) for name, graph in graphs.items()}
-        return self.evaluate(GraphProvider(run, self._bundle, name="fp16-emulated"), only)
+        """Emulate the graphs over all posts, or some, and compare."""
+        return self.compare(self.ask(graphs, only), only)
 
     def witness(self, graphs: Mapping[str, HalfGraph]) -> Comparison:
         """The same posts with onnxruntime's own idea of half arithmetic."""
         run = {name: session_runner(graph.model, self._threads) for name, graph in graphs.items()}
-        return self.evaluate(GraphProvider(run, self._bundle, name="fp16-onnxruntime"), None)
+        provider = GraphProvider(run, self._bundle, name="fp16-onnxruntime")
+        return self.compare(self.ask_provider(provider))
 
     def _runner(self, name: str, graph: HalfGraph) -> Run:
         known = self._runners.get(name)
@@ -123,11 +128,24 @@ class PostJudge:
             self._runners[name] = known
         return known[1]
 
-    def evaluate(self, provider: GraphProvider, only: Sequence[int] | None) -> Comparison:
-        """Compare a provider with the eager model."""
-        chosen = list(range(len(self._posts))) if only is None else list(only)
+    def ask(
+        self, graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None
+    ) -> list[Answer]:
+        """Answers of emulated graphs to all posts, or some."""
+        run = {name: self._runner(name, graph) for name, graph in graphs.items()}
+        return self.ask_provider(GraphProvider(run, self._bundle, name="fp16-emulated"), only)
+
+    def ask_provider(
+        self, provider: GraphProvider, only: Sequence[int] | None = None
+    ) -> list[Answer]:
+        """Answers of a provider to all posts, or some."""
+        chosen = range(len(self.posts)) if only is None else only
         with Engine(self._bundle, provider) as engine:
-            answers = ask(engine, [self._posts[index] for index in chosen])
+            return ask(engine, [self.posts[index] for index in chosen])
+
+    def compare(self, answers: Sequence[Answer], only: Sequence[int] | None = None) -> Comparison:
+        """Compare answers to all posts, or some, with the eager model's."""
+        chosen = list(range(len(self.posts))) if only is None else list(only)
         result = compare([self.answers[index] for index in chosen], answers)
         lead = compare_leads(self._leads[chosen], leads(answers, self._bundle), result.changed)
         # Posts are counted among those of this judge, not among the chosen.
@@ -137,6 +155,40 @@ class PostJudge:
             worst_post=chosen[result.worst_post] if chosen else 0,
             lead=replace(lead, nearest=tuple(chosen[row] for row in lead.nearest)),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """A judge, and what a variant answered to its posts."""
+
+    judge: PostJudge
+    low: list[Answer]
+
+    def pairs(self) -> dict[str, Pair]:
+        """Answers by kind of post."""
+        return by_kind(Pair(exact=self.judge.answers, low=self.low))
+
+
+def emulated_radii(
+    bundle: Bundle, tuning: Judged, held_out: Judged, *, given: bool
+) -> dict[str, Any]:
+    """The record of a half variant's certificates, from emulated arithmetic.
+
+    Args:
+        bundle: The bundle.
+        tuning: The radii come from these posts.
+        held_out: They are tried on these.
+        given: Whether the user gave the posts.
+    """
+    judge = tuning.judge
+    return radii_record(
+        tuning.pairs(),
+        held_out.pairs(),
+        Decoder.of(bundle),
+        given=given,
+        photos=count_photos(judge.posts, judge.answers, bundle.manifest.limits),
+        reserve=EMULATED,
+    )
 
 
 def scan_ranges(

@@ -18,7 +18,7 @@ from amlr.export.precision.islands import (
     mask_nodes,
     search_islands,
 )
-from amlr.export.precision.judge import GRAPHS, PostJudge, scan_ranges
+from amlr.export.precision.judge import GRAPHS, Judged, PostJudge, emulated_radii, scan_ranges
 from amlr.export.to_onnx import trace, write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -135,6 +135,7 @@ def write_fp16(
     posts: Sequence[Post],
     held_out: Sequence[Post],
     *,
+    given: bool = False,
     specs: Sequence["GraphSpec"] | None = None,
 ) -> tuple[Variant, Fp16Report]:
     """Add the fp16 variant to a staged bundle.
@@ -144,8 +145,8 @@ def write_fp16(
         bundle: The same folder, opened, with its fp32 variant.
         eager: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
         posts: Calibration posts, with pictures; islands are searched on them.
-        held_out: Other posts; the record of parity is theirs. What changes on them is recorded,
-            and `precision="auto"` refuses the variant for it.
+        held_out: Other posts; the record of parity is theirs.
+        given: Whether the user gave the posts; invented ones certify nothing.
         specs: Graphs with centred regions; None converts the bundle's own fp32 graphs.
 
     Returns:
@@ -162,9 +163,10 @@ def write_fp16(
     search = search_islands(models, ranges, judge)
     log.info(f"verifying on {len(held_out)} other posts")
     verifier = PostJudge(bundle, eager, held_out)
+    verified = Judged(judge=verifier, low=verifier.ask(search.graphs))
     report = Fp16Report(
         search=search,
-        held_out=verifier(search.graphs),
+        held_out=verifier.compare(verified.low),
         witness=verifier.witness(search.graphs),
         ranges=headroom_table(ranges, {n: mask_nodes(m) for n, m in models.items()}, top=8),
     )
@@ -176,13 +178,15 @@ def write_fp16(
             f"fp16: {best.changed_entities} of {best.entities} entities change on {best.posts} "
             f"posts; export without fp16"
         )
+    searched = Judged(judge=judge, low=judge.ask(search.graphs))
+    radii = emulated_radii(bundle, searched, verified, given=given)
     graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
     variant = Variant(
         precision="fp16",
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
         provider="tensorrt",
         graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
-        parity=report.parity(),
+        parity=report.parity() | radii,
         tolerance=half_tolerance(
             max(best.largest_error, report.held_out.largest_error), judge.answers
         ),
