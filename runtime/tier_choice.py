@@ -8,7 +8,6 @@ only time decides.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from amlr.runtime.bundle import Bundle
@@ -247,12 +246,9 @@ class _Race:
         self, engine: "Engine", certified: Certified, tier: Tier, float32: TierTime
     ) -> TierTime:
         """Time a low tier as if nothing climbed; how much does is on the bundle's record."""
-        radii = certified.radii
         # The few golden posts cannot tell what share climbs.
-        certified.radii = {k: replace(r, units=0.0, tokens=0.0) for k, r in radii.items()}
-        measured = self._time(engine, tier)
-        certified.radii = radii
-        certified.reset()
+        with certified.without_climbing():
+            measured = self._time(engine, tier)
         self._times[-1] = measured.plus(expected_climbs(tier.variant), float32)
         return self._times[-1]
 

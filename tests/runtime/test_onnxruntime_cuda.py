@@ -1,6 +1,9 @@
 """onnxruntime under the device session, on its CPU engine and a double of the driver."""
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import pytest
 from amlr.errors import AmlrError, BackendUnavailableError, PlanMismatchError
 from amlr.export.samples import sample_posts
 from amlr.kernels.device import DeviceError, DeviceMemoryError
-from amlr.runtime import Engine
+from amlr.runtime import Engine, tier_choice
+from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device import onnxruntime as cuda
 from amlr.runtime.device.preflight import HostTools
 from amlr.runtime.device.provider import DeviceProvider
+from amlr.runtime.manifest import Manifest
+from amlr.runtime.providers import registry
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.results import Post
 from doubles.device import DoubleDevice
@@ -227,3 +233,61 @@ def test_too_little_memory_is_refused(bundle: Bundle) -> None:
     with pytest.raises(DeviceMemoryError, match="leave no room for one picture"):
         opened(bundle, tools)
     assert_nothing_left(device, module)
+
+
+def test_certified_fp16_gives_float32s_entities_on_500_posts(
+    tiny_plan: Path,
+    tmp_path: Path,
+    machine: Machine,
+    expected: tuple[Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, tools, _ = machine
+    other = DoubleDevice()
+    radii = {"units": 2e-2, "tokens": 2e-2, "posts": 200, "steps": 60, "blocks": [0]}
+    parity = {
+        "calibration": {"given": True},
+        "radii": dict.fromkeys(("text", "picture", "picture-only"), radii),
+        "certificates": {"text": {"posts": 200, "certified": 0.9}},
+    }
+    plan = Path(shutil.copytree(tiny_plan, tmp_path / "fp16.plan"))
+    manifest = json.loads((plan / "manifest.json").read_text())
+    fp16 = {"precision": "fp16", "provider": "onnxruntime-cuda", "parity": parity}
+    manifest["variants"]["fp16"] = manifest["variants"]["fp32"] | fp16
+    (plan / "manifest.json").write_text(Manifest.from_json(json.dumps(manifest)).to_json())
+
+    def open_double(bundle: Bundle, variant: Any, options: ProviderOptions) -> DeviceProvider:
+        is_half = variant.precision == "fp16"
+        own_tools = tools_of(other)[0] if is_half else tools
+        provider = cuda.open_cuda(bundle, variant, options, own_tools)
+        if is_half:
+            score = provider.score
+
+            def rounded(*arguments: Any) -> Scores:
+                scores = score(*arguments)
+                half = scores.unit_logits_mc.astype(np.float16).astype(np.float32)
+                return replace(scores, unit_logits_mc=half)
+
+            monkeypatch.setattr(provider, "score", rounded)
+        return provider
+
+    monkeypatch.setattr(cuda, "open_double", open_double, raising=False)
+    place = f"{cuda.__name__}:open_double"
+    monkeypatch.setitem(registry.PROVIDERS, "onnxruntime-cuda", place)
+    monkeypatch.setattr(tier_choice, "CLEARLY_FASTER", 1e9)  # a double's times mean nothing
+    with Engine.load(plan, provider="onnxruntime-cuda", sentinel=0.1) as engine:
+        assert engine.precision == "fp16+fp32"
+        results = engine.tag_batch(POSTS)
+        assert spans(results) == spans(expected[0])
+        assert {result.provider for result in results} == {"onnxruntime-cuda"}
+        stats = engine.certificates
+        assert stats is not None
+        # A picture on the device stays there: no post climbs with it.
+        assert stats.low > 100
+        assert stats.picture == 0
+        assert (stats.low + stats.exact, stats.changed) == (len(POSTS), 0)
+        assert stats.checked > 10
+        assert "out of service" not in caplog.text
+    assert other.closed
+    assert other.live_allocations == 0
