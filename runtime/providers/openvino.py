@@ -17,6 +17,7 @@ from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.by_graphs import ByGraphs, Floats
 from amlr.runtime.providers.openvino_graph import CompiledGraph, read_graph, split_heads
 
+TRANSFORMER_PICTURES = 4
 _TAIL = "heads"
 
 
@@ -57,6 +58,7 @@ class OpenVinoProvider(ByGraphs):
         }
         self._check_arithmetic()
         self._graphs: dict[str, CompiledGraph] = {}
+        self._picture_batch = 1
         self._lock = threading.Lock()
 
     @property
@@ -71,12 +73,14 @@ class OpenVinoProvider(ByGraphs):
     def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
         """Regions of each picture, shape (P, D)."""
         graph = self._graph("image")
-        # One picture at a time: convolutions and long sequences gain nothing from a batch, and
-        # the batch size is one shape less to compile for.
-        return [
-            graph.run({"pixel_values": pixels_bchw[i : i + 1]})["regions_bpd"][0]
-            for i in range(len(pixels_bchw))
-        ]
+        regions: list[Floats] = []
+        while len(regions) < len(pixels_bchw):
+            # Halves of the largest batch, so that few shapes are met.
+            left = len(pixels_bchw) - len(regions)
+            size = min(self._picture_batch, 1 << (left.bit_length() - 1))
+            part = pixels_bchw[len(regions) : len(regions) + size]
+            regions += list(graph.run({"pixel_values": part})["regions_bpd"])
+        return regions
 
     def close(self) -> None:
         """Forget the compiled graphs."""
@@ -119,6 +123,8 @@ class OpenVinoProvider(ByGraphs):
         path: Path = self._bundle.graph_path(self._variant, graph)
         hint = self._hint(graph)
         model = read_graph(self._core, path)
+        if graph == "image":
+            self._picture_batch = picture_batch(model)
         if hint == "bf16" and graph.startswith("fusion"):
             # LayerNorm and classifiers hold half of the bfloat16 error and none of the work.
             model, tail = split_heads(model)
@@ -131,6 +137,16 @@ class OpenVinoProvider(ByGraphs):
                 model, "CPU", {**self._settings, "INFERENCE_PRECISION_HINT": hint}
             )
         )
+
+
+def picture_batch(model: Any) -> int:
+    """Pictures that a graph is given at a time.
+
+    Convolutions gain nothing from a batch. Transformers do, as their products are wider; beyond
+    four pictures it is no more (`docs/measurements/cpu.md`).
+    """
+    has_attention = any(op.get_type_name() == "Softmax" for op in model.get_ordered_ops())
+    return TRANSFORMER_PICTURES if has_attention else 1
 
 
 def bucket(count: int) -> int:
