@@ -10,7 +10,7 @@ JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test check bench wheel gpu mutants triton clean
+.PHONY: help demo test check bench docs wheel gpu mutants triton clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -63,6 +63,17 @@ check: $(VENV)/.dev ## Lint, format, types, layers
 bench: $(DEMO)/amlr.plan/manifest.json $(VENV)/.dev ## The full benchmark of the demo bundle
 	$(BIN)/amlr-bench --engine $(DEMO)/amlr.plan --json build/bench.json --html build/bench.html
 	$(BIN)/python -m amlr.benchmarks.decoders
+
+# Needs neither PyTorch nor the development tools.
+$(VENV)/.docs: $(BIN)/python pyproject.toml
+	@echo "== installing the documentation's tools"
+	$(BIN)/pip install --disable-pip-version-check -q -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs ## The documentation as a site in build/site; warnings are errors
+	rm -rf build/site
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -E docs build/site
+	@echo "== the site: build/site/index.html"
 
 wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 	rm -rf dist

@@ -90,7 +90,9 @@ def _split(text: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Join reports of several runs instead of running; repeat it for each.",
 )
-@click.option("--capacity", type=_FILE, help="Plan machines for this traffic; see docs/scale.md.")
+@click.option(
+    "--capacity", type=_FILE, help="Plan machines for this traffic; see docs/howto/capacity.md."
+)
 @click.option(
     "--capacity-check",
     type=click.FloatRange(0),

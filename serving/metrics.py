@@ -15,7 +15,7 @@ _POSTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """All metrics of one server; names are documented in `docs/serving.md`."""
+    """All metrics of one server; names are documented in `docs/reference/metrics.md`."""
 
     def __init__(self) -> None:
         """Register everything."""

@@ -113,7 +113,7 @@ class Traffic(_Part, frozen=True):
         try:
             return cls.parse(path.read_bytes())
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; see docs/scale.md") from error
+            raise InputError(f"cannot read {path}: {error.strerror}; see docs/howto/capacity.md") from error
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
@@ -128,7 +128,7 @@ class Traffic(_Part, frozen=True):
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"]))
             raise InputError(
-                f"traffic: {f'{name}: ' if name else ''}{first['msg']}; see docs/scale.md"
+                f"traffic: {f'{name}: ' if name else ''}{first['msg']}; see docs/howto/capacity.md"
             ) from error
 
     @model_validator(mode="after")

@@ -311,7 +311,10 @@ def write_text(out: Writer, text: TextEncoder) -> str:
 
 
 def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
-    """What the layers' attention takes; docs/onnxruntime-cuda.md says which kernel that selects."""
+    """What the layers' attention takes.
+
+    docs/explanation/onnxruntime-cuda.md says which kernel that selects.
+    """
     if text.distances is not None:
         return _biased_mask(out, text.distances, attention_mask)
     width = text.words.shape[1] // text.layers[0].attention.heads
