@@ -6,6 +6,6 @@ libraries from reporting home, which must happen before they are imported.
 
 from amlr.telemetry import switch_off
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 switch_off()

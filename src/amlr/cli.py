@@ -58,4 +58,4 @@ _EXTRA = {"train": "train", "eval": "train", "export": "export", "bench": "bench
 @click.group(cls=LazyGroup)
 @click.version_option(package_name="amlr")
 def main() -> None:
-    """Train, export, prove and run the AMLR multimodal entity tagger."""
+    """Train, export, verify and run the AMLR multimodal entity tagger."""
