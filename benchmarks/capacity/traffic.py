@@ -113,7 +113,9 @@ class Traffic(_Part, frozen=True):
         try:
             return cls.parse(path.read_bytes())
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; see docs/howto/capacity.md") from error
+            raise InputError(
+                f"cannot read {path}: {error.strerror}; see docs/howto/capacity.md"
+            ) from error
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
