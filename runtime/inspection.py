@@ -44,6 +44,7 @@ def describe(manifest: Manifest, digest: str) -> Iterator[str]:
             f"{name:<16} {variant.provider or 'any provider':<14} {len(variant.graphs):>6} "
             f"{_changed(variant.parity):>18}  {_errors(variant.parity)}"
         )
+        yield from _certificates(variant.parity)
     for engine in manifest.engines:
         yield from describe_engine(engine)
     if manifest.kernels:
@@ -65,6 +66,20 @@ def _calibration(provenance: dict[str, Any]) -> str:
         )
     except (KeyError, TypeError, ValueError):
         return "not measured"
+
+
+def _certificates(parity: dict[str, Any]) -> Iterator[str]:
+    """What a low precision certified on posts that its radii were not measured on."""
+    found = parity.get("certificates")
+    for kind, judged in found.items() if isinstance(found, dict) else ():
+        try:
+            yield (
+                f"  certifies {100 * judged['certified']:.1f} % of {judged['posts']} posts "
+                f"({kind}), {judged['beyond']} of them beyond the radius, "
+                f"{judged['changed']} wrong"
+            )
+        except (KeyError, TypeError, ValueError):
+            yield f"  certificates ({kind}): not measured"
 
 
 def _changed(parity: dict[str, Any]) -> str:

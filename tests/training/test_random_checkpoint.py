@@ -64,3 +64,22 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     assert "--random trains nothing" in data.output
     shown = CliRunner().invoke(train_command, ["--help"]).output
     assert "amlr-train --preset paper --random --out paper.pt" in shown
+
+
+def test_the_command_writes_it_without_further_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At its full size it takes minutes; the encoder's vocabulary comes from the cache folder.
+    asked: list[Path] = []
+    monkeypatch.setenv("AMLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "amlr.training.wheels.encoder_folder", lambda name, cache, wheels: asked.append(cache)
+    )
+    monkeypatch.setattr(
+        "amlr.training.random_checkpoint.paper_checkpoint", lambda packaged, seed: _make(seed)
+    )
+    out = tmp_path / "x.pt"
+    done = CliRunner().invoke(train_command, ["--random", "--preset", "paper", "--out", str(out)])
+    assert (done.exit_code, done.output) == (0, f"wrote {out}\n")
+    assert asked == [tmp_path / "cache"]
+    assert is_random(load_checkpoint(out).provenance)
