@@ -12,7 +12,7 @@ from amlr.errors import BundleError
 from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.cli import tag_command
 from amlr.serving.archive.rows import Columns
-from amlr.serving.archive.tier import TIER, choose_in_process, settle_tier
+from amlr.serving.archive.tier import TIER, choose_in_process, choose_tier, settle_tier
 from amlr.serving.archive.worker import WorkerSettings
 
 CHOSEN = {"provider": "onnxruntime-cpu", "precision": "fp32"}
@@ -53,6 +53,17 @@ def test_nothing_to_choose(ladder_plan: Path, tmp_path: Path, engine: dict[str, 
     asked = settings(ladder_plan, tmp_path, **engine)
     assert settle_tier(asked, refuse) == asked
     assert not (tmp_path / TIER).exists()
+
+
+def test_two_tiers_are_named_by_both_precisions(ladder_plan: Path, tmp_path: Path) -> None:
+    # What `auto` takes where it certifies; int8 stands for bf16, which not every CPU has.
+    asked = settings(ladder_plan, tmp_path, provider="onnxruntime", precision="escalate")
+    chosen = choose_tier(asked)
+    assert chosen["provider"] == "onnxruntime"
+    assert chosen["precision"] in ("int8+fp32", "mixed+fp32")
+    again = replace(asked, engine=replace(asked.engine, **chosen))
+    assert settle_tier(again, refuse) == again
+    assert choose_tier(again) == chosen
 
 
 def test_only_one_tier(tiny_plan: Path, tmp_path: Path) -> None:
