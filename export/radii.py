@@ -19,6 +19,7 @@ from amlr.runtime.decode import Decoder
 from amlr.runtime.image import ImageLimits, content_key, read_source
 from amlr.runtime.radii import PICTURE, TEXT, Radii, letter_blocks
 from amlr.runtime.results import Post
+from amlr.runtime.windows import PostScores
 
 # Fewer posts, or photos, say too little about the largest error.
 LEAST_POSTS = 150
@@ -77,8 +78,12 @@ def radii_record(
         `calibration`, `radii` and `certificates`.
     """
     radii: dict[str, Radii] = {}
+    # What a text may be like does not depend on whether it has a picture, nor on its half.
+    texts = [a.scores for half in (tuning, held_out) for p in half.values() for a in p.exact]
+    seen = [scores for scores in texts if scores is not None and len(scores.encoded.windows) == 1]
     for kind, pair in tuning.items() if given else ():
-        fitted = fit_radii(pair, photos=None if kind == TEXT else photos, reserve=reserve)
+        photos_of_kind = None if kind == TEXT else photos
+        fitted = fit_radii(pair, seen, photos=photos_of_kind, reserve=reserve)
         if fitted is not None:
             radii[kind] = fitted
     certificates = {
@@ -118,11 +123,14 @@ def count_photos(posts: Sequence[Post], exact: Sequence[Answer], limits: ImageLi
     return len({content_key(read_source(p, limits), limits) for p in pictures if p})
 
 
-def fit_radii(pair: Pair, *, photos: int | None, reserve: float = 1.0) -> Radii | None:
+def fit_radii(
+    pair: Pair, seen: Sequence[PostScores], *, photos: int | None, reserve: float = 1.0
+) -> Radii | None:
     """Radii for posts of one kind.
 
     Args:
         pair: Answers to calibration posts of this kind.
+        seen: All calibration posts of one window: what texts the radii hold for.
         photos: How many different pictures they have; None for posts without one.
         reserve: Factor on the largest error.
 
@@ -146,8 +154,8 @@ def fit_radii(pair: Pair, *, photos: int | None, reserve: float = 1.0) -> Radii 
         units=units,
         tokens=tokens,
         posts=len(posts),
-        steps=max(len(post.encoded.windows[0].input_ids_t) for post in posts),
-        blocks=frozenset().union(*(letter_blocks(post.encoded.text) for post in posts)),
+        steps=max((len(post.sequence.input_ids_t) for post in seen), default=0),
+        blocks=frozenset().union(*(letter_blocks(post.encoded.text) for post in seen)),
     )
 
 
