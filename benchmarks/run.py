@@ -27,7 +27,7 @@ from amlr.benchmarks.report.records import (
     TierParity,
 )
 from amlr.benchmarks.report.tables import verdict_line
-from amlr.benchmarks.systems.base import ModelInput, ModelShape, Picture
+from amlr.benchmarks.systems.base import ModelInput, Picture
 from amlr.benchmarks.systems.tiers import Tier, Tiers
 from amlr.cli_support import progress
 from amlr.runtime.batching import Scores
@@ -123,7 +123,7 @@ def run_benchmark(
     if options.quick and options.deadline.left < ROOF_S:
         return report
     say("measuring matrix products")
-    flops = flops_per_post(provider.model, pool.inputs[:8], ModelShape.of(bundle.manifest))
+    flops = flops_per_post(provider.model, pool.inputs[:8], bundle.manifest)
     products = measure_roof(options.threads, 1.0 if options.deadline.is_set else 8.0)
     report.roofline = summarize(products, flops, options.threads)
     return report
@@ -196,7 +196,7 @@ def _measure(
 ) -> list[Row]:
     from amlr.benchmarks.systems.eager import EagerPeer
 
-    eager = EagerPeer(provider.model, ModelShape.of(bundle.manifest), exact=True)
+    eager = EagerPeer(provider.model, bundle.manifest, exact=True)
     known: dict[tuple[tuple[int, ...], Picture], list[Scores]] = {}
 
     def reference(inputs: Sequence[ModelInput], picture: Picture) -> list[Scores]:

@@ -52,7 +52,6 @@ def write_plain_graphs(bundle: str, folder: Path) -> None:
     done = folder / "done"
     if done.exists():
         return
-    from amlr.benchmarks.systems.base import ModelShape
     from amlr.benchmarks.systems.torch_models import plain_graphs
     from amlr.export.eager import load_reference
     from amlr.export.to_onnx import write_graphs
@@ -60,7 +59,7 @@ def write_plain_graphs(bundle: str, folder: Path) -> None:
 
     opened = Bundle.open(bundle)
     model = load_reference(opened)
-    write_graphs(plain_graphs(model, ModelShape.of(opened.manifest)), folder)
+    write_graphs(plain_graphs(model, opened.manifest), folder)
     done.touch()
 
 

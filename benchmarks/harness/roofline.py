@@ -17,7 +17,8 @@ import numpy as np
 
 from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.report.records import RooflineRecord
-from amlr.benchmarks.systems.base import RESEARCH_STEPS, ModelInput, ModelShape, padded_text
+from amlr.benchmarks.systems.base import RESEARCH_STEPS, ModelInput, padded_text
+from amlr.runtime.manifest import Manifest
 
 if TYPE_CHECKING:  # the process that measures products must not load the model's library first
     from torch import Tensor
@@ -159,14 +160,14 @@ def _count(function: Callable[[], Any]) -> float:
 
 
 def flops_per_post(
-    model: "AmlrModel", inputs: Sequence[ModelInput], shape: ModelShape
+    model: "AmlrModel", inputs: Sequence[ModelInput], manifest: Manifest
 ) -> dict[str, float]:
     """Floating-point operations (a multiply-add is two) of one post, averaged.
 
     Args:
         model: The eager model.
         inputs: A sample of posts.
-        shape: The model's shape.
+        manifest: Of its bundle.
 
     Returns:
         `text` and `fusion` at exact lengths with only the word-aligned units, `image` once,
@@ -174,14 +175,14 @@ def flops_per_post(
     """
     import torch
 
-    image_size = shape.image_size
+    image_size = manifest.image.size
     pixels = torch.zeros(1, 3, image_size, image_size)
     with torch.no_grad():
         regions = model.image(pixels)
     totals = {"image": _count(lambda: model.image(pixels)) * len(inputs)}
     for item in inputs:
-        own = _tensors(item, shape, 0)
-        padded = _tensors(item, shape, RESEARCH_STEPS)
+        own = _tensors(item, manifest, 0)
+        padded = _tensors(item, manifest, RESEARCH_STEPS)
         parts = {
             "text": _count(lambda own=own: model.text(**own)),  # type: ignore[misc]
             "fusion": _count(lambda own=own, item=item: _needed(model, own, item, regions)),  # type: ignore[misc]
@@ -193,10 +194,10 @@ def flops_per_post(
     return {name: value / len(inputs) for name, value in totals.items()}
 
 
-def _tensors(item: ModelInput, shape: ModelShape, steps: int) -> "dict[str, Tensor]":
+def _tensors(item: ModelInput, manifest: Manifest, steps: int) -> "dict[str, Tensor]":
     import torch
 
-    feed = padded_text([item], shape, steps=steps)
+    feed = padded_text([item], manifest, steps=steps)
     return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 

@@ -96,7 +96,7 @@ def make_pool(posts: Sequence[BenchPost], bundle: Bundle, size: int) -> Pool:
 
     Too few posts are filled up with generated ones; both kinds of filling are counted.
     """
-    encoder, manifest = bundle.encoder, bundle.manifest
+    encoder = bundle.encoder
     step = max(1, len(posts) // size)
     order = [*posts[::step], *(p for i, p in enumerate(posts) if i % step)][: 4 * size]
     encoded = encoder.encode([(item.post.text, item.post.words) for item in order])
@@ -109,7 +109,7 @@ def make_pool(posts: Sequence[BenchPost], bundle: Bundle, size: int) -> Pool:
         chosen += [BenchPost(id=f"fill-{i}", post=p) for i, p in enumerate(short[:generated])]
     filled, pictures = with_pictures(_readable(chosen, bundle))
     timed = [item.post for item in filled]
-    inputs = build_inputs(timed, encoder, manifest.scales, manifest.image, manifest.limits)
+    inputs = build_inputs(timed, bundle)
     return Pool(
         posts=tuple(timed),
         inputs=tuple(inputs),

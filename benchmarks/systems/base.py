@@ -11,11 +11,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.batching import Scores
-from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
+from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.image import load_pixels
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.results import Entity, Post
-from amlr.runtime.text import TextEncoder, TextWindow
+from amlr.runtime.text import TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, scale_major_index
 
 Array = npt.NDArray[Any]
@@ -86,39 +87,6 @@ class ModelInput:
         return len(self.window.input_ids_t)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What inputs and outputs of a model look like, as its bundle says.
-
-    Attributes:
-        scales: K, the longest unit in tokens.
-        pad_id: Token id that fills padding.
-        image_size: Side of the picture in pixels.
-        shapes: Whether the model reads word-shape ids.
-        width: D.
-        regions: P of one picture.
-    """
-
-    scales: int
-    pad_id: int
-    image_size: int
-    shapes: bool
-    width: int
-    regions: int
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> "ModelShape":
-        """What a bundle says of its model."""
-        return cls(
-            scales=manifest.scales,
-            pad_id=manifest.token_ids.pad_id,
-            image_size=manifest.image.size,
-            shapes=manifest.shape_embedding,
-            width=manifest.width,
-            regions=manifest.regions,
-        )
-
-
 class Peer(ABC):
     """A system that scores posts.
 
@@ -166,22 +134,23 @@ class WholeSystem(Protocol):
         ...
 
 
-def build_inputs(
-    posts: Sequence[Post], encoder: TextEncoder, scales: int, image: ImageSpec, limits: ImageLimits
-) -> list[ModelInput]:
+def build_inputs(posts: Sequence[Post], bundle: Bundle) -> list[ModelInput]:
     """Tokenize posts and prepare their pictures; only the first window of a long post is kept.
 
     One window is one call of the model; keeping one per post makes "per post" mean the same for
     every peer.
     """
-    encoded = encoder.encode([(post.text, post.words) for post in posts])
+    manifest = bundle.manifest
+    encoded = bundle.encoder.encode([(post.text, post.words) for post in posts])
     inputs = []
     for post, text in zip(posts, encoded, strict=True):
         if not text.windows:
             continue
         window = text.windows[0]
-        pixels = None if post.image is None else load_pixels(post.image, image, limits)
-        units = aligned_units(window.first_n, window.last_n, scales)
+        pixels = None
+        if post.image is not None:
+            pixels = load_pixels(post.image, manifest.image, manifest.limits)
+        units = aligned_units(window.first_n, window.last_n, manifest.scales)
         inputs.append(ModelInput(window=window, units=units, pixels_chw=pixels))
     return inputs
 
@@ -203,19 +172,23 @@ def pick(logits_buc: Floats, emissions_bty: Floats, inputs: Sequence[ModelInput]
     return scores
 
 
+def batch_of(inputs: Sequence[ModelInput], manifest: Manifest) -> Batch:
+    """The posts as a batch of the runtime."""
+    return Batch(
+        [item.window for item in inputs],
+        [item.units for item in inputs],
+        scales=manifest.scales,
+        pad_id=manifest.token_ids.pad_id,
+    )
+
+
 def padded_text(
-    inputs: Sequence[ModelInput], shape: ModelShape, *, steps: int = 0
+    inputs: Sequence[ModelInput], manifest: Manifest, *, steps: int = 0
 ) -> dict[str, Array]:
     """Ids, mask and word shapes padded to the longest input, or to `steps` where that is more."""
-    longest = max(max(item.steps for item in inputs), steps, shape.scales)
-    ids = np.full((len(inputs), longest), shape.pad_id, np.int64)
-    mask, shapes = np.zeros_like(ids), np.zeros_like(ids)
-    for row, item in enumerate(inputs):
-        ids[row, : item.steps] = item.window.input_ids_t
-        mask[row, : item.steps] = 1
-        shapes[row, : item.steps] = item.window.shape_ids_t
-    feed = {"input_ids": ids, "attention_mask": mask}
-    return feed | {"shape_ids": shapes} if shape.shapes else feed
+    least = max(steps, manifest.scales)
+    batch = batch_of(inputs, manifest)
+    return dict(batch.padded_text(min_steps=least, shapes=manifest.shape_embedding))
 
 
 def stack_pixels(inputs: Sequence[ModelInput]) -> Floats:
@@ -233,23 +206,23 @@ def hit_regions(inputs: Sequence[ModelInput], encode: Callable[[Floats], list[An
     ]
 
 
-def block_states(item: ModelInput, shape: ModelShape) -> tuple[Floats, Floats]:
+def block_states(item: ModelInput, manifest: Manifest) -> tuple[Floats, Floats]:
     """Hidden states (T, D) and regions (P, D) to feed the block alone; a post has always the same.
 
     What they are does not change the time; random ones spare every system its encoders.
     """
     rng = np.random.default_rng(item.window.input_ids_t)
-    hidden = rng.standard_normal((item.steps, shape.width), np.float32)
-    return hidden, rng.standard_normal((shape.regions, shape.width), np.float32)
+    hidden = rng.standard_normal((item.steps, manifest.width), np.float32)
+    return hidden, rng.standard_normal((manifest.regions, manifest.width), np.float32)
 
 
 def padded_states(
-    inputs: Sequence[ModelInput], shape: ModelShape, *, steps: int = 0
+    inputs: Sequence[ModelInput], manifest: Manifest, *, steps: int = 0
 ) -> tuple[Floats, Floats]:
     """Hidden states (B, T, D), padded with zeros, and regions (B, P, D) for the block alone."""
-    states = [block_states(item, shape) for item in inputs]
-    longest = max(max(len(hidden) for hidden, _ in states), steps, shape.scales)
-    hidden_btd = np.zeros((len(inputs), longest, shape.width), np.float32)
+    states = [block_states(item, manifest) for item in inputs]
+    longest = max(max(len(hidden) for hidden, _ in states), steps, manifest.scales)
+    hidden_btd = np.zeros((len(inputs), longest, manifest.width), np.float32)
     for row, (hidden, _) in enumerate(states):
         hidden_btd[row, : len(hidden)] = hidden
     return hidden_btd, np.stack([regions for _, regions in states])
@@ -257,7 +230,7 @@ def padded_states(
 
 def padded_feed(
     inputs: Sequence[ModelInput],
-    shape: ModelShape,
+    manifest: Manifest,
     picture: Picture,
     encode: Callable[[Floats], list[Any]],
 ) -> dict[str, Array]:
@@ -265,14 +238,14 @@ def padded_feed(
 
     Args:
         inputs: The posts.
-        shape: The model's shape.
+        manifest: Of the model's bundle.
         picture: Decides `seen`: pixels (B, 3, H, W), regions (B, P, D), or nothing.
         encode: Gives the regions of a `hit`.
     """
     if picture in BLOCKS:
-        hidden, regions = padded_states(inputs, shape)
+        hidden, regions = padded_states(inputs, manifest)
         return {"hidden": hidden} | ({"seen": regions} if picture == "block" else {})
-    feed = padded_text(inputs, shape)
+    feed = padded_text(inputs, manifest)
     if picture == "cold":
         feed["seen"] = stack_pixels(inputs)
     elif picture == "hit":

@@ -12,7 +12,6 @@ from amlr.benchmarks.systems.base import (
     RESEARCH_STEPS,
     Floats,
     ModelInput,
-    ModelShape,
     Peer,
     Picture,
     padded_feed,
@@ -21,15 +20,16 @@ from amlr.benchmarks.systems.base import (
 )
 from amlr.benchmarks.systems.torch_models import ResearchModel, plain_model
 from amlr.runtime.batching import Scores
+from amlr.runtime.manifest import Manifest
 from amlr.training.model import AmlrModel
 
 
 class ResearchPeer(Peer):
     """Padded to the paper's length, the batch as the loader gives it."""
 
-    def __init__(self, model: AmlrModel, shape: ModelShape) -> None:
+    def __init__(self, model: AmlrModel, manifest: Manifest) -> None:
         self._model = ResearchModel(model).eval()
-        self._shape = shape
+        self._manifest = manifest
 
     def encode(self, pixels_bchw: Floats) -> list[Any]:
         """The pixels: the published code keeps nothing else."""
@@ -38,11 +38,11 @@ class ResearchPeer(Peer):
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """Tensors as the data loader hands them over."""
         if picture in BLOCKS:
-            hidden, regions = padded_states(inputs, self._shape, steps=RESEARCH_STEPS)
+            hidden, regions = padded_states(inputs, self._manifest, steps=RESEARCH_STEPS)
             states = torch.from_numpy(hidden)
             seen = torch.from_numpy(regions) if picture == "block" else self._empty(len(inputs))
             return lambda: _infer(self._model.score, states, seen)
-        feed = padded_text(inputs, self._shape, steps=RESEARCH_STEPS)
+        feed = padded_text(inputs, self._manifest, steps=RESEARCH_STEPS)
         tensors: dict[str, Tensor | None] = {"shape_ids": None, **_tensors(feed)}
         if picture == "none":
             tensors["seen"] = self._empty(len(inputs))
@@ -54,7 +54,7 @@ class ResearchPeer(Peer):
 
     def _empty(self, posts: int) -> Tensor:
         empty = self._model.model.cross.no_image.detach()
-        return empty.expand(posts, self._shape.regions, -1).contiguous()
+        return empty.expand(posts, self._manifest.regions, -1).contiguous()
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
         """Pick the wanted units out of all of them."""
@@ -68,9 +68,9 @@ class EagerPeer(Peer):
     """
 
     def __init__(
-        self, model: AmlrModel, shape: ModelShape, *, exact: bool, autocast: bool = False
+        self, model: AmlrModel, manifest: Manifest, *, exact: bool, autocast: bool = False
     ) -> None:
-        self._model, self._shape = model.eval(), shape
+        self._model, self._manifest = model.eval(), manifest
         self._exact, self._autocast = exact, autocast
 
     def encode(self, pixels_bchw: Floats) -> list[Any]:
@@ -90,7 +90,7 @@ class EagerPeer(Peer):
         return call
 
     def _feed(self, inputs: Sequence[ModelInput], picture: Picture) -> dict[str, Tensor]:
-        return _tensors(padded_feed(inputs, self._shape, picture, self.encode))
+        return _tensors(padded_feed(inputs, self._manifest, picture, self.encode))
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
         """Pick the wanted units out of all of them."""
@@ -105,10 +105,10 @@ class CompiledPeer(EagerPeer):
     batch sends them to oneDNN. One compiled model a kind of picture.
     """
 
-    def __init__(self, model: AmlrModel, shape: ModelShape) -> None:
+    def __init__(self, model: AmlrModel, manifest: Manifest) -> None:
         import torch._inductor.config as inductor
 
-        super().__init__(model, shape, exact=False)
+        super().__init__(model, manifest, exact=False)
         inductor.freezing = True
         self._compiled: dict[tuple[Picture, bool], Any] = {}
 

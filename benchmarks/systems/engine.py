@@ -9,9 +9,9 @@ from amlr.benchmarks.systems.base import (
     BLOCKS,
     Floats,
     ModelInput,
-    ModelShape,
     Peer,
     Picture,
+    batch_of,
     block_states,
     hit_regions,
     stack_pixels,
@@ -19,6 +19,7 @@ from amlr.benchmarks.systems.base import (
 from amlr.errors import BackendUnavailableError
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, split_batches
 from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers.base import FusesAlone, Provider
 from amlr.runtime.results import Entity, Post
 
@@ -31,8 +32,8 @@ class EnginePeer(Peer):
     Building the batches is on the clock; the other peers get theirs ready-made.
     """
 
-    def __init__(self, provider: Provider, shape: ModelShape) -> None:
-        self._provider, self._shape = provider, shape
+    def __init__(self, provider: Provider, manifest: Manifest) -> None:
+        self._provider, self._manifest = provider, manifest
 
     def encode(self, pixels_bchw: Floats) -> list[Any]:
         """Regions as the provider keeps them."""
@@ -52,7 +53,7 @@ class EnginePeer(Peer):
     def _score(self, inputs: Sequence[ModelInput], images: Sequence[Any]) -> list[Scores]:
         scores: list[Any] = [None] * len(inputs)
         for group in split_batches([item.steps for item in inputs]):
-            batch = self._batch(inputs, group)
+            batch = batch_of([inputs[index] for index in group], self._manifest)
             parts = batch.split(self._provider.score(batch, [images[i] for i in group]))
             for index, score in zip(group, parts, strict=True):
                 scores[index] = score
@@ -65,23 +66,15 @@ class EnginePeer(Peer):
             raise BackendUnavailableError(
                 f"provider {provider.name!r} runs no fusion graph alone; leave `block` out"
             )
-        states = [block_states(item, self._shape) for item in inputs]
+        states = [block_states(item, self._manifest) for item in inputs]
         hidden = np.concatenate([hidden for hidden, _ in states])
         images = [regions if picture == "block" else None for _, regions in states]
 
         def call() -> list[Scores]:
-            batch = self._batch(inputs, range(len(inputs)))
+            batch = batch_of(inputs, self._manifest)
             return batch.split(provider.fuse(batch, hidden, images))
 
         return call
-
-    def _batch(self, inputs: Sequence[ModelInput], group: Sequence[int]) -> Batch:
-        return Batch(
-            [inputs[index].window for index in group],
-            [inputs[index].units for index in group],
-            scales=self._shape.scales,
-            pad_id=self._shape.pad_id,
-        )
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
         """They are the output itself."""

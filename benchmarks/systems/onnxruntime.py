@@ -7,20 +7,20 @@ from typing import Any
 from amlr.benchmarks.systems.base import (
     Floats,
     ModelInput,
-    ModelShape,
     Peer,
     Picture,
     padded_feed,
 )
+from amlr.runtime.manifest import Manifest
 
 
 class OnnxPlainPeer(Peer):
     """Default session options but for the number of threads."""
 
-    def __init__(self, folder: Path, shape: ModelShape, threads: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         import onnxruntime
 
-        self._folder, self._shape = folder, shape
+        self._folder, self._manifest = folder, manifest
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -45,7 +45,7 @@ class OnnxPlainPeer(Peer):
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """One padded feed."""
         session = self._session(picture)
-        feed = padded_feed(inputs, self._shape, picture, self.encode)
+        feed = padded_feed(inputs, self._manifest, picture, self.encode)
         return lambda: session.run(None, feed)
 
     def close(self) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 from amlr.benchmarks.systems.base import (
     Floats,
     ModelInput,
-    ModelShape,
     Peer,
     Picture,
     padded_feed,
 )
 from amlr.errors import ExportError
+from amlr.runtime.manifest import Manifest
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 Feeds = list[dict[str, Any]]
@@ -31,12 +31,12 @@ Feeds = list[dict[str, Any]]
 class OpenvinoPlainPeer(Peer):
     """`openvino.convert_model`, compiled for latency on the CPU."""
 
-    def __init__(self, folder: Path, shape: ModelShape, threads: int, precision: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str) -> None:
         import openvino
 
         self._core = openvino.Core()
         self._convert = openvino.convert_model
-        self._folder, self._shape, self._precision = folder, shape, precision
+        self._folder, self._manifest, self._precision = folder, manifest, precision
         # Without the hint, "fp32" silently runs in bf16 on CPUs that have it.
         self._config = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -63,7 +63,7 @@ class OpenvinoPlainPeer(Peer):
 
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """One feed a post."""
-        feeds = [padded_feed([item], self._shape, picture, self.encode) for item in inputs]
+        feeds = [padded_feed([item], self._manifest, picture, self.encode) for item in inputs]
         request = self._request(picture, feeds)
 
         def call() -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from amlr.benchmarks.systems.base import ESCALATION, ModelShape, Peer, PeerSpec, WholeSystem
+from amlr.benchmarks.systems.base import ESCALATION, Peer, PeerSpec, WholeSystem
 from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
 from amlr.errors import InputError
 from amlr.runtime.bundle import Bundle
@@ -185,13 +185,12 @@ def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | Non
     if spec.kind == ESCALATION:
         return _escalating(spec, bundle_path, threads)
     bundle = Bundle.open(bundle_path)
-    shape = ModelShape.of(bundle.manifest)
     if spec.kind == "engine":
         engine_provider = _open_provider(spec, bundle, threads)
-        peer: Peer = EnginePeer(engine_provider, shape)
+        peer: Peer = EnginePeer(engine_provider, bundle.manifest)
     else:
         engine_provider = None
-        peer = _plain_peer(spec, bundle, shape, threads, exports)
+        peer = _plain_peer(spec, bundle, threads, exports)
 
     def load(cache_mb: int) -> Engine:
         provider = engine_provider or PeerProvider(peer, spec.name, keep=cache_mb > 0)
@@ -229,18 +228,17 @@ def _open_provider(spec: PeerSpec, bundle: Bundle, threads: int) -> Provider:
     return open_provider(spec.option("provider"), bundle, variant, options)
 
 
-def _plain_peer(
-    spec: PeerSpec, bundle: Bundle, shape: ModelShape, threads: int, exports: str | None
-) -> Peer:
+def _plain_peer(spec: PeerSpec, bundle: Bundle, threads: int, exports: str | None) -> Peer:
+    manifest = bundle.manifest
     if spec.kind in ("onnxruntime-plain", "openvino"):
         assert exports is not None, "this peer reads exports"
         if spec.kind == "openvino":
             from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
 
-            return OpenvinoPlainPeer(Path(exports), shape, threads, spec.precision)
+            return OpenvinoPlainPeer(Path(exports), manifest, threads, spec.precision)
         from amlr.benchmarks.systems.onnxruntime import OnnxPlainPeer
 
-        return OnnxPlainPeer(Path(exports), shape, threads)
+        return OnnxPlainPeer(Path(exports), manifest, threads)
     import torch
 
     from amlr.benchmarks.systems.eager import CompiledPeer, EagerPeer, ResearchPeer
@@ -249,10 +247,10 @@ def _plain_peer(
     torch.set_num_threads(threads)
     model = load_reference(bundle)
     if spec.kind == "research":
-        return ResearchPeer(model, shape)
+        return ResearchPeer(model, manifest)
     if spec.kind in ("eager-exact", "eager-bf16"):
         exact = spec.kind == "eager-exact"
-        return EagerPeer(model, shape, exact=exact, autocast=not exact)
+        return EagerPeer(model, manifest, exact=exact, autocast=not exact)
     if spec.kind == "torch-compile":
-        return CompiledPeer(model, shape)
+        return CompiledPeer(model, manifest)
     raise InputError(f"there is no peer of kind {spec.kind!r}")

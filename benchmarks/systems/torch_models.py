@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amlr.benchmarks.systems.base import BLOCKS, ModelShape, Picture
+from amlr.benchmarks.systems.base import BLOCKS, Picture
 from amlr.export.graphs import GraphSpec
+from amlr.runtime.manifest import Manifest
 from amlr.training.model import AmlrModel, Units
 
 OUTPUTS = ("unit_logits", "emissions")
@@ -122,16 +123,17 @@ class Positional(nn.Module):
         return outputs
 
 
-def plain_graphs(model: AmlrModel, shape: ModelShape) -> list[GraphSpec]:
+def plain_graphs(model: AmlrModel, manifest: Manifest) -> list[GraphSpec]:
     """One-graph exports for each kind of picture, and `regions`, which fills a `hit`'s cache.
 
     They can share one file of weights.
     """
     ids = torch.tensor([[2, 3, 4, 5, 6, 7, 8, 9], [2, 3, 4, 5, 6, 7, 0, 0]])
     text: dict[str, Tensor] = {"input_ids": ids, "attention_mask": (ids > 0).long()}
-    if shape.shapes:
+    if manifest.shape_embedding:
         text["shape_ids"] = torch.zeros_like(ids)
-    pixels = torch.zeros(2, 3, shape.image_size, shape.image_size)
+    size = manifest.image.size
+    pixels = torch.zeros(2, 3, size, size)
     with torch.no_grad():
         regions = model.image(pixels)
     hidden = torch.randn(2, 8, model.config.width)

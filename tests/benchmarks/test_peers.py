@@ -11,7 +11,6 @@ from amlr.benchmarks.harness.workloads import stretch
 from amlr.benchmarks.systems import openvino
 from amlr.benchmarks.systems.base import (
     ModelInput,
-    ModelShape,
     Peer,
     PeerSpec,
     Picture,
@@ -30,6 +29,7 @@ from amlr.export.samples import sample_image
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
+from amlr.runtime.manifest import Manifest
 from amlr.runtime.results import Post
 from amlr.training.model import AmlrModel, Units
 
@@ -50,20 +50,19 @@ def model(bundle: Bundle) -> AmlrModel:
 
 
 @pytest.fixture(scope="module")
-def shape(bundle: Bundle) -> ModelShape:
-    return ModelShape.of(bundle.manifest)
+def manifest(bundle: Bundle) -> Manifest:
+    return bundle.manifest
 
 
 @pytest.fixture(scope="module")
 def inputs(bundle: Bundle) -> list[ModelInput]:
-    manifest = bundle.manifest
-    return build_inputs(POSTS, bundle.encoder, manifest.scales, manifest.image, manifest.limits)
+    return build_inputs(POSTS, bundle)
 
 
 @pytest.fixture(scope="module")
-def exports(model: AmlrModel, shape: ModelShape, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exports(model: AmlrModel, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
-    write_graphs(plain_graphs(model, shape), folder)
+    write_graphs(plain_graphs(model, manifest), folder)
     return folder
 
 
@@ -79,13 +78,13 @@ def test_peers_give_the_eager_numbers(
     tiny_plan: Path,
     exports: Path,
     model: AmlrModel,
-    shape: ModelShape,
+    manifest: Manifest,
     inputs: list[ModelInput],
 ) -> None:
     options = (("provider", "onnxruntime-cpu"), ("variant", "fp32"))
     spec = PeerSpec(name=kind, kind=kind, options=options)
     loaded = load_peer(spec, str(tiny_plan), 1, str(exports))
-    reference = EagerPeer(model, shape, exact=True)
+    reference = EagerPeer(model, manifest, exact=True)
     for picture in PICTURES:
         check(loaded.peer, reference, inputs, picture)
     loaded.peer.close()
@@ -95,7 +94,7 @@ def test_openvino_in_lower_precisions_is_close(
     tiny_plan: Path,
     exports: Path,
     model: AmlrModel,
-    shape: ModelShape,
+    manifest: Manifest,
     inputs: list[ModelInput],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,7 +110,7 @@ def test_openvino_in_lower_precisions_is_close(
         return subprocess.CompletedProcess(args=command, returncode=0)
 
     monkeypatch.setattr(openvino.subprocess, "run", quantize)
-    reference = EagerPeer(model, shape, exact=True)
+    reference = EagerPeer(model, manifest, exact=True)
     expected = reference.scores(reference.prepare(inputs, "block")(), inputs)
     for precision in ("bf16", "int8"):
         spec = PeerSpec(name="openvino", kind="openvino", precision=precision)
@@ -134,20 +133,20 @@ def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path
 
 
 def test_nncf_quantizes_a_real_export(
-    exports: Path, shape: ModelShape, inputs: list[ModelInput]
+    exports: Path, manifest: Manifest, inputs: list[ModelInput]
 ) -> None:
-    peer = OpenvinoPlainPeer(exports, shape, 1, "int8")
+    peer = OpenvinoPlainPeer(exports, manifest, 1, "int8")
     found = peer.scores(peer.prepare(inputs, "block-none")(), inputs)
-    exact = OpenvinoPlainPeer(exports, shape, 1, "fp32")
+    exact = OpenvinoPlainPeer(exports, manifest, 1, "fp32")
     expected = exact.scores(exact.prepare(inputs, "block-none")(), inputs)
     assert 0 < max_error([expected], [found]) < 1
     assert "FakeQuantize" in (exports / "block-none.int8.xml").read_text()
 
 
 def test_the_block_needs_a_provider_that_fuses_alone(
-    shape: ModelShape, inputs: list[ModelInput]
+    manifest: Manifest, inputs: list[ModelInput]
 ) -> None:
-    peer = EnginePeer(PeerProvider(NoPeer(), "plain", keep=True), shape)  # type: ignore[arg-type]
+    peer = EnginePeer(PeerProvider(NoPeer(), "plain", keep=True), manifest)  # type: ignore[arg-type]
     with pytest.raises(BackendUnavailableError, match="leave `block` out"):
         peer.prepare(inputs, "block")
 
@@ -157,19 +156,19 @@ class NoPeer:
 
 
 def test_padding_does_not_change_the_eager_numbers(
-    model: AmlrModel, shape: ModelShape, inputs: list[ModelInput]
+    model: AmlrModel, manifest: Manifest, inputs: list[ModelInput]
 ) -> None:
-    reference = EagerPeer(model, shape, exact=True)
+    reference = EagerPeer(model, manifest, exact=True)
     for picture in PICTURES:
-        check(EagerPeer(model, shape, exact=False), reference, inputs, picture)
+        check(EagerPeer(model, manifest, exact=False), reference, inputs, picture)
 
 
 def test_autocast_is_close_and_not_equal(
-    model: AmlrModel, shape: ModelShape, inputs: list[ModelInput]
+    model: AmlrModel, manifest: Manifest, inputs: list[ModelInput]
 ) -> None:
     low, exact = (
-        EagerPeer(model, shape, exact=False, autocast=True),
-        EagerPeer(model, shape, exact=True),
+        EagerPeer(model, manifest, exact=False, autocast=True),
+        EagerPeer(model, manifest, exact=True),
     )
     a = exact.scores(exact.prepare(inputs, "cold")(), inputs)
     b = low.scores(low.prepare(inputs, "cold")(), inputs)
@@ -185,12 +184,12 @@ def test_convolutions_are_the_units() -> None:
 
 
 def test_a_peer_behind_the_engine_gives_the_engines_entities(
-    tiny_plan: Path, bundle: Bundle, exports: Path, shape: ModelShape
+    tiny_plan: Path, bundle: Bundle, exports: Path, manifest: Manifest
 ) -> None:
     posts = [*POSTS, Post("no picture in New York"), Post("")]
     with Engine.load(tiny_plan, "onnxruntime", "exact", threads=1) as engine:
         expected = [r.entities for r in engine.tag_batch(posts)]
-    peer = OnnxPlainPeer(exports, shape, 1)
+    peer = OnnxPlainPeer(exports, manifest, 1)
 
     def load(cache_mb: int) -> Engine:
         provider = PeerProvider(peer, "plain", keep=cache_mb > 0)
