@@ -5,7 +5,8 @@ half of the posts that a hash of their id chooses; it is the one used where the 
 All errors are of the other half.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,19 +32,17 @@ from amlr.runtime.windows import PostScores
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_log = logging.getLogger(__name__)
 Scored = list[tuple[BenchPost, PostScores]]
 
 
-def calibrate(
-    tier: Tier, threads: int, posts: Sequence[BenchPost], say: Callable[[str], None]
-) -> CalibrationRecord:
+def calibrate(tier: Tier, threads: int, posts: Sequence[BenchPost]) -> CalibrationRecord:
     """Calibration of a tier on labelled posts.
 
     Args:
         tier: The tier; its graphs are opened once more.
         threads: CPU threads.
         posts: Posts; those without labels are left out.
-        say: Receives the result as one line.
 
     Raises:
         InputError: Too few posts are labelled.
@@ -63,12 +62,10 @@ def calibrate(
     ]
     pipeline.close()
     provider.close()
-    return calibrate_scores(bundle, scored, say)
+    return calibrate_scores(bundle, scored)
 
 
-def calibrate_scores(
-    bundle: Bundle, scored: Scored, say: Callable[[str], None] = lambda line: None
-) -> CalibrationRecord:
+def calibrate_scores(bundle: Bundle, scored: Scored) -> CalibrationRecord:
     """Calibration of raw scores; see `calibrate`.
 
     Raises:
@@ -97,7 +94,7 @@ def calibrate_scores(
     )
     if not fitted:
         summary += f" Fitted on the other half, {here:.3g} gives {refitted.ece:.4f}."
-    say(summary)
+    _log.info(summary)
     return CalibrationRecord(
         summary=summary,
         temperature=round(temperature, 4),

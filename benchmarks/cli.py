@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import AmlrError, InputError, ParityError
 from amlr.whole import check_file, write_whole
 
@@ -130,10 +129,11 @@ def bench_command(**given: Any) -> None:
             check_file(given[name])
     # Before any numeric library is imported: afterwards it is too late.
     os.environ |= thread_variables(given["threads"])
-    if given["capacity"]:
-        _plan_capacity(given)
-        return
-    report = _run(given)
+    with log_to_stderr("amlr.benchmarks"):
+        if given["capacity"]:
+            _plan_capacity(given)
+            return
+        report = _run(given)
     _write(report, given)
     parity = report.parity
     if parity.verdict != "pass":
@@ -158,16 +158,12 @@ def _listings(given: dict[str, Any]) -> None:
 def _run(given: dict[str, Any]) -> "Report":
     from amlr.benchmarks.calibration import calibrate
     from amlr.benchmarks.data import load_data
+    from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.harness.timing import Deadline
     from amlr.benchmarks.harness.workloads import ALL, QUICK, check_groups
-    from amlr.benchmarks.run import RunOptions, run_benchmark
+    from amlr.benchmarks.run import run_benchmark
     from amlr.benchmarks.systems.tiers import Tiers, explain_auto, open_tiers
     from amlr.runtime.bundle import Bundle
-
-    begin = time.monotonic()
-
-    def say(line: str) -> None:
-        click.echo(f"[{time.monotonic() - begin:5.0f} s] {line}", err=True)
 
     quick = given["quick"]
     groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
@@ -205,10 +201,10 @@ def _run(given: dict[str, Any]) -> "Report":
         return tiers
 
     try:
-        report = run_benchmark(options, bundle, data, load_tiers, say)
+        report = run_benchmark(options, bundle, data, load_tiers)
         if given["calibration"]:
             tier = opened[0].tiers[0]
-            report.calibration = calibrate(tier, options.threads, data.posts, say)
+            report.calibration = calibrate(tier, options.threads, data.posts)
     finally:
         for tiers in opened:
             tiers.close()
@@ -271,7 +267,6 @@ def _plan_capacity(given: dict[str, Any]) -> None:
         Traffic.read(given["capacity"]),
         check_seconds=given["capacity_check"],
         engine_options=("--provider", given["provider"], "--precision", given["precision"]),
-        say=lambda line: click.echo(line, err=True),
     )
     if given["json_path"]:
         write_whole(

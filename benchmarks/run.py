@@ -1,19 +1,16 @@
 """One benchmark run: parity, then speed, then the report as plain values."""
 
 import datetime
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from amlr import __version__
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
 from amlr.benchmarks.harness.footprint import measure_footprint
-from amlr.benchmarks.harness.jobs import Clock
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.harness.roofline import flops_per_post, measure_roof, summarize
-from amlr.benchmarks.harness.session import Session
-from amlr.benchmarks.harness.timing import Deadline
+from amlr.benchmarks.harness.session import RunOptions, Session
 from amlr.benchmarks.harness.workloads import BATCH, GROWTH, Pool, make_pool, plan
 from amlr.benchmarks.parity import TierCheck, compare
 from amlr.benchmarks.report.merge import decisive
@@ -34,38 +31,11 @@ from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 ROOF_S = 10.0
 """Seconds that measuring the roof takes; a quick run without them does without it."""
 BUSY = 1.15
 """Wall time over processor time of one thread from which a run counts as disturbed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Choices of a run.
-
-    Attributes:
-        engine: Path of the bundle.
-        groups: Workloads to time; empty for parity alone.
-        peers: Names of peers.
-        threads: Threads of every measured process.
-        clock: `wall`, or `cpu` for machines that others use too.
-        quick: Small samples, for a demo or a smoke test.
-        deadline: When to end; workloads share what is left of it.
-        exports: Where the plain exports are kept for the next run, or None.
-        debug: Let worker processes print.
-    """
-
-    engine: Path
-    groups: tuple[str, ...]
-    peers: tuple[str, ...]
-    threads: int = 1
-    clock: Clock = "wall"
-    quick: bool = False
-    deadline: Deadline = field(default_factory=lambda: Deadline(None))
-    exports: Path | None = None
-    debug: bool = False
 
 
 def run_benchmark(
@@ -73,7 +43,6 @@ def run_benchmark(
     bundle: Bundle,
     data: BenchData,
     load_tiers: Callable[[], Tiers],
-    say: Say,
 ) -> Report:
     """Compare with the eager model, then measure.
 
@@ -82,22 +51,12 @@ def run_benchmark(
         bundle: The opened bundle.
         data: Posts to prove on; speed is measured on a sample of them.
         load_tiers: Loads the tiers of the engine; the caller closes them.
-        say: Receives progress lines.
 
     Returns:
         The report, ready for `write_report`.
     """
     machine = describe_machine()
-    with Session(
-        str(options.engine),
-        options.peers if options.groups else (),
-        threads=options.threads,
-        clock=options.clock,
-        deadline=options.deadline,
-        say=say,
-        exports=options.exports,
-        debug=options.debug,
-    ) as session:
+    with Session(options) as session:
         # Peers load in their own processes while this one imports the same libraries.
         import torch
 
@@ -110,11 +69,11 @@ def run_benchmark(
             session.add_engines([tier.spec for tier in tiers])
         provider = EagerProvider(load_reference(bundle))
         posts = relabelled(data.posts, bundle.manifest.labels)
-        records = prove(Engine(bundle, provider), tiers, posts, say)
+        records = prove(Engine(bundle, provider), tiers, posts)
         report = _header(options, bundle, data, machine, opened, records)
         if not options.groups:
             return report
-        say("loading peers")
+        _log.info("loading peers")
         session.wait()
         pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
         report.rows = _measure(session, options, pool, bundle, provider, report.notes)
@@ -122,27 +81,25 @@ def run_benchmark(
     report.notes += _notes(report, pool)
     if options.quick and options.deadline.left < ROOF_S:
         return report
-    say("measuring matrix products")
+    _log.info("measuring matrix products")
     flops = flops_per_post(provider.model, pool.inputs[:8], bundle.manifest)
     products = measure_roof(options.threads, 1.0 if options.deadline.is_set else 8.0)
     report.roofline = summarize(products, flops, options.threads)
     return report
 
 
-def prove(
-    eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost], say: Say
-) -> list[TierParity]:
+def prove(eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost]) -> list[TierParity]:
     """Compare every tier with the eager model."""
     checks = [
         TierCheck(tier.spec.name, tier.spec.precision, tier.tolerance, promised=tier.promised)
         for tier in tiers
     ]
-    say(f"parity of {len(posts)} posts against eager PyTorch")
+    _log.info(f"parity of {len(posts)} posts against eager PyTorch")
     engines = [(tier.engine, check) for tier, check in zip(tiers, checks, strict=True)]
     compare(eager, engines, progress(posts, "parity", len(posts)))
     records = [check.finish() for check in checks]
     for record in records:
-        say(f"  {record.backend} {record.precision}: {verdict_line(record)}")
+        _log.info(f"  {record.backend} {record.precision}: {verdict_line(record)}")
     return records
 
 

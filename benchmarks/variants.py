@@ -6,7 +6,8 @@ their ids chooses; on the other half the box certificate is put to the test.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import onnx
 
 from amlr.benchmarks.data import BenchData, BenchPost, load_data
 from amlr.benchmarks.report.figures import markdown_table
-from amlr.cli_support import AmlrCommand, progress
+from amlr.cli_support import AmlrCommand, log_to_stderr, progress
 from amlr.errors import BackendUnavailableError, InputError, ParityError
 from amlr.export.eager import EagerProvider, load_reference
 from amlr.export.fused import variant as fused
@@ -39,7 +40,7 @@ _PATH = click.Path(path_type=Path)
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
 _CHUNK = 64
 _WITNESS = "onnxruntime float16"
-Say = Callable[[str], None]
+_log = logging.getLogger("amlr.benchmarks.variants")
 EXAMPLES = """\b
 Examples:
   python -m amlr.benchmarks.variants --engine amlr.plan --data valid.txt
@@ -84,9 +85,8 @@ def main(
             f"{bundle_path} has no variant {unknown[0] if unknown else 'besides fp32'}; "
             "add one: amlr-export --from BUNDLE --precision fp16,int8"
         )
-    report = measure_variants(
-        bundle, posts, names, threads, lambda line: click.echo(line, err=True)
-    )
+    with log_to_stderr("amlr.benchmarks"):
+        report = measure_variants(bundle, posts, names, threads)
     click.echo(table(report))
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -114,7 +114,7 @@ def spread_pictures(data: BenchData, folder: Path) -> BenchData:
 
 
 def measure_variants(
-    bundle: Bundle, data: BenchData, names: Sequence[str], threads: int, say: Say
+    bundle: Bundle, data: BenchData, names: Sequence[str], threads: int
 ) -> dict[str, Any]:
     """All rows of the table; see the module.
 
@@ -123,7 +123,6 @@ def measure_variants(
         data: Posts.
         names: Variants.
         threads: CPU threads.
-        say: Told what goes on.
     """
     import torch
 
@@ -133,14 +132,14 @@ def measure_variants(
         for item in data.posts
     ]
     fp32 = bundle.manifest.variants["fp32"]
-    say(f"{len(proofs)} posts, {data.pictures} with a picture: the eager model")
+    _log.info(f"{len(proofs)} posts, {data.pictures} with a picture: the eager model")
     eager = _answers(bundle, EagerProvider(load_reference(bundle)), fp32, data.posts)
     tuning = is_tuning_half([item.id for item in data.posts])
     rows = []
     for name in names:
         variant = bundle.manifest.variants[name]
-        for label, provider in _witnesses(bundle, name, variant, threads, say):
-            say(f"{name}, {label}")
+        for label, provider in _witnesses(bundle, name, variant, threads):
+            _log.info(f"{name}, {label}")
             found = _answers(bundle, provider, variant, data.posts)
             rows.append(
                 {
@@ -155,7 +154,7 @@ def measure_variants(
 
 
 def _witnesses(
-    bundle: Bundle, name: str, variant: Variant, threads: int, say: Say
+    bundle: Bundle, name: str, variant: Variant, threads: int
 ) -> Iterator[tuple[str, Provider]]:
     if variant.precision == "fp16":
         models = {graph: onnx.load(str(bundle.graph_path(variant, graph))) for graph in GRAPHS}
@@ -173,7 +172,7 @@ def _witnesses(
     try:
         yield provider, open_provider(provider, bundle, variant, ProviderOptions(threads=threads))
     except BackendUnavailableError as error:
-        say(f"{name} left out: {error}")
+        _log.info(f"{name} left out: {error}")
 
 
 def _answers(

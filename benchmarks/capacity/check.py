@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from amlr.serving.warmup import picture, sample_text
 # Shares of the predicted capacity.
 LEVELS = (0.4, 0.65, 0.85)
 _KNOWN_PICTURES = 32
+_log = logging.getLogger(__name__)
 # Requests of the first seconds find a server whose running corrections have not settled.
 _SETTLE_S = 3.0
 
@@ -94,7 +96,6 @@ def check_replicas(
     *,
     seconds: float = 30.0,
     engine_options: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
 ) -> list[Check]:
     """Run real servers and the simulation on the same schedule.
 
@@ -106,7 +107,6 @@ def check_replicas(
         replicas: Servers, each on a core of its own.
         seconds: Length of each run.
         engine_options: `--provider` and `--precision` for the servers.
-        say: Told what goes on.
 
     Raises:
         InputError: Fewer cores than servers.
@@ -134,7 +134,7 @@ def check_replicas(
         rest = cores[used:]
         with _affinity(rest or cores):
             for level in LEVELS:
-                say(f"{replicas} replica(s) at {level:.0%} of {capacity:.0f} posts/s")
+                _log.info(f"{replicas} replica(s) at {level:.0%} of {capacity:.0f} posts/s")
                 schedule = _plan(traffic, hits, level * capacity, seconds, replicas)
                 measured = asyncio.run(_send(ports, schedule))
                 share = 0.0 if rest else measured.client_s

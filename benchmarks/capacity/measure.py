@@ -6,12 +6,13 @@ server's own part is measured on a real server around an engine that answers at 
 
 import asyncio
 import json
+import logging
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ from amlr.serving.warmup import picture, sample_text
 
 BATCHES = (1, 4, 16)
 _REPEATS = 5
+_log = logging.getLogger(__name__)
 _SERVERS = "amlr.benchmarks.serving.servers"
 
 
@@ -42,7 +44,6 @@ def measure_grid(
     tokens: Sequence[int],
     batch_posts: int,
     processes: int,
-    say: Callable[[str], None] = lambda line: None,
     engine_options: Sequence[str] = (),
 ) -> CostGrid:
     """Measure everything the simulator needs, on this machine.
@@ -52,7 +53,6 @@ def measure_grid(
         tokens: Lengths of the traffic's texts.
         batch_posts: Posts of a full batch.
         processes: Engines that are busy at the same time.
-        say: Told what goes on.
         engine_options: `--provider` and `--precision` for the engine.
 
     Raises:
@@ -61,7 +61,7 @@ def measure_grid(
     lengths = grid_tokens(tokens)
     batches = tuple(sorted({*(b for b in BATCHES if b < batch_posts), max(2, batch_posts)}))
     kinds = len(STATES) * len(lengths) * len(batches)
-    say(f"measuring {kinds} kinds of batches on {processes} core(s)")
+    _log.info(f"measuring {kinds} kinds of batches on {processes} core(s)")
     command = [sys.executable, "-m", "amlr.benchmarks.capacity.measure", "--engine", str(bundle),
                "--tokens", ",".join(map(str, lengths)), "--batches", ",".join(map(str, batches)),
                *engine_options]  # fmt: skip
@@ -78,7 +78,7 @@ def measure_grid(
     if any(child.returncode for child in children):
         raise RuntimeError("measuring the engine failed; its message is above")
     found = [json.loads(answer) for answer in answers]
-    say("measuring the server around the engine")
+    _log.info("measuring the server around the engine")
     plain, with_picture = asyncio.run(_server_costs())
     return CostGrid(
         tokens=lengths,

@@ -1,6 +1,7 @@
 """`amlr-bench --capacity`: from costs and traffic to a report."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.report.records import MachineRecord
 from amlr.errors import InputError
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 _ROUNDS = 3
 
 
@@ -146,7 +147,6 @@ def run_capacity(
     *,
     check_seconds: float = 0.0,
     engine_options: Sequence[str] = (),
-    say: Say = lambda line: None,
 ) -> CapacityReport:
     """Measure, simulate, and compare with real servers if asked to.
 
@@ -155,7 +155,6 @@ def run_capacity(
         traffic: What to plan for.
         check_seconds: Length of each run against real servers; 0 runs none.
         engine_options: `--provider` and `--precision`.
-        say: Told what goes on.
     """
     machine = describe_machine()
     # A rented machine has all its replicas busy; so have the cores that are measured here.
@@ -163,12 +162,12 @@ def run_capacity(
 
     def grid(processes: int) -> CostGrid:
         return measure_grid(
-            bundle, list(traffic.tokens), traffic.replica.batch_posts, processes, say,
+            bundle, list(traffic.tokens), traffic.replica.batch_posts, processes,
             engine_options,
         )  # fmt: skip
 
     costs = grid(busy)
-    say("simulating a day")
+    _log.info("simulating a day")
     plan = plan_capacity(traffic, costs)
     report = CapacityReport(machine=machine, costs=costs, traffic=traffic, plan=plan)
     for replicas in sorted({1, min(2, busy)}) if check_seconds else ():
@@ -180,6 +179,5 @@ def run_capacity(
             replicas,
             seconds=check_seconds,
             engine_options=engine_options,
-            say=say,
         )
     return report

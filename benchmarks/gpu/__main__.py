@@ -12,7 +12,7 @@ from amlr.benchmarks.gpu.orchestrate import Run, orchestrate
 from amlr.benchmarks.gpu.report import summary
 from amlr.benchmarks.gpu.rows import RESULTS, read_rows
 from amlr.benchmarks.gpu.steps import STEPS
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError, ParityError
 from amlr.kernels.driver import probe_driver
 
@@ -68,7 +68,8 @@ def gpu_command(
         kit=kit.resolve(), out=out.resolve(), work=work.resolve(), budget=budget, smoke=smoke,
         dry=dry_run, steps=chosen, variants=tuple(filter(None, variants.split(","))),
     )  # fmt: skip
-    good = orchestrate(run, say=lambda line: click.echo(line, err=True))
+    with log_to_stderr("amlr.benchmarks"):
+        good = orchestrate(run)
     click.echo(summary(read_rows(run.out / RESULTS)))
     if not good:
         raise ParityError(f"a step failed; see {out / RESULTS} and log.txt")

@@ -7,8 +7,9 @@ this machine's CPU in float32.
 
 import io
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 300
 # A call of the device tool takes 64 MiB, the source tree included.
 CALL_MIB = 56.0
 _WHEEL_MIB = 100
-Say = Callable[[str], None]
+_log = logging.getLogger("amlr.benchmarks.gpu.kit")
 
 EXAMPLES = """\b
 Examples (at home, with the train and export extras):
@@ -240,7 +241,7 @@ def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
         ckpt.unlink()
 
 
-def add_wheels(kit: Path, wheels: Path, say: Say) -> None:
+def add_wheels(kit: Path, wheels: Path) -> None:
     """Copy the wheels, onnxruntime-gpu made small."""
     from amlr.benchmarks.gpu.slim import slim_wheel
 
@@ -252,7 +253,7 @@ def add_wheels(kit: Path, wheels: Path, say: Say) -> None:
         raise InputError(f"{wheels} holds no wheels; see --help for the download commands")
     for path in paths:
         if path.stat().st_size > _WHEEL_MIB << 20:
-            say(f"making {path.name} small")
+            _log.info(f"making {path.name} small")
             slim_wheel(path, target)
         else:
             shutil.copyfile(path, target / path.name)
@@ -303,15 +304,12 @@ def kit_command(
     images: Path | None,
 ) -> None:
     """Fill a kit, part by part; parts that are not named stay as they are."""
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
     if wheels is not None:
-        add_wheels(out, wheels, say)
+        with log_to_stderr("amlr.benchmarks"):
+            add_wheels(out, wheels)
     if paper is not None:
         read_manifest(paper[1])
-        say("packing the paper preset")
+        click.echo("packing the paper preset", err=True)
         add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
     if small is not None:
         from amlr.export.posts import read_posts

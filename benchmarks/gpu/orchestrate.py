@@ -1,6 +1,7 @@
 """Run the steps one after another, each in a process of its own, within a budget of seconds."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from amlr.benchmarks.gpu.steps import STEPS, Step
 # Kept for the last lines of the report.
 RESERVE_S = 3.0
 LOG = "log.txt"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,6 @@ def orchestrate(
     *,
     steps: Sequence[Step] = STEPS,
     launch: Launch | None = None,
-    say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
     """Run every step that the budget holds.
@@ -61,7 +62,6 @@ def orchestrate(
         steps: All steps in order.
         launch: Runs one step within some seconds and says how it ended; None gives each a process
             of its own.
-        say: Receives a line per step.
         clock: Seconds.
 
     Returns:
@@ -98,7 +98,7 @@ def orchestrate(
             {"step": step.name, "kind": "end", "status": status, "reason": reason,
              "seconds": seconds},
         )  # fmt: skip
-        say(f"{step.name}: {status}{': ' + reason if reason else ''} ({seconds:.1f} s)")
+        _log.info(f"{step.name}: {status}{': ' + reason if reason else ''} ({seconds:.1f} s)")
     append_row(results, {"step": "run", "kind": "total", "seconds": round(clock() - started, 2)})
     return good
 

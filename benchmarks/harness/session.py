@@ -1,9 +1,10 @@
 """All peers of a run: started side by side, timed in turn, dropped when they fail."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -24,49 +25,53 @@ FP32_LIMIT = 1e-3
 """A float32 peer further off than this computes something else; it is reported, not compared."""
 PATIENCE_SHARE, PATIENCE_S = 0.4, 15.0
 """Of the time left, how much a peer may take to load or to prepare; at least so many seconds."""
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 Status = Literal["measured", "skipped", "failed"]
 Reference = Callable[[Sequence[ModelInput], Picture], list[Scores]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Choices of a run.
+
+    Attributes:
+        engine: Path of the bundle.
+        groups: Workloads to time; empty for parity alone.
+        peers: Names of peers.
+        threads: Threads of every measured process.
+        clock: `wall`, or `cpu` for machines that others use too.
+        quick: Small samples, for a demo or a smoke test.
+        deadline: When to end; workloads share what is left of it.
+        exports: Where the plain exports are kept for the next run, or None.
+        debug: Let worker processes print.
+    """
+
+    engine: Path
+    groups: tuple[str, ...]
+    peers: tuple[str, ...]
+    threads: int = 1
+    clock: Clock = "wall"
+    quick: bool = False
+    deadline: Deadline = field(default_factory=lambda: Deadline(None))
+    exports: Path | None = None
+    debug: bool = False
 
 
 class Session:
     """Worker processes of one benchmark run."""
 
-    def __init__(
-        self,
-        bundle: str,
-        peers: Sequence[str],
-        *,
-        threads: int,
-        clock: Clock,
-        deadline: Deadline,
-        say: Say,
-        exports: Path | None = None,
-        debug: bool = False,
-    ) -> None:
-        """Start every process; none is waited for yet.
-
-        Args:
-            bundle: Path of the bundle.
-            peers: Names out of `PEERS`.
-            threads: Threads of every process.
-            clock: What percentiles are taken of.
-            deadline: When the run must end.
-            say: Receives progress lines.
-            exports: Where the plain exports are kept for the next run; None keeps none.
-            debug: Let workers write to stderr.
-        """
-        self._bundle, self._threads, self._clock, self._say = bundle, threads, clock, say
-        self._debug, self._deadline = debug, deadline
+    def __init__(self, options: RunOptions) -> None:
+        """Start every process; none is waited for yet."""
+        self._options, self._deadline = options, options.deadline
         self._temporary = tempfile.TemporaryDirectory(prefix="amlr-bench-")
         self._folder = Path(self._temporary.name)
-        self._exports = exports or self._folder / "plain"
+        self._exports = options.exports or self._folder / "plain"
         self.records: dict[str, PeerRecord] = {}
         self._specs: dict[str, PeerSpec] = {}
         self._alive: dict[str, RemotePeer] = {}
         self._export = None
         late = []
-        for name in peers:
+        for name in options.peers if options.groups else ():
             entry = PEERS[name]
             spec, reason = resolve(name, self._folder)
             if spec is None:
@@ -77,7 +82,7 @@ class Session:
             else:
                 self._start(spec, entry.about)
         if late:
-            self._export = start_export(bundle, self._exports)
+            self._export = start_export(str(options.engine), self._exports)
         self._late = late
 
     def __enter__(self) -> Self:
@@ -107,10 +112,10 @@ class Session:
         try:
             self._alive[spec.label] = RemotePeer(
                 spec,
-                bundle=self._bundle,
-                threads=self._threads,
+                bundle=str(self._options.engine),
+                threads=self._options.threads,
                 exports=str(self._exports),
-                debug=self._debug,
+                debug=self._options.debug,
             )
         except (PeerError, OSError) as error:
             self._fail(spec.label, error)
@@ -119,7 +124,7 @@ class Session:
         reason = str(error)
         record = self.records[label]
         record.status, record.reason = "failed", reason
-        self._say(f"  {label} failed: {reason}")
+        _log.info(f"  {label} failed: {reason}")
         peer = self._alive.pop(label, None)
         if peer is not None:
             peer.close()
@@ -144,7 +149,7 @@ class Session:
             except PeerError as error:
                 for spec, about in self._late:
                     self._record(spec, about, "failed", str(error))
-                    self._say(f"  {spec.label} failed: {error}")
+                    _log.info(f"  {spec.label} failed: {error}")
             self._export = None
         for label in list(self._alive):
             try:
@@ -177,7 +182,7 @@ class Session:
             # Its calibration needs more posts than one.
             if spec.precision == "int8" and not spec.name.startswith(ENGINE_PREFIX):
                 continue
-            self._say(f"first post: {label}")
+            _log.info(f"first post: {label}")
             try:
                 job = whole if spec.kind == ESCALATION else tensors
                 verdict = self._alive[label].prepare(job, self._patience(label))
@@ -198,7 +203,7 @@ class Session:
         budget, seconds = self._deadline.share(workload.budget, workload.weight, all_weights)
         begin = time.monotonic()
         labels = [label for label in self._alive if self._takes(label, workload)]
-        self._say(f"{workload.name}, {workload.batch} posts a call: {len(labels)} systems")
+        _log.info(f"{workload.name}, {workload.batch} posts a call: {len(labels)} systems")
         for label in list(labels):
             if not self._prepare(label, workload.name, workload.job, reference):
                 labels.remove(label)
@@ -218,7 +223,7 @@ class Session:
             self._alive[label].drop(workload.job.key)
             record = self.records[label]
             record.waiting = round(max(record.waiting or 0.0, durations.waiting), 3)
-        return make_rows(workload, samples, self._specs, self._threads, self._clock)
+        return make_rows(workload, samples, self._specs, self._options.threads, self._options.clock)
 
     def _takes(self, label: str, workload: Workload) -> bool:
         name = self._specs[label].name

@@ -15,7 +15,7 @@ from amlr.runtime.bundle import Bundle
 def test_every_variant_is_judged_on_both_halves(ladder_plan: Path) -> None:
     bundle = Bundle.open(ladder_plan)
     data = load_data("sample", None, 40, 40)
-    report = measure_variants(bundle, data, ["int8"], 1, lambda line: None)
+    report = measure_variants(bundle, data, ["int8"], 1)
     (row,) = report["rows"]
     assert row["by"] == "onnxruntime-cpu"
     assert row["posts"] == 40
