@@ -48,9 +48,9 @@ def calibrate(tier: Tier, threads: int, posts: Sequence[BenchPost]) -> Calibrati
         InputError: Too few posts are labelled.
     """
     bundle = tier.engine.bundle
-    variant = bundle.manifest.variants[tier.spec.option("variant")]
+    variant = bundle.manifest.variants[tier.spec.variant]
     options = ProviderOptions(threads=threads)
-    provider = open_provider(tier.spec.option("provider"), bundle, variant, options)
+    provider = open_provider(tier.spec.provider, bundle, variant, options)
     labelled = [item for item in posts if item.gold is not None]
     pipeline = Pipeline(bundle, provider, variant=variant)
     scored = [

@@ -72,7 +72,7 @@ def load_data(data: str, images: Path | None, limit: int | None, sample_count: i
     if not path.is_file():
         raise InputError(f"no data file at {path}; give a CoNLL or .jsonl file, or {SAMPLE!r}")
     if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _read_jsonl(path, images or path.parent, limit)
+        return read_jsonl(path, images or path.parent, limit)
     return _read_conll(path, images, limit)
 
 
@@ -87,7 +87,7 @@ def generated_posts(count: int) -> tuple[BenchPost, ...]:
         data = _read_conll(root / "valid.txt", root / "images", labelled)
         posts = [
             # The files go with the folder: keep what is in them.
-            replace(item, id=f"sample-{number}", post=_in_memory(item.post))
+            replace(item, id=f"sample-{number}", post=in_memory(item.post))
             for number, item in enumerate(data.posts)
         ]
     odd = sample_posts(count - len(posts), images=min(8, count)) if count > len(posts) else []
@@ -95,12 +95,18 @@ def generated_posts(count: int) -> tuple[BenchPost, ...]:
     return tuple(posts)
 
 
-def _in_memory(post: Post) -> Post:
-    image = post.image
-    return Post(post.text, image.read_bytes() if isinstance(image, Path) else image, post.words)
+def in_memory(post: Post) -> Post:
+    """The post with the bytes of its picture's file; an empty file is no picture."""
+    image = post.image.read_bytes() if isinstance(post.image, Path) else post.image
+    return Post(post.text, image or None, post.words)
 
 
-def _read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
+def read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
+    """Posts of JSON lines {id, text, image}; pictures that are not there are counted.
+
+    Raises:
+        InputError: The file is missing or of another form.
+    """
     posts: list[BenchPost] = []
     missing = 0
     lines = read_text(path, "a file of JSON lines").split("\n")

@@ -201,3 +201,9 @@ def busy_share(call: Callable[[], Any], seconds: float) -> dict[str, float]:
         "wall_ms_a_call": round(wall / calls, 4),
         "idle_share": round(share, 4),
     }
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from amlr.benchmarks.gpu.context import Context, busy_share
+from amlr.benchmarks.gpu.context import Context, busy_share, one_line
 from amlr.benchmarks.gpu.onnx_sessions import DirectProvider, import_onnxruntime
-from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
+from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.benchmarks.harness.timing import run_threads
@@ -46,7 +46,7 @@ def _each_precision(
             ) as engine:
                 yield from rows(engine)
         except Exception as error:  # another precision may still run
-            yield {"card": context.card, "precision": precision, "not_run": reason(error)}
+            yield {"card": context.card, "precision": precision, "not_run": one_line(error)}
 
 
 def _decoder_rows(context: Context, engine: Engine, posts: Sequence[Post]) -> Iterator[Row]:
@@ -205,4 +205,4 @@ def _idle(
         load = partial(_posts_per_second, engine, calls, threads, 0.2)
         return busy_share(load, 0.2)
     except Exception as error:  # the rate is known without it
-        return {"idle_share": reason(error)}
+        return {"idle_share": one_line(error)}

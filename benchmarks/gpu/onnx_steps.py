@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from amlr.benchmarks.gpu.context import TOKENS, Context, NotRunError, busy_share
+from amlr.benchmarks.gpu.context import TOKENS, Context, NotRunError, busy_share, one_line
 from amlr.benchmarks.gpu.onnx_sessions import (
     Bound,
     DirectProvider,
@@ -77,7 +77,7 @@ def compared(
             raws, answers = engine.raw(posts), engine.tag_batch(posts)
             precision = engine.precision
     except Exception as error:  # another variant may still run
-        return {"card": context.card, "what": what, "not_run": reason(error)}
+        return {"card": context.card, "what": what, "not_run": one_line(error)}
     errors = {
         name: max(
             float(np.abs(getattr(raw, name) - reference[f"{number}.{name}"]).max(initial=0.0))
@@ -113,7 +113,7 @@ def speed(context: Context) -> Iterator[Row]:
                     "card": context.card,
                     "variant": name,
                     "mode": mode,
-                    "not_run": reason(error),
+                    "not_run": one_line(error),
                 }
         try:
             yield from _engine_rows(context, bundle, name, variant)
@@ -122,7 +122,7 @@ def speed(context: Context) -> Iterator[Row]:
                 "card": context.card,
                 "variant": name,
                 "mode": "engine",
-                "not_run": reason(error),
+                "not_run": one_line(error),
             }
 
 
@@ -145,7 +145,7 @@ def _mode_rows(
                     tokens = 0 if what == "image" else TOKENS
                     yield row | {"batch": count, "tokens": tokens, **timing}
         except Exception as error:  # other graphs may still run
-            yield row | {"not_run": reason(error)}
+            yield row | {"not_run": one_line(error)}
 
 
 class Chains:
@@ -291,9 +291,3 @@ def _engine_rows(context: Context, bundle: Bundle, name: str, variant: Variant) 
                 yield {"card": context.card, "variant": name, "mode": "engine", "what": what,
                        "batch": size, "tokens": tokens, "device_ms": inside, "queued_ms": "",
                        "host_ms": timing["host_ms"], "runs": timing["runs"]}  # fmt: skip
-
-
-def reason(error: Exception) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

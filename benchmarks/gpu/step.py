@@ -5,7 +5,7 @@ import importlib
 import traceback
 from pathlib import Path
 
-from amlr.benchmarks.gpu.context import Context, NotRunError
+from amlr.benchmarks.gpu.context import Context, NotRunError, one_line
 from amlr.benchmarks.gpu.rows import RESULTS, append_row
 from amlr.errors import AmlrError, ParityError
 
@@ -40,13 +40,8 @@ def _verdict(error: Exception) -> tuple[str, str]:
     if isinstance(error, ModuleNotFoundError):
         return "not run", f"the package {error.name!r} is not installed here"
     if isinstance(error, AmlrError) and not isinstance(error, ParityError):
-        return "not run", _line(error)
-    return "failed", _line(error)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+        return "not run", one_line(error)
+    return "failed", one_line(error)
 
 
 def main() -> None:

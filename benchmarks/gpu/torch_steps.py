@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amlr.benchmarks.gpu.context import TOKENS, Context, NotRunError
-from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, reason
+from amlr.benchmarks.gpu.context import TOKENS, Context, NotRunError, one_line
+from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
 from amlr.benchmarks.gpu.recipe import Recipe
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
@@ -76,7 +76,7 @@ def _compiled(context: Context, model: Any, mode: str, what: str, count: int) ->
         return _row(context, f"compile {mode}", "fp16", what, count, _inferring(call))
     except Exception as error:  # another shape may still compile
         return {"card": context.card, "what": what, "batch": count, "mode": mode,
-                "not_run": reason(error)}  # fmt: skip
+                "not_run": one_line(error)}  # fmt: skip
 
 
 def _compile(model: Any, inputs: dict[str, Any], what: str, mode: str) -> Callable[[], Any]:

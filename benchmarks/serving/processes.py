@@ -1,7 +1,6 @@
 """Posts to send, and servers as processes of their own."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import click
 
+from amlr.benchmarks.data import in_memory, read_jsonl
 from amlr.benchmarks.harness.process import memory_mib, thread_variables
 from amlr.benchmarks.serving.client import Triples
-from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 
 _READY_S = 300.0
@@ -95,21 +94,9 @@ def read_posts(path: Path, images: Path, count: int) -> list[Post]:
     """Posts of JSON lines {text, image}, their pictures as bytes.
 
     Raises:
-        InputError: The file holds something else.
+        InputError: The file is missing or holds something else.
     """
-    posts = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
-            picture = images / value["image"] if value.get("image") else None
-            content = picture.read_bytes() if picture and picture.is_file() else None
-            posts.append(Post(value["text"], content or None))
-            if len(posts) == count:
-                break
-    return posts
+    return [in_memory(item.post) for item in read_jsonl(path, images, count).posts]
 
 
 def triples(engine: Engine, posts: list[Post]) -> list[Triples]:

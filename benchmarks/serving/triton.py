@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from amlr.benchmarks.data import load_data
+from amlr.benchmarks.data import in_memory, load_data
 from amlr.benchmarks.serving.client import Reply, Triples, answer_triples, closed_loop, http_post
 from amlr.benchmarks.serving.processes import triples
 from amlr.benchmarks.serving.throughput import direct
@@ -142,13 +142,11 @@ def _read_posts(data: str, images: Path | None, photos: Path | None, count: int)
     files = sorted(path for path in photos.iterdir() if path.is_file()) if photos else []
     posts = []
     for number, item in enumerate(load_data(data, images, count, count).posts):
-        image = item.post.image
-        content = Path(image).read_bytes() if isinstance(image, str | Path) else image
-        if not isinstance(content, bytes):
-            content = None
-        if content is None and files and number % 4:
-            content = files[number % len(files)].read_bytes()
-        posts.append(Post(item.post.text, content))
+        post = in_memory(item.post)
+        picture = post.image if isinstance(post.image, bytes) else None
+        if picture is None and files and number % 4:
+            picture = files[number % len(files)].read_bytes()
+        posts.append(Post(post.text, picture))
     if len(posts) < count:
         raise InputError(f"{data} holds {len(posts)} posts, --count asks for {count}")
     return posts

@@ -41,28 +41,22 @@ class PeerSpec:
         name: Name in reports, e.g. `research` or `amlr-onnxruntime`.
         kind: Key of the implementation.
         precision: Numeric precision asked for.
-        options: Further settings of the implementation, plain values.
+        provider: Of the engine.
+        variant: Of the bundle, which the engine runs; empty where it chooses by post.
         preload: Shared library that the worker's loader puts first (LD_PRELOAD).
     """
 
     name: str
     kind: str
     precision: str = "fp32"
-    options: tuple[tuple[str, str], ...] = ()
+    provider: str = ""
+    variant: str = ""
     preload: str | None = None
 
     @property
     def label(self) -> str:
         """Unique key of a run: name and precision."""
         return f"{self.name}/{self.precision}"
-
-    def option(self, name: str) -> str:
-        """One setting.
-
-        Raises:
-            KeyError: It is not set.
-        """
-        return dict(self.options)[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -207,7 +207,7 @@ def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
     def load(cache_mb: int) -> Engine:
         return Engine.load(
             bundle,
-            spec.option("provider"),
+            spec.provider,
             spec.precision,
             threads=threads,
             image_cache_mb=cache_mb,
@@ -222,10 +222,10 @@ def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
 def _open_provider(spec: PeerSpec, bundle: Bundle, threads: int) -> Provider:
     from amlr.runtime.providers.registry import open_provider
 
-    variant = bundle.manifest.variants[spec.option("variant")]
+    variant = bundle.manifest.variants[spec.variant]
     bundle.verify(variant)
     options = ProviderOptions(threads=threads)
-    return open_provider(spec.option("provider"), bundle, variant, options)
+    return open_provider(spec.provider, bundle, variant, options)
 
 
 def _plain_peer(spec: PeerSpec, bundle: Bundle, threads: int, exports: str | None) -> Peer:

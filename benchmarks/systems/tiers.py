@@ -123,11 +123,10 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
         check = "full" if precision == "auto" else "off"
         engine = Engine.load(path, provider, precision, threads=threads, check=check)
         if engine.certificates is not None:
-            options: tuple[tuple[str, str], ...] = (("provider", provider),)
-            return _tier(engine, ESCALATION, options, why, promised=True)
+            return _tier(engine, provider, "", why)
         admitted = admitted_variants(engine.manifest, engine.provider, "auto")
         name = next(n for n, v in admitted if v.precision == engine.precision)
-        return _tier(engine, "engine", _options(engine.provider, name), why, promised=True)
+        return _tier(engine, engine.provider, name, why)
     bundle = Bundle.open(path)
     # What was made for this very provider comes first; nothing is timed, so that runs compare.
     choices = sorted(
@@ -139,10 +138,7 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
     taken, engine = open_first(
         bundle, [*first, *others], lambda choice: _engine(bundle, choice, threads), []
     )
-    variant = taken.variant
-    # Nothing changed on some posts is a record, not a promise.
-    promised = variant.precision == "fp32"
-    return _tier(engine, "engine", _options(taken.provider, taken.name), why, promised=promised)
+    return _tier(engine, taken.provider, taken.name, why)
 
 
 def _engine(bundle: Bundle, choice: ServingTier, threads: int) -> Engine:
@@ -152,30 +148,21 @@ def _engine(bundle: Bundle, choice: ServingTier, threads: int) -> Engine:
     return Engine(bundle, provider, variant=choice.variant, threads=threads)
 
 
-def _options(provider: str, variant: str) -> tuple[tuple[str, str], ...]:
-    return (("provider", provider), ("variant", variant))
-
-
-def _tier(
-    engine: Engine,
-    kind: str,
-    options: tuple[tuple[str, str], ...],
-    why: str,
-    *,
-    promised: bool,
-) -> Tier:
-    # Raw numbers of an escalating engine are float32's.
-    is_exact = engine.precision == "fp32" or kind == ESCALATION
+def _tier(engine: Engine, provider: str, variant: str, why: str) -> Tier:
+    # Nothing changed on some posts is a record, not a promise. Raw numbers of an engine that
+    # certifies its answers are float32's.
+    promised = engine.precision == "fp32" or not variant
     spec = PeerSpec(
         name=ENGINE_PREFIX + engine.provider,
-        kind=kind,
+        kind="engine" if variant else ESCALATION,
         precision=engine.precision,
-        options=options,
+        provider=provider,
+        variant=variant,
     )
     return Tier(
         spec=spec,
         engine=engine,
-        tolerance=FP32_TOLERANCE if is_exact else None,
+        tolerance=FP32_TOLERANCE if promised else None,
         promised=promised,
         why=why,
     )

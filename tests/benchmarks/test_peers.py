@@ -81,8 +81,7 @@ def test_peers_give_the_eager_numbers(
     manifest: Manifest,
     inputs: list[ModelInput],
 ) -> None:
-    options = (("provider", "onnxruntime-cpu"), ("variant", "fp32"))
-    spec = PeerSpec(name=kind, kind=kind, options=options)
+    spec = PeerSpec(name=kind, kind=kind, provider="onnxruntime-cpu", variant="fp32")
     loaded = load_peer(spec, str(tiny_plan), 1, str(exports))
     reference = EagerPeer(model, manifest, exact=True)
     for picture in PICTURES:

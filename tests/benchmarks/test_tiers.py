@@ -21,7 +21,7 @@ def test_each_asked_precision_is_a_tier_and_only_float32_promises(ladder_plan: P
         assert (exact.spec.name, exact.spec.precision) == ("amlr-onnxruntime-cpu", "fp32")
         assert exact.promised
         assert exact.tolerance is not None
-        variant = low.engine.manifest.variants[low.spec.option("variant")]
+        variant = low.engine.manifest.variants[low.spec.variant]
         assert (low.spec.precision, variant.precision) == ("int8", "int8")
         assert not low.promised
         assert low.tolerance is None
