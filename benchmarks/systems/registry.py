@@ -232,12 +232,10 @@ def _plain_peer(spec: PeerSpec, bundle: Bundle, threads: int, exports: str | Non
     manifest = bundle.manifest
     if spec.kind in ("onnxruntime-plain", "openvino"):
         assert exports is not None, "this peer reads exports"
+        from amlr.benchmarks.systems.exported import OnnxPlainPeer, OpenvinoPlainPeer
+
         if spec.kind == "openvino":
-            from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
-
             return OpenvinoPlainPeer(Path(exports), manifest, threads, spec.precision)
-        from amlr.benchmarks.systems.onnxruntime import OnnxPlainPeer
-
         return OnnxPlainPeer(Path(exports), manifest, threads)
     import torch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amlr.benchmarks.harness.workloads import stretch
-from amlr.benchmarks.systems import openvino
+from amlr.benchmarks.systems import exported
 from amlr.benchmarks.systems.base import (
     ModelInput,
     Peer,
@@ -19,8 +19,7 @@ from amlr.benchmarks.systems.base import (
 )
 from amlr.benchmarks.systems.eager import EagerPeer
 from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
-from amlr.benchmarks.systems.onnxruntime import OnnxPlainPeer
-from amlr.benchmarks.systems.openvino import OpenvinoPlainPeer
+from amlr.benchmarks.systems.exported import OnnxPlainPeer, OpenvinoPlainPeer
 from amlr.benchmarks.systems.registry import PEERS, load_peer, resolve
 from amlr.benchmarks.systems.torch_models import ConvUnits, plain_graphs
 from amlr.errors import BackendUnavailableError, ExportError
@@ -108,7 +107,7 @@ def test_openvino_in_lower_precisions_is_close(
         library.save_model(library.convert_model(source), target)
         return subprocess.CompletedProcess(args=command, returncode=0)
 
-    monkeypatch.setattr(openvino.subprocess, "run", quantize)
+    monkeypatch.setattr(exported.subprocess, "run", quantize)
     reference = EagerPeer(model, manifest, exact=True)
     expected = reference.scores(reference.prepare(inputs, "block")(), inputs)
     for precision in ("bf16", "int8"):
@@ -127,7 +126,7 @@ def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path
     broken = tmp_path / "block.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"could not quantize block\.onnx: .+"):
-        openvino.quantized(broken, [{"hidden": np.zeros((1, 2, 3), np.float32)}])
+        exported.quantized(broken, [{"hidden": np.zeros((1, 2, 3), np.float32)}])
     assert list(tmp_path.iterdir()) == [broken]
 
 
