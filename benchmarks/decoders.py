@@ -18,12 +18,21 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from amlr.benchmarks.harness.stats import median
 from amlr.benchmarks.report.figures import markdown_table
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError
-from amlr.kernels import Units, box_redecode, joint_scores, segmental_decode, viterbi_decode
+from amlr.kernels import (
+    Units,
+    box_redecode,
+    joint_scores,
+    segmental_decode,
+    tag_marginals,
+    viterbi_decode,
+)
+from amlr.kernels.validation import Chain, check_chain
 
 SIZES = ((1, 16), (1, 64), (8, 64), (32, 64), (256, 64), (256, 128))
 TAGS = ("O", *(f"{kind}-{label}" for label in ("PER", "LOC", "ORG", "OTHER") for kind in "BI"))
@@ -68,49 +77,107 @@ def interleave(calls: Calls, clock: Callable[[], float], seconds: float) -> dict
     return times
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedChain:
+    """A batch of random linear chains.
+
+    Attributes:
+        emissions_bty: (B, T, Y) float32 or float16.
+        lengths_b: (B,) steps of each.
+        parameters: start_y, transitions_yy and end_y, float32.
+    """
+
+    emissions_bty: npt.NDArray[np.floating[Any]]
+    lengths_b: npt.NDArray[np.int64]
+    parameters: dict[str, npt.NDArray[np.float32]]
+
+    @classmethod
+    def draw(
+        cls, batch: int, steps: int, *, half: bool = False, shortest: int | None = None
+    ) -> "TimedChain":
+        """Random scores; the first sequence is full, the others have at least `shortest` steps."""
+        rng = np.random.default_rng(0)
+        tags = len(TAGS)
+        emissions = rng.standard_normal((batch, steps, tags)).astype(np.float32)
+        lengths = rng.integers(steps if shortest is None else shortest, steps + 1, batch)
+        lengths[0] = steps
+        return cls(
+            emissions_bty=emissions.astype(np.float16) if half else emissions,
+            lengths_b=lengths,
+            parameters={
+                "start_y": rng.standard_normal(tags).astype(np.float32),
+                "transitions_yy": rng.standard_normal((tags, tags)).astype(np.float32),
+                "end_y": rng.standard_normal(tags).astype(np.float32),
+            },
+        )
+
+    def checked(self) -> Chain:
+        """As the host functions check it."""
+        return check_chain(self.emissions_bty, self.lengths_b, **self.parameters, allowed_yy=None)
+
+    def decode(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """NumPy's tags and scores."""
+        parameters: dict[str, Any] = dict(self.parameters)
+        return viterbi_decode(self.emissions_bty, self.lengths_b, **parameters)
+
+    def confidence(self, path_bt: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+        """NumPy's probability of each tag of a path (B, T), in float64; 0 past the end."""
+        exact = {name: part.astype(np.float64) for name, part in self.parameters.items()}
+        marginals = tag_marginals(self.emissions_bty.astype(np.float64), self.lengths_b, **exact)
+        picked = np.take_along_axis(marginals, np.maximum(path_bt, 0)[:, :, None], 2)[:, :, 0]
+        return np.where(path_bt >= 0, picked, 0.0)
+
+    def pytorch_crf(self, device: str = "cpu") -> Callable[[], list[list[int]]]:
+        """The baseline: decodes on a device, and brings the paths back as lists.
+
+        Raises:
+            BackendUnavailableError: pytorch-crf is not installed.
+        """
+        import torch
+
+        try:
+            from torchcrf import CRF
+        except ImportError as error:
+            raise BackendUnavailableError(
+                "the baseline pytorch-crf is not installed; pip install pytorch-crf==0.7.2"
+            ) from error
+        crf = CRF(len(TAGS), batch_first=True)
+        targets = (crf.start_transitions, crf.transitions, crf.end_transitions)
+        with torch.no_grad():
+            for parameter, values in zip(targets, self.parameters.values(), strict=True):
+                parameter.copy_(torch.from_numpy(values))
+        crf = crf.to(device)
+        emissions = torch.from_numpy(np.asarray(self.emissions_bty)).to(device)
+        steps = torch.arange(emissions.shape[1])
+        mask = (steps < torch.from_numpy(self.lengths_b)[:, None]).to(device)
+
+        def decode() -> list[list[int]]:
+            with torch.no_grad():
+                paths: list[list[int]] = crf.decode(emissions, mask)
+            return paths
+
+        return decode
+
+    def describe(self, kernel: str) -> dict[str, Any]:
+        """Its sizes, for a row."""
+        batch, steps, tags = self.emissions_bty.shape
+        dtype = str(self.emissions_bty.dtype)
+        return {"kernel": kernel, "batch": batch, "steps": steps, "tags": tags, "dtype": dtype}
+
+
 def chain_calls(batch: int, steps: int, ragged: bool, backends: tuple[str, ...]) -> Calls:
     """pytorch-crf and our decoders on the same random chain, after checking that paths agree."""
     import torch
 
-    try:
-        from torchcrf import CRF
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "the baseline pytorch-crf is not installed; pip install pytorch-crf==0.7.2"
-        ) from error
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    emissions = rng.standard_normal((batch, steps, len(TAGS))).astype(np.float32)
-    lengths = rng.integers(steps // 2, steps + 1, batch) if ragged else np.full(batch, steps)
-    lengths[0] = steps
-    crf = CRF(len(TAGS), batch_first=True)
-    arrays = [
-        rng.standard_normal(tuple(parameter.shape)).astype(np.float32)
-        for parameter in (crf.start_transitions, crf.transitions, crf.end_transitions)
-    ]
-    mask = torch.arange(steps) < torch.from_numpy(lengths)[:, None]
-    emissions_btt = torch.from_numpy(emissions)
-
-    def baseline() -> Any:
-        with torch.no_grad():
-            return crf.decode(emissions_btt, mask)
-
-    with torch.no_grad():
-        for parameter, array in zip(
-            (crf.start_transitions, crf.transitions, crf.end_transitions), arrays, strict=True
-        ):
-            parameter.copy_(torch.from_numpy(array))
+    chain = TimedChain.draw(batch, steps, shortest=steps // 2 if ragged else None)
+    baseline = chain.pytorch_crf()
     calls: Calls = {"pytorch-crf": baseline}
     expected = baseline()
+    parameters: dict[str, Any] = dict(chain.parameters)
     for backend in backends:
         call = partial(
-            viterbi_decode,
-            emissions,
-            lengths,
-            start_y=arrays[0],
-            transitions_yy=arrays[1],
-            end_y=arrays[2],
-            backend=backend,
+            viterbi_decode, chain.emissions_bty, chain.lengths_b, **parameters, backend=backend
         )
         tags, _ = call()
         for row, path in zip(tags, expected, strict=True):

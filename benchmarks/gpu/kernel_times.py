@@ -8,12 +8,13 @@ result is compared with NumPy's.
 Shape letters: B sequences, T steps, Y tags.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from amlr.benchmarks.decoders import TAGS
-from amlr.benchmarks.gpu.kernel_baselines import TimedChain, baseline_rows
+from amlr.benchmarks.decoders import TAGS, TimedChain
+from amlr.benchmarks.gpu.kernel_baselines import baseline_rows
 from amlr.benchmarks.gpu.kernel_clock import DeviceClock, Sizes, memory_floor
 from amlr.benchmarks.gpu.kernel_unit_times import UNIT_TAGS, unit_rows
 from amlr.errors import AmlrError
@@ -74,7 +75,8 @@ def _linear_rows(clock: DeviceClock, library: KernelLibrary, sizes: Sizes) -> Ro
     for half in sizes.halves:
         kernels = LinearKernels(library, tags=len(TAGS), half=half)
         if not half:  # the least a launch takes: one warp that only writes padding
-            rows.append(_linear_row(clock, kernels, TimedChain.draw(1, sizes.steps, lengths=0)))
+            nothing = replace(TimedChain.draw(1, sizes.steps), lengths_b=np.zeros(1, np.int64))
+            rows.append(_linear_row(clock, kernels, nothing))
             rows[-1] |= {"kernel": "launch floor", "goal_us": None}
         for batch in sizes.batches:
             chain = TimedChain.draw(batch, sizes.steps, half=half)
