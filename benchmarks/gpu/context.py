@@ -26,8 +26,8 @@ class Context:
 
     Attributes:
         kit: Folder that `amlr.benchmarks.gpu.kit` filled.
-        work: Takes what is unpacked from it.
-        out: Takes results.
+        work: Takes what is unpacked from it; kept between runs on one machine.
+        out: Takes `results.jsonl` and `log.txt`.
         smoke: One repetition of everything.
         dry: On the CPU, with stand-ins for what needs a GPU.
         variants: Names of the variants to measure; empty for all of a bundle.

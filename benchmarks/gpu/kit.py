@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from amlr.benchmarks.gpu.context import Context
 from amlr.benchmarks.gpu.recipe import FileTensor, Pool, Recipe, describe
 from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import ExportError, InputError
@@ -162,8 +163,6 @@ def _write_posts(part: Path, posts: Sequence[Post], size: int) -> None:
 
 def _check(part: Path, aside: Path) -> None:
     """Make the bundle from the part alone, and let it answer the posts."""
-    from amlr.benchmarks.gpu.context import Context
-
     plan = aside / f"{part.name}.plan"
     try:
         unpack_part(part, plan)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amlr.benchmarks.gpu.rows import RESULTS, append_row
+from amlr.benchmarks.gpu.context import Context
+from amlr.benchmarks.gpu.rows import RESULTS, append_row, read_rows
 from amlr.benchmarks.gpu.steps import STEPS, Step
 
 # Kept for the last lines of the report.
@@ -20,29 +21,17 @@ LOG = "log.txt"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One run.
+@dataclass(frozen=True, kw_only=True)
+class Run(Context):
+    """Steps in the same surroundings.
 
     Attributes:
-        kit: Folder that `amlr.benchmarks.gpu.kit` filled.
-        out: Takes `results.jsonl` and `log.txt`.
-        work: Takes what is unpacked; kept between runs on one machine.
         budget: Seconds for everything.
-        smoke: One repetition of everything.
-        dry: On the CPU, with stand-ins for what needs a GPU.
         steps: Names of the steps to run; empty for all.
-        variants: Names of the variants to measure; empty for all of a bundle.
     """
 
-    kit: Path
-    out: Path
-    work: Path
     budget: float
-    smoke: bool = False
-    dry: bool = False
     steps: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
 
 
 Launch = Callable[[Run, Step, float], tuple[str, str]]
@@ -137,8 +126,6 @@ def _in_a_process(run: Run, step: Step, limit: float) -> tuple[str, str]:
 
 def _outcome(results: Path, name: str, code: int) -> tuple[str, str]:
     """What the step itself said, or what its exit code says."""
-    from amlr.benchmarks.gpu.rows import read_rows
-
     own = [row for row in read_rows(results) if row.get("step") == name]
     said = own[-1] if own and own[-1].get("kind") == "outcome" else None
     if said is not None:

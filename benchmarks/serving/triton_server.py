@@ -14,7 +14,6 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from amlr.benchmarks.serving.processes import free_ports
@@ -182,11 +181,6 @@ class TritonServer:
         self._process.kill()
         self._process.wait()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
