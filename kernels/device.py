@@ -51,9 +51,6 @@ class Stream(Protocol):
     def synchronize(self) -> None:
         """Wait until everything enqueued so far is done."""
 
-    def wait(self, event: "Event") -> None:
-        """Let later work on this stream wait for an event, without blocking the host."""
-
     def close(self) -> None:
         """Destroy the stream."""
 
@@ -118,9 +115,6 @@ class Device(Protocol):
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Copy within the device."""
-
-    def fill(self, pointer: int, value: int, nbytes: int, stream: Stream) -> None:
-        """Set bytes to a value."""
 
     def stream(self) -> Stream:
         """A new stream that does not wait for the default stream."""

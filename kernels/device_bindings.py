@@ -41,9 +41,6 @@ class _Stream:
     def synchronize(self) -> None:
         _call(cuda.cuStreamSynchronize, self._stream)
 
-    def wait(self, event: "_Event") -> None:
-        _call(cuda.cuStreamWaitEvent, self._stream, event.raw, 0)
-
     def close(self) -> None:
         _call(cuda.cuStreamDestroy, self._stream)
 
@@ -140,9 +137,6 @@ class _Device:
 
     def copy(self, target: int, source: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.cuMemcpyDtoDAsync, target, source, nbytes, stream.handle)
-
-    def fill(self, pointer: int, value: int, nbytes: int, stream: _Stream) -> None:
-        _call(cuda.cuMemsetD8Async, pointer, value, nbytes, stream.handle)
 
     def stream(self) -> _Stream:
         return _Stream()

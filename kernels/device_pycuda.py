@@ -42,9 +42,6 @@ class _Stream:
     def synchronize(self) -> None:
         _call(self.raw.synchronize)
 
-    def wait(self, event: "_Event") -> None:
-        _call(self.raw.wait_for_event, event.raw)
-
     def close(self) -> None:
         self.raw = None
 
@@ -130,9 +127,6 @@ class _Device:
 
     def copy(self, target: int, source: int, nbytes: int, stream: _Stream) -> None:
         _call(cuda.memcpy_dtod_async, target, source, nbytes, stream.raw)
-
-    def fill(self, pointer: int, value: int, nbytes: int, stream: _Stream) -> None:
-        _call(cuda.memset_d8_async, pointer, value, nbytes, stream.raw)
 
     def stream(self) -> _Stream:
         return _Stream()

@@ -41,9 +41,6 @@ class DoubleStream:
         if self.recording is not None:
             raise DeviceError("a capture must not wait")
 
-    def wait(self, event: Any) -> None:
-        pass
-
     def close(self) -> None:
         self.closed = True
         del self.device.streams[self.handle]
@@ -173,11 +170,6 @@ class DoubleDevice:
         self._check(target, nbytes)
         self._check(source, nbytes)
         stream.enqueue(lambda: _ignore(ctypes.memmove(target, source, nbytes)))
-
-    def fill(self, pointer: int, value: int, nbytes: int, stream: DoubleStream) -> None:
-        self._require_context()
-        self._check(pointer, nbytes)
-        stream.enqueue(lambda: _ignore(ctypes.memset(pointer, value, nbytes)))
 
     # Streams and graphs ----------------------------------------------------------------------
 

@@ -30,9 +30,6 @@ class ShimStream:
     def synchronize(self) -> None:
         pass
 
-    def wait(self, event: Event) -> None:
-        pass
-
     def close(self) -> None:
         pass
 
@@ -130,10 +127,6 @@ class ShimDevice:
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         ctypes.memmove(target, source, nbytes)
-
-    def fill(self, pointer: int, value: int, nbytes: int, stream: Stream) -> None:
-        ctypes.memset(pointer, value, nbytes)
-        self._mark(pointer, nbytes)
 
     def stream(self) -> ShimStream:
         return ShimStream()
