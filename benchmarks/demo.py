@@ -11,8 +11,9 @@ import click
 from amlr.benchmarks.data import BenchPost, generated_posts
 from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
+from amlr.export.parity import entity_keys
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Entity, Result
+from amlr.runtime.results import Entity, Post, Result
 
 POSTS = 3
 # Among these, posts whose picture changes the answer are shown first.
@@ -40,21 +41,16 @@ def choose(engine: Engine, posts: tuple[BenchPost, ...]) -> list[tuple[BenchPost
     """Three labelled posts with a picture, each with its answers with and without it."""
     shown = [item for item in posts if item.gold and item.post.image is not None]
     seen = engine.tag_batch([item.post for item in shown])
-    blind = engine.tag_batch([type(item.post)(item.post.text, None, item.post.words)
-                              for item in shown])  # fmt: skip
+    blind = engine.tag_batch([Post(item.post.text, None, item.post.words) for item in shown])
     answers = list(zip(shown, seen, blind, strict=True))
     # A stable sort: the order within each group is the data's own.
-    answers.sort(key=lambda answer: _labels(answer[1]) == _labels(answer[2]))
+    answers.sort(key=lambda row: entity_keys(row[1].entities) == entity_keys(row[2].entities))
     return answers[:POSTS]
 
 
 def describe(entities: tuple[Entity, ...]) -> str:
     """Entities in one line."""
     return ", ".join(f"{e.text} [{e.label} {e.score:.2f}]" for e in entities) or "(none)"
-
-
-def _labels(result: Result) -> list[tuple[int, int, str]]:
-    return [(entity.start, entity.end, entity.label) for entity in result.entities]
 
 
 def main() -> None:

@@ -234,8 +234,7 @@ def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
     save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
     try:
         options = ExportOptions(keep_reference=False, precisions=precisions)
-        with log_to_stderr("amlr.export"):
-            export_checkpoint(ckpt, out, options)
+        export_checkpoint(ckpt, out, options)
     finally:
         ckpt.unlink()
 
@@ -293,6 +292,7 @@ def sizes(kit: Path) -> list[str]:
 @click.option("--kernels", is_flag=True, help="Record our kernels' launches and compile them.")
 @click.option("--posts", type=FilePath, help="Posts for --small: JSON lines or CoNLL.")
 @click.option("--images", type=FilePath, help="Folder of their pictures.")
+@log_to_stderr("amlr")
 def kit_command(
     out: Path,
     wheels: Path | None,
@@ -304,11 +304,10 @@ def kit_command(
 ) -> None:
     """Fill a kit, part by part; parts that are not named stay as they are."""
     if wheels is not None:
-        with log_to_stderr("amlr.benchmarks"):
-            add_wheels(out, wheels)
+        add_wheels(out, wheels)
     if paper is not None:
         read_manifest(paper[1])
-        click.echo("packing the paper preset", err=True)
+        _log.info("packing the paper preset")
         add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
     if small is not None:
         from amlr.export.posts import read_posts
