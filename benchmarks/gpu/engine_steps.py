@@ -13,14 +13,13 @@ from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.benchmarks.harness.timing import run_threads
-from amlr.export.parity import entity_keys
+from amlr.export.parity import Answer, ask, compare, entity_keys
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.providers.base import DecodesItself
 from amlr.runtime.radii import Radii
 from amlr.runtime.results import Post
-from amlr.runtime.windows import PostScores
 
 SMALL = "small"
 THREADS = (1, 16)
@@ -114,25 +113,21 @@ def small(context: Context) -> Iterator[Row]:
 def certificates(context: Context, bundle: Bundle) -> Row:
     """float16 answers within radii measured on one half of the posts, judged on the other half."""
     posts = context.posts(SMALL)
-    scored: dict[str, list[PostScores]] = {}
+    answers: list[list[Answer]] = []
     for precision in ("fp32", "fp16"):
         with Engine.load(
             bundle.path, provider=context.provider, precision=precision, check="off"
         ) as engine:
-            found = [post.scores for post in engine.pipeline.score(posts)]
-        scored[precision] = [scores for scores in found if scores is not None]
-    exact, low = scored["fp32"], scored["fp16"]
-    half = len(exact) // 2
-    errors = np.array([_errors(a, b) for a, b in zip(exact, low, strict=True)])
+            answers.append(ask(engine, posts))
+    errors = compare(*answers).errors_p2
+    half = len(posts) // 2
     units, tokens = errors[:half].max(axis=0).tolist()
-    decoder, radii = (
-        Decoder.of(bundle),
-        Radii(units=units, tokens=tokens, posts=half, steps=0, blocks=frozenset()),
-    )
-    sure = decoder.certify(low[half:], [radii] * len(low[half:]))
-    answers = [decoder.entities(part[half:]) for part in (exact, low)]
+    radii = Radii(units=units, tokens=tokens, posts=half, steps=0, blocks=frozenset())
+    judged = [(one, other) for one, other in zip(*answers, strict=True)][half:]
+    scores = [other.scores for _, other in judged if other.scores is not None]
+    sure = Decoder.of(bundle).certify(scores, [radii] * len(scores))
     same = np.array(
-        [entity_keys(one) == entity_keys(other) for one, other in zip(*answers, strict=True)]
+        [one.entities == other.entities for one, other in judged if other.scores is not None]
     )
     wrong = int((sure & ~same).sum())
     row: Row = {
@@ -142,13 +137,6 @@ def certificates(context: Context, bundle: Bundle) -> Row:
         "beyond_radii": int((errors[half:] > errors[:half].max(axis=0)).any(axis=1).sum()),
     }  # fmt: skip
     return row | {"failed": f"{wrong} certified answers differ from float32's"} if wrong else row
-
-
-def _errors(exact: PostScores, low: PostScores) -> tuple[float, float]:
-    """Largest error of z_class - z_none and of the emissions."""
-    gains = [p.unit_logits_uc[:, 1:] - p.unit_logits_uc[:, :1] for p in (exact, low)]
-    units = float(np.abs(gains[0] - gains[1]).max(initial=0.0))
-    return units, float(np.abs(exact.emissions_ty - low.emissions_ty).max(initial=0.0))
 
 
 def _precisions(context: Context, bundle: Bundle) -> list[str]:
