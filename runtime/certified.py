@@ -97,6 +97,7 @@ class Certified:
             prepare_exact: Called once, before the float32 tier is first used.
         """
         self._low = self.first = low
+        self._exact = exact
         self.radii = dict(radii)
         self.pictures = low if PICTURE in radii else exact
         names = low.provider.precision, exact.provider.precision
@@ -184,14 +185,20 @@ class Certified:
                 self._counts[stage] += 1
         return [answers[row] for row in range(len(posts))]
 
-    def _score(self, stage: str, posts: Sequence[Post]) -> list[ScoredPost]:
-        if not posts:
-            return []
-        if stage != LOW and self._prepare_exact is not None:
+    def exact(self) -> Pipeline:
+        """The float32 tier, checked."""
+        if self._prepare_exact is not None:
             with self._preparing:
                 if self._prepare_exact is not None:
                     self._prepare_exact()
                     self._prepare_exact = None
+        return self._exact
+
+    def _score(self, stage: str, posts: Sequence[Post]) -> list[ScoredPost]:
+        if not posts:
+            return []
+        if stage != LOW:
+            self.exact()
         return self._scorers[stage](posts)
 
     def _certified(

@@ -340,7 +340,7 @@ class Engine:
         self._check_usable()
         return [
             raw_of(scored, self.manifest)
-            for scored in self._pipeline.score(list(posts), every=all_units)
+            for scored in self.strategy.exact().score(list(posts), every=all_units)
         ]
 
     def close(self) -> None:

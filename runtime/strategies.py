@@ -56,6 +56,9 @@ class Strategy(Protocol):
     def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
         """Raw float32 scores of one post, read with its picture where its answer was."""
 
+    def exact(self) -> Pipeline:
+        """What gives raw scores: float32 where there are two tiers."""
+
     def close(self) -> None:
         """Release what it holds besides the engine's own pipeline."""
 
@@ -76,6 +79,10 @@ class Always:
     def scores(self, post: Post, decoder: Decoder) -> ScoredPost:
         """Raw scores of one post."""
         return next(self._pipeline.score([post]))
+
+    def exact(self) -> Pipeline:
+        """The one pipeline."""
+        return self._pipeline
 
     def close(self) -> None:
         """The pipeline is its owner's."""
@@ -121,6 +128,10 @@ class WhenNeeded:
         """Raw scores of one post."""
         ((answer,),) = self.answers([post], decoder)
         return answer.scored
+
+    def exact(self) -> Pipeline:
+        """The one pipeline."""
+        return self._pipeline
 
     def close(self) -> None:
         """The pipeline is its owner's."""

@@ -197,6 +197,8 @@ def test_two_processes_choose_alike_and_float32_waits_for_the_first_climb(
         for _ in range(2):  # it is checked before every use until it passes
             with pytest.raises(ParityError):
                 engine.tag("Jordan in Paris " * 20)
+        with pytest.raises(ParityError):
+            engine.raw([Post("Jordan")])
 
 
 @pytest.mark.parametrize(
