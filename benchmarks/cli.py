@@ -1,6 +1,7 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from itertools import product
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amlr.cli_support import AmlrCommand, log_to_stderr
-from amlr.errors import AmlrError, InputError, ParityError
+from amlr.errors import AmlrError, BackendUnavailableError, InputError, ParityError
 from amlr.whole import check_file, write_whole
 
 if TYPE_CHECKING:  # `--help` must not wait for what a run needs
+    from amlr.benchmarks.data import BenchPost
+    from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.report.records import Report
     from amlr.runtime.bundle import Bundle
 
@@ -30,6 +33,7 @@ Examples:
 """
 QUICK_S = 45.0
 """A quick run ends within a minute: the last call under way, and the report, come on top."""
+_log = logging.getLogger(__name__)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -143,7 +147,7 @@ def bench_command(**given: Any) -> None:
 
 
 def _listings(given: dict[str, Any]) -> None:
-    from amlr.benchmarks.harness.workloads import ALL
+    from amlr.benchmarks.harness.workloads import CHOICES
     from amlr.benchmarks.systems.registry import PEERS
 
     if given["peers"] == "list":
@@ -151,7 +155,7 @@ def _listings(given: dict[str, Any]) -> None:
             click.echo(f"{name:18} {entry.about}")
         raise click.exceptions.Exit(0)
     if given["workloads"] == "list":
-        click.echo("\n".join(ALL))
+        click.echo("\n".join(CHOICES))
         raise click.exceptions.Exit(0)
 
 
@@ -160,21 +164,22 @@ def _run(given: dict[str, Any]) -> "Report":
     from amlr.benchmarks.data import load_data
     from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.harness.timing import Deadline
-    from amlr.benchmarks.harness.workloads import ALL, QUICK, check_groups
+    from amlr.benchmarks.harness.workloads import CHOICES, HOST, QUICK, check_groups
     from amlr.benchmarks.run import run_benchmark
     from amlr.benchmarks.systems.tiers import Tiers, explain_auto, open_tiers
     from amlr.runtime.bundle import Bundle
 
     quick = given["quick"]
-    groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else ALL
+    groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else CHOICES
     check_groups(groups)
+    groups = () if given["parity_only"] else groups
     peers = _peers(given["peers"], quick=quick)
     bundle = Bundle.open(given["engine"])
     providers, precisions = _split(given["provider"]), _split(given["precision"])
     _check_tiers(bundle, providers, precisions)
     options = RunOptions(
         engine=given["engine"],
-        groups=() if given["parity_only"] else groups,
+        groups=tuple(group for group in groups if group != HOST),
         peers=peers,
         threads=given["threads"],
         clock=given["clock"],
@@ -205,10 +210,29 @@ def _run(given: dict[str, Any]) -> "Report":
         if given["calibration"]:
             tier = opened[0].tiers[0]
             report.calibration = calibrate(tier, options.threads, data.posts)
+        if HOST in groups:
+            _measure_host(report, options, data.posts)
     finally:
         for tiers in opened:
             tiers.close()
     return report
+
+
+def _measure_host(
+    report: "Report",
+    options: "RunOptions",
+    posts: Sequence["BenchPost"],
+) -> None:
+    from amlr.benchmarks.host import measure_host
+
+    if options.deadline.is_over:
+        report.notes.append("time was up before: host")
+        return
+    _log.info("measuring the host's own cost")
+    try:
+        report.host = measure_host(options.engine, posts, quick=options.deadline.is_set)
+    except BackendUnavailableError as error:
+        report.notes.append(str(error))
 
 
 def _check_tiers(bundle: "Bundle", providers: Sequence[str], precisions: Sequence[str]) -> None:

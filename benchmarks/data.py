@@ -160,7 +160,7 @@ def relabelled(posts: Sequence[BenchPost], labels: Sequence[str]) -> tuple[Bench
     )
 
 
-def _photo(number: int) -> bytes:
+def photo(number: int) -> bytes:
     """A drawn picture as a JPEG of a photo's usual size; the same number gives the same bytes."""
     rng = np.random.default_rng(number)
     drawn = draw_picture(KINDS[number % len(KINDS)], rng, is_dev=True)
@@ -179,7 +179,7 @@ def with_pictures(posts: list[BenchPost]) -> tuple[list[BenchPost], int]:
     filled = []
     for number, item in enumerate(posts):
         if item.post.image is None:
-            picture = _photo(number)
+            picture = photo(number)
             filled.append(replace(item, post=Post(item.post.text, picture, item.post.words)))
             generated += 1
         else:

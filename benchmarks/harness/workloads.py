@@ -38,6 +38,9 @@ BLOCK = ("block", "block-text-only")
 END_TO_END = tuple(f"end-to-end-{name}" for name in MAIN)
 GROWTH = ("growth-length", "growth-batch", "growth-images", "growth-posts")
 ALL = (*MAIN, *END_TO_END, *BLOCK, *GROWTH)
+# The host is measured without peers, by `amlr.benchmarks.host`.
+HOST = "host"
+CHOICES = (*ALL, HOST)
 QUICK = (*MAIN, "end-to-end-cold")
 # Peers that growth curves show; the others would only make the run long.
 GROWTH_PEERS = ("research", "eager-exact", "openvino")
@@ -139,9 +142,9 @@ def check_groups(groups: Sequence[str]) -> None:
     Raises:
         InputError: A group has no such name.
     """
-    unknown = [name for name in groups if name not in ALL]
+    unknown = [name for name in groups if name not in CHOICES]
     if unknown:
-        raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(ALL)}")
+        raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(CHOICES)}")
 
 
 def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:

@@ -1,6 +1,7 @@
 """A short Markdown summary, for a pull request or a README."""
 
 from amlr.benchmarks.report.figures import markdown_table, number, ratio_text
+from amlr.benchmarks.report.host import host_markdown
 from amlr.benchmarks.report.records import Report
 from amlr.benchmarks.report.tables import (
     BASELINES,
@@ -40,6 +41,7 @@ def render_markdown(report: Report) -> str:
                 "posts/s", *(f"x {name}" for name in BASELINES)]  # fmt: skip
         listed = markdown_table(head, [_cells(line) for line in lines])
         parts += ["", "<details><summary>Every system</summary>", "", listed, "", "</details>"]
+    parts += host_markdown(report)
     skipped = [peer for peer in report.peers if peer.status != "measured"]
     if skipped:
         parts += ["", "Not measured:"]

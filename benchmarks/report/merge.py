@@ -61,6 +61,7 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         peers=_peers(reports),
         roofline=_known(report.roofline for report in reports),
         calibration=_known(report.calibration for report in reports),
+        host=next((report.host for report in reversed(reports) if report.host), []),
         notes=_unique(note for report in reports for note in report.notes),
     )
 

@@ -12,6 +12,7 @@ ENGINE_PREFIX = "amlr-"
 SCHEMA_VERSION = 1
 Count = Annotated[int, Ge(0)]
 Figure = Annotated[float, Ge(0)] | None
+CacheState = Literal["cold", "warm", "repeated"]
 Span = tuple[int, int, str]
 Bin = tuple[int, float | None, float | None]
 
@@ -321,6 +322,27 @@ class CalibrationRecord:
     refitted: Refit | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    """Processor time of the host for one post, beside an engine that answers at once.
+
+    Attributes:
+        kind: Text alone, or with a picture that is cached or not.
+        state: What the text's caches knew: nothing, other posts, these posts.
+        batch: Posts a call.
+        us_per_post: Microseconds of all stages, certificate apart.
+        stages_us: Microseconds of each stage.
+        certificate_us: Microseconds that a certificate takes where one is asked for.
+    """
+
+    kind: str
+    state: CacheState
+    batch: Annotated[int, Ge(1)]
+    us_per_post: Annotated[float, Ge(0)]
+    stages_us: dict[str, Annotated[float, Ge(0)]]
+    certificate_us: Figure = None
+
+
 @dataclass(slots=True, kw_only=True)
 class Report:
     """One run, or several merged; `bench.json` is its fields."""
@@ -337,6 +359,7 @@ class Report:
     resources: ResourcesRecord
     roofline: RooflineRecord | None = None
     calibration: CalibrationRecord | None = None
+    host: list[HostRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
