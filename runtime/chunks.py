@@ -1,17 +1,18 @@
 """Words and subwords of text by chunks, the runs of characters between white space.
 
 No word rule looks past white space, and every word is tokenized on its own, so a chunk always gives
-the same words and subwords, and most chunks of a post were seen before. What a chunk gave is kept;
-the chunks of a call that are new go through the word rule and the tokenizer together. Where the
-pre-tokenizer looks at the character before a chunk (`'s` is one piece after a line's end and two
-after a blank in GPT-2's), a chunk is known together with that character.
+the same words, a word the same subwords, and most of both were seen before. What they gave is kept;
+the chunks of a call that are new go through the word rule together, and their words that are new
+through the tokenizer. Where the pre-tokenizer looks at the character before a chunk (`'s` is one
+piece after a line's end and two after a blank in GPT-2's), a chunk is known together with that
+character.
 """
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain, islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,13 @@ import numpy.typing as npt
 from amlr.runtime.pieces import SOLID
 from amlr.runtime.words import replace_surrogates
 
+T = TypeVar("T")
 # A chunk and the white space before it.
 _LED = re.compile(r"\s?\S+")
 Spans = npt.NDArray[np.int32]
-Tokens = tuple[list[int], list[tuple[int, int]]]
 URL_PREFIXES = ("http://", "https://", "www.")
-# Some 700 bytes a chunk.
-MOST_CHUNKS, LONGEST_CHUNK = 20_000, 64
+# Some 500 bytes a chunk, 200 a word.
+MOST_KNOWN, LONGEST_KNOWN = 20_000, 64
 
 
 class Chunk(NamedTuple):
@@ -36,14 +37,26 @@ class Chunk(NamedTuple):
         counts: Subwords of each word, N.
         shapes: Shape class of each word, N.
         ids: Token ids, T.
-        offsets: Start and end of each subword, 2 T.
     """
 
     spans: tuple[int, ...]
     counts: tuple[int, ...]
     shapes: tuple[int, ...]
     ids: tuple[int, ...]
-    offsets: tuple[int, ...]
+
+
+class PlacedChunks(NamedTuple):
+    """The chunks of several texts, one after another.
+
+    Attributes:
+        counts: Chunks of each text.
+        starts: Place of each chunk in its text.
+        chunks: What it gives.
+    """
+
+    counts: list[int]
+    starts: list[int]
+    chunks: list[Chunk]
 
 
 def word_shape(word: str) -> int:
@@ -64,6 +77,24 @@ def word_shape(word: str) -> int:
     if word[0].isupper():
         return 6 if word[1:].islower() else 7
     return 8
+
+
+class _Known(Generic[T]):
+    """What texts gave, up to a number of them. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, T] = {}
+        self._lock = threading.Lock()
+
+    def keep(self, made: Mapping[str, T]) -> None:
+        """Add short ones."""
+        with self._lock:
+            # Rebuilt from what is in use now: simpler than an order of use, and hardly slower.
+            if len(self.values) + len(made) > MOST_KNOWN:
+                self.values = {}
+            for text, value in made.items():
+                if len(text) <= LONGEST_KNOWN and len(self.values) < MOST_KNOWN:
+                    self.values[text] = value
 
 
 class ChunkReader:
@@ -91,61 +122,79 @@ class ChunkReader:
         """
         self._tokenizer, self._split, self._looks_back = tokenizer, split, looks_back
         self._url_text, self._unk_id, self._limit = url_text, unk_id, word_limit
-        self._known: dict[str, Chunk] = {}
-        self._lock = threading.Lock()
+        self._known_chunks: _Known[Chunk] = _Known()
+        self._known_words: _Known[tuple[int, ...]] = _Known()
 
-    def read(self, texts: Sequence[tuple[str, Spans | None]]) -> list[list[tuple[int, Chunk]]]:
+    def read(self, texts: Sequence[tuple[str, Spans | None]]) -> PlacedChunks:
         """Chunks of each text, with the place of each.
 
         Args:
-            texts: Text and the spans of its words, or None for the word rule.
+            texts: Text and the spans of its words, or None for the word rule. A text whose words
+                are given is one chunk.
         """
-        pattern = _LED if self._looks_back else SOLID
-        placed = [
-            [(m.start(), m.group()) for m in pattern.finditer(replace_surrogates(text))]
-            if spans is None
-            else []
-            for text, spans in texts
-        ]
-        chunks = self._chunks({chunk for of_text in placed for _, chunk in of_text})
-        return [
-            [(start + chunk[0].isspace(), chunks[chunk]) for start, chunk in of_text]
-            if spans is None
-            else self._whole(text, spans)
-            for of_text, (text, spans) in zip(placed, texts, strict=True)
-        ]
+        counts: list[int] = []
+        starts: list[int] = []
+        pieces: list[str] = []
+        whole: dict[int, Chunk] = {}
+        for text, spans in texts:
+            text = replace_surrogates(text)
+            if spans is None:
+                of_text = self._pieces(text, starts)
+                pieces += of_text
+                counts.append(len(of_text))
+            else:
+                if len(spans):
+                    whole[len(pieces)] = self._whole(text, spans)
+                    pieces.append("")
+                    starts.append(0)
+                counts.append(min(1, len(spans)))
+        return PlacedChunks(counts, starts, self._chunks(pieces, whole))
 
-    def _chunks(self, wanted: set[str]) -> dict[str, Chunk]:
-        """Every chunk that is asked for."""
-        known = self._known
-        chunks = {text: known[text] for text in wanted if text in known}
-        new = sorted(wanted - chunks.keys())
+    def _pieces(self, text: str, starts: list[int]) -> list[str]:
+        """The chunks of a text; the place of each, white space left out, is added to `starts`."""
+        if self._looks_back:
+            led = [(match.start(), match.group()) for match in _LED.finditer(text)]
+            starts += [start + chunk[0].isspace() for start, chunk in led]
+            return [chunk for _, chunk in led]
+        pieces = text.split()
+        place = 0
+        places = []
+        for piece in pieces:
+            places.append(place)
+            place += len(piece) + 1
+        # Single blanks between chunks and none around them, as in most posts.
+        is_plain = place == len(text) + 1
+        starts += places if is_plain else [match.start() for match in SOLID.finditer(text)]
+        return pieces
+
+    def _chunks(self, pieces: Sequence[str], whole: Mapping[int, Chunk]) -> list[Chunk]:
+        """Every chunk that is asked for; those of `whole` are at hand."""
+        known = self._known_chunks.values
+        found = [known.get(piece) for piece in pieces]
+        for place, chunk in whole.items():
+            found[place] = chunk
+        new = {piece: None for piece, chunk in zip(pieces, found, strict=True) if chunk is None}
         if not new:
-            return chunks
-        made = dict(zip(new, self._make(new), strict=True))
-        with self._lock:
-            # Rebuilt from what is in use now: simpler than an order of use, and hardly slower.
-            if len(known) + len(made) > MOST_CHUNKS:
-                self._known = known = {}
-            for text, chunk in made.items():
-                if len(text) <= LONGEST_CHUNK and len(known) < MOST_CHUNKS:
-                    known[text] = chunk
-        return chunks | made
+            return [chunk for chunk in found if chunk is not None]
+        made = dict(zip(new, self._make(list(new)), strict=True))
+        self._known_chunks.keep(made)
+        return [chunk or made[piece] for piece, chunk in zip(pieces, found, strict=True)]
 
     def _make(self, wanted: Sequence[str]) -> list[Chunk]:
         """Run the word rule and the tokenizer over several chunks at once."""
         led = [chunk if chunk[0].isspace() else f" {chunk}" for chunk in wanted]
-        texts, words = [chunk[1:] for chunk in led], self._words(led)
+        texts, spans = [chunk[1:] for chunk in led], self._words(led)
         if self._looks_back:
             for place, chunk in enumerate(wanted):
                 if not chunk[0].isspace():  # the beginning of a text
-                    words[place] = list(map(tuple, self._split(chunk).tolist()))
-        tokens = self._tokenize(
-            [text[a:b] for text, of_chunk in zip(texts, words, strict=True) for a, b in of_chunk]
-        )
+                    spans[place] = list(map(tuple, self._split(chunk).tolist()))
+        words = [
+            [text[a:b] for a, b in of_chunk] for text, of_chunk in zip(texts, spans, strict=True)
+        ]
+        ids = iter(self._ids(list(chain.from_iterable(words))))
         return [
-            _chunk(text, of_chunk, [next(tokens) for _ in of_chunk])
-            for text, of_chunk in zip(texts, words, strict=True)
+            _chunk(of_chunk, its_words, list(islice(ids, len(its_words))))
+            for of_chunk, its_words in zip(spans, words, strict=True)
         ]
 
     def _words(self, led: Sequence[str]) -> list[list[tuple[int, int]]]:
@@ -153,71 +202,90 @@ class ChunkReader:
         spans = self._split("".join(led))
         ends = np.cumsum([len(chunk) for chunk in led])
         bounds = np.searchsorted(spans[:, 0], ends).tolist()
+        flat = spans.tolist()
         words: list[list[tuple[int, int]]] = []
-        begin = 0
+        begin = start = 0
         for chunk, stop, end in zip(led, bounds, ends.tolist(), strict=True):
             start = end - len(chunk) + 1
-            words.append([(a - start, b - start) for a, b in spans[begin:stop].tolist()])
+            words.append([(a - start, b - start) for a, b in flat[begin:stop]])
             begin = stop
         return words
 
-    def _whole(self, text: str, spans: Spans) -> list[tuple[int, Chunk]]:
+    def _whole(self, text: str, spans: Spans) -> Chunk:
         """A text whose words were given, as one chunk."""
-        text = replace_surrogates(text)
-        words = [(a, b) for a, b in spans.tolist()]
-        if not words:
-            return []
-        return [(0, _chunk(text, words, list(self._tokenize([text[a:b] for a, b in words]))))]
+        pairs = [(a, b) for a, b in spans.tolist()]
+        words = [text[a:b] for a, b in pairs]
+        return _chunk(pairs, words, self._ids(words))
 
-    def _tokenize(self, words: Sequence[str]) -> Iterator[Tokens]:
-        """Ids and offsets within the word, for each word; at least one subword each."""
-        urls = [
-            self._url_text is not None and word[:8].lower().startswith(URL_PREFIXES)
-            for word in words
+    def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of each word, at least one."""
+        read_as = [self._read_as(word) for word in words]
+        known = self._known_words.values
+        found = [known.get(word) for word in read_as]
+        new = list({word: None for word, ids in zip(read_as, found, strict=True) if ids is None})
+        made = dict(zip(new, self._tokenize(new), strict=True))
+        self._known_words.keep(made)
+        return [ids or made[word] for word, ids in zip(read_as, found, strict=True)]
+
+    def _read_as(self, word: str) -> str:
+        is_url = word[:8].lower().startswith(URL_PREFIXES)
+        return self._url_text if is_url and self._url_text is not None else word
+
+    def _tokenize(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        ids, counts = self._encode(words)[:2]
+        ends = list(accumulate(counts))
+        return [
+            tuple(ids[end - count : end][: self._limit]) or (self._unk_id,)
+            for end, count in zip(ends, counts, strict=True)
         ]
-        replaced = [self._url_text if u else w for w, u in zip(words, urls, strict=True)]
+
+    def _encode(self, words: Sequence[str]) -> tuple[list[int], list[int], Any]:
+        """Token ids one after another, how many each word gave, and the encoding of them all."""
         if not words:
-            return iter(())
+            return [], [], None
         (encoding,) = self._tokenizer.encode_batch(
-            [replaced], is_pretokenized=True, add_special_tokens=False
+            [words], is_pretokenized=True, add_special_tokens=False
         )
-        counts = np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(words)).tolist()
-        return _tokens(words, urls, counts, encoding, self._unk_id, self._limit)
+        counts = np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(words))
+        return encoding.ids, counts.tolist(), encoding
 
+    def offsets(self, text: str, spans: Spans) -> Spans:
+        """Characters of each subword of a text's words, shape (T, 2).
 
-def _tokens(
-    words: Sequence[str],
-    urls: Sequence[bool],
-    counts: Sequence[int],
-    encoding: Any,
-    unk_id: int,
-    limit: int,
-) -> Iterator[Tokens]:
-    ids, offsets, begin = encoding.ids, encoding.offsets, 0
-    for word, is_url, count in zip(words, urls, counts, strict=True):
-        end = begin + min(count, limit)
-        of_word = ids[begin:end] or [unk_id]
-        # What stands for another text, or for nothing, covers the whole word.
-        whole = is_url or not count
-        places = [(0, len(word))] * len(of_word) if whole else offsets[begin:end]
-        yield of_word, [(min(a, len(word)), min(b, len(word))) for a, b in places]
-        begin += count
+        Args:
+            text: The text.
+            spans: Its words.
+        """
+        text = replace_surrogates(text)
+        words = [text[a:b] for a, b in spans.tolist()]
+        read_as = [self._read_as(word) for word in words]
+        _, counts, encoding = self._encode(read_as)
+        offsets: list[tuple[int, int]] = []
+        begin = 0
+        for (start, end), word, other, count in zip(
+            spans.tolist(), words, read_as, counts, strict=True
+        ):
+            kept = min(count, self._limit)
+            if other is word and count:
+                of_word = encoding.offsets[begin : begin + kept]
+                offsets += [
+                    (start + min(a, len(word)), start + min(b, len(word))) for a, b in of_word
+                ]
+            else:
+                # What stands for another text, or for nothing, covers the whole word.
+                offsets += [(start, end)] * max(1, kept)
+            begin += count
+        return np.array(offsets, np.int32).reshape(-1, 2)
 
 
 def _chunk(
-    text: str,
-    words: Sequence[tuple[int, int]],
-    tokens: Sequence[Tokens],
+    spans: Sequence[tuple[int, int]], words: Sequence[str], ids: Sequence[tuple[int, ...]]
 ) -> Chunk:
+    if len(words) == 1:
+        return Chunk(spans[0], (len(ids[0]),), (word_shape(words[0]),), ids[0])
     return Chunk(
-        spans=tuple(chain.from_iterable(words)),
-        counts=tuple(len(ids) for ids, _ in tokens),
-        shapes=tuple(word_shape(text[start:end]) for start, end in words),
-        ids=tuple(chain.from_iterable(ids for ids, _ in tokens)),
-        offsets=tuple(
-            place + start
-            for (start, _), (_, offsets) in zip(words, tokens, strict=True)
-            for pair in offsets
-            for place in pair
-        ),
+        spans=tuple(chain.from_iterable(spans)),
+        counts=tuple(map(len, ids)),
+        shapes=tuple(map(word_shape, words)),
+        ids=tuple(chain.from_iterable(ids)),
     )

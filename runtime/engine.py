@@ -339,7 +339,7 @@ class Engine:
         """
         self._check_usable()
         return [
-            raw_of(scored, self.manifest)
+            raw_of(scored, self._bundle)
             for scored in self.strategy.exact().score(list(posts), every=all_units)
         ]
 

@@ -3,12 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 
-from amlr.runtime.manifest import Manifest
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.pipeline import ScoredPost
 from amlr.runtime.results import Raw
 
 
-def raw_of(post: ScoredPost, manifest: Manifest) -> Raw:
+def raw_of(post: ScoredPost, bundle: Bundle) -> Raw:
     """The model's own numbers for one post; empty arrays where it has no words.
 
     Raises:
@@ -16,7 +16,7 @@ def raw_of(post: ScoredPost, manifest: Manifest) -> Raw:
     """
     if post.error is not None:
         raise post.error
-    scores = post.scores
+    manifest, scores = bundle.manifest, post.scores
     nothing = np.zeros(0, np.int32)
     if scores is None:
         logits = np.zeros((0, len(manifest.classes)), np.float32)
@@ -25,7 +25,9 @@ def raw_of(post: ScoredPost, manifest: Manifest) -> Raw:
         logits, emissions = scores.unit_logits_uc, scores.emissions_ty
     return Raw(
         input_ids=scores.sequence.input_ids_t if scores else nothing.astype(np.int64),
-        token_offsets=scores.sequence.token_offsets_t2 if scores else nothing.reshape(0, 2),
+        token_offsets=(
+            bundle.encoder.token_offsets(scores.encoded) if scores else nothing.reshape(0, 2)
+        ),
         unit_starts=scores.units.start_step_u if scores else nothing,
         unit_ends=scores.units.end_step_u if scores else nothing,
         unit_probs=_softmax(logits),

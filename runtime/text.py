@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.runtime.chunks import Chunk, ChunkReader
+from amlr.runtime.chunks import ChunkReader, PlacedChunks
 from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter
 
 Ints = npt.NDArray[np.int64]
@@ -82,7 +82,6 @@ class TextWindow:
 
     Attributes:
         input_ids_t: Token ids, first the CLS and last the SEP id, shape (T,).
-        token_offsets_t2: Characters of each subword in the post's text; specials (0, 0).
         shape_ids_t: Shape class 1..8 of the subword's word, 0 for specials, shape (T,).
         first_n: Position of each word's first subword, shape (n,).
         last_n: Position of each word's last subword, shape (n,).
@@ -90,7 +89,6 @@ class TextWindow:
     """
 
     input_ids_t: Ints
-    token_offsets_t2: Ints32
     shape_ids_t: Ints
     first_n: Ints32
     last_n: Ints32
@@ -198,6 +196,15 @@ class TextEncoder:
         flat = FlatTexts(self._reader.read(posts), self.cls_id, self.sep_id)
         return [self._assemble(text, flat, place) for place, (text, _) in enumerate(posts)]
 
+    def token_offsets(self, encoded: EncodedText) -> Ints32:
+        """Characters of each subword of a whole text, specials (0, 0), shape (T, 2).
+
+        They are made when asked for, as no tag needs them.
+        """
+        if not encoded.windows:
+            return np.zeros((0, 2), np.int32)
+        return _framed(self._reader.offsets(encoded.text, encoded.word_spans_n2), 0, 0)
+
     def _assemble(self, text: str, flat: "FlatTexts", place: int) -> EncodedText:
         words, steps = flat.words(place), flat.steps(place)
         spans = flat.spans_w2[words]
@@ -206,7 +213,6 @@ class TextEncoder:
         if steps.stop - steps.start <= self.spec.max_tokens:
             window = TextWindow(
                 input_ids_t=flat.ids_t[steps],
-                token_offsets_t2=flat.offsets_t2[steps],
                 shape_ids_t=flat.shapes_t[steps],
                 first_n=flat.first_w[words],
                 last_n=flat.last_w[words],
@@ -214,8 +220,8 @@ class TextEncoder:
             )
             return EncodedText(text=text, word_spans_n2=spans, windows=(window,))
         inner = slice(steps.start + 1, steps.stop - 1)
-        ids_t, offsets_t2 = flat.ids_t[inner], flat.offsets_t2[inner]
-        shape_t, first_n = flat.shapes_t[inner], flat.first_w[words] - 1
+        ids_t, shape_t = flat.ids_t[inner], flat.shapes_t[inner]
+        first_n = flat.first_w[words] - 1
         counts = flat.last_w[words] - first_n
         windows = []
         for word_start, word_end in _window_words(counts, self.spec):
@@ -224,7 +230,6 @@ class TextEncoder:
             windows.append(
                 TextWindow(
                     input_ids_t=_framed(ids_t[begin:end], self.cls_id, self.sep_id),
-                    token_offsets_t2=_framed(offsets_t2[begin:end], 0, 0),
                     shape_ids_t=_framed(shape_t[begin:end], 0, 0),
                     first_n=(first_n[inside] - begin + 1).astype(np.int32),
                     last_n=(first_n[inside] + counts[inside] - begin).astype(np.int32),
@@ -245,19 +250,16 @@ class FlatTexts:
         first_w: Position of each word's first subword in its text.
         last_w: Position of each word's last subword.
         ids_t: Token ids.
-        offsets_t2: Characters of each subword in its text; specials (0, 0).
         shapes_t: Shape class of the subword's word, 0 for specials.
     """
 
-    def __init__(
-        self, texts: Sequence[Sequence[tuple[int, Chunk]]], cls_id: int, sep_id: int
-    ) -> None:
+    def __init__(self, placed: PlacedChunks, cls_id: int, sep_id: int) -> None:
         """Lay chunks out one after another."""
-        chunks = [chunk for of_text in texts for _, chunk in of_text]
-        starts = np.array([start for of_text in texts for start, _ in of_text], np.int32)
+        chunks = placed.chunks
+        starts = np.array(placed.starts, np.int32)
         words_c = np.array([len(chunk.counts) for chunk in chunks], np.int64)
         steps_c = np.array([len(chunk.ids) for chunk in chunks], np.int64)
-        bounds = np.cumsum([0, *map(len, texts)])
+        bounds = np.cumsum([0, *placed.counts])
         self._words = _sums(words_c, bounds)
         steps = _sums(steps_c, bounds)
         has_words = np.diff(self._words) > 0
@@ -266,7 +268,7 @@ class FlatTexts:
         counts_w = _joined([chunk.counts for chunk in chunks], np.int64)
         spans = _joined([chunk.spans for chunk in chunks], np.int32)
         self.spans_w2 = (spans + np.repeat(starts, 2 * words_c)).reshape(-1, 2)
-        text_w = np.repeat(np.arange(len(texts)), np.diff(self._words))
+        text_w = np.repeat(np.arange(len(placed.counts)), np.diff(self._words))
         last_w = np.cumsum(counts_w) - steps[:-1][text_w]
         self.last_w = last_w.astype(np.int32)
         self.first_w = (last_w - counts_w + 1).astype(np.int32)
@@ -278,9 +280,6 @@ class FlatTexts:
         self.ids_t = np.empty(total, np.int64)
         self.ids_t[inner] = _joined([chunk.ids for chunk in chunks], np.int64)
         self.ids_t[begins], self.ids_t[ends] = cls_id, sep_id
-        self.offsets_t2 = np.zeros((total, 2), np.int32)
-        offsets = _joined([chunk.offsets for chunk in chunks], np.int32)
-        self.offsets_t2[inner] = (offsets + np.repeat(starts, 2 * steps_c)).reshape(-1, 2)
         self.shapes_t = np.zeros(total, np.int64)
         shapes_w = _joined([chunk.shapes for chunk in chunks], np.int64)
         self.shapes_t[inner] = np.repeat(shapes_w, counts_w)

@@ -163,7 +163,7 @@ def _context(
 
 def _join(windows: Sequence[TextWindow]) -> tuple[TextWindow, list[int]]:
     """All windows as one sequence, and the step of it at which each window begins."""
-    ids, offsets, shapes, firsts, lasts = [], [], [], [], []
+    ids, shapes, firsts, lasts = [], [], [], []
     starts: list[int] = []
     words = 0
     total = 1
@@ -174,19 +174,16 @@ def _join(windows: Sequence[TextWindow]) -> tuple[TextWindow, list[int]]:
         starts.append(total - begin)
         inside = slice(begin, len(window.input_ids_t) - 1)
         ids.append(window.input_ids_t[inside])
-        offsets.append(window.token_offsets_t2[inside])
         shapes.append(window.shape_ids_t[inside])
         firsts.append(window.first_n[seen:] + starts[-1])
         lasts.append(window.last_n[seen:] + starts[-1])
         words += len(window.first_n) - seen
         total += inside.stop - begin
     first, last = windows[0], windows[-1]
-    ends = np.zeros((1, 2), np.int32)
     zero = np.zeros(1, np.int64)
     return (
         TextWindow(
             input_ids_t=np.concatenate([first.input_ids_t[:1], *ids, last.input_ids_t[-1:]]),
-            token_offsets_t2=np.concatenate([ends, *offsets, ends]),
             shape_ids_t=np.concatenate([zero, *shapes, zero]),
             first_n=np.concatenate(firsts).astype(np.int32),
             last_n=np.concatenate(lasts).astype(np.int32),

@@ -37,7 +37,6 @@ def make_batch(bundle: Bundle, posts: list[Post], count: int) -> Batch:
         windows.append(
             TextWindow(
                 input_ids_t=np.concatenate([[ids.cls_id], own, [ids.sep_id]]).astype(np.int64),
-                token_offsets_t2=np.zeros((TOKENS, 2), np.int32),
                 shape_ids_t=np.r_[0, np.ones(inner), 0].astype(np.int64),
                 first_n=(last - sizes + 1).astype(np.int32),
                 last_n=last,

@@ -263,7 +263,6 @@ def stretch(item: ModelInput, steps: int, scales: int) -> ModelInput:
     last = np.append(first[1:] - 1, steps - 2)
     window = TextWindow(
         input_ids_t=np.concatenate([ids[:1], ids[source], ids[-1:]]),
-        token_offsets_t2=np.zeros((steps, 2), np.int32),
         shape_ids_t=np.concatenate([shapes[:1], shapes[source], shapes[-1:]]),
         first_n=first.astype(np.int32),
         last_n=last.astype(np.int32),

@@ -18,7 +18,6 @@ def usual_batch(limits: Limits, sizes: Sizes) -> Batch:
     nothing = np.zeros(0, np.int32)
     window = TextWindow(
         input_ids_t=ids,
-        token_offsets_t2=np.zeros((tokens, 2), np.int32),
         shape_ids_t=np.zeros_like(ids),
         first_n=nothing,
         last_n=nothing,

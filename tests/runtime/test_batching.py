@@ -17,7 +17,6 @@ def window(sizes: list[int], seed: int = 0) -> TextWindow:
     ids = np.random.default_rng(seed).integers(1, 90, steps)
     return TextWindow(
         input_ids_t=ids,
-        token_offsets_t2=np.zeros((steps, 2), np.int32),
         shape_ids_t=ids % 9,
         first_n=(last - np.array(sizes) + 1).astype(np.int32),
         last_n=last,

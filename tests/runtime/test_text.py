@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -25,11 +26,12 @@ def test_words_subwords_and_offsets(encoder: TextEncoder) -> None:
     assert encoded.word_spans_n2.tolist() == [[0, 2], [3, 8], [8, 9], [10, 11]]
     assert window.input_ids_t[0] == encoder.cls_id
     assert window.input_ids_t[-1] == encoder.sep_id
-    assert window.token_offsets_t2[0].tolist() == window.token_offsets_t2[-1].tolist() == [0, 0]
+    offsets = encoder.token_offsets(encoded)
+    assert offsets[0].tolist() == offsets[-1].tolist() == [0, 0]
     for word, (first, last) in enumerate(zip(window.first_n, window.last_n, strict=True)):
         start, end = encoded.word_spans_n2[word]
-        assert window.token_offsets_t2[first, 0] == start
-        assert window.token_offsets_t2[last, 1] == end
+        assert offsets[first, 0] == start
+        assert offsets[last, 1] == end
 
 
 def test_wordpiece_ids_of_a_known_text() -> None:
@@ -48,7 +50,7 @@ def test_urls_stand_for_one_text_and_keep_their_characters() -> None:
     (window,) = encoded.windows
     url = slice(window.first_n[1], window.last_n[1] + 1)
     assert window.input_ids_t[url].tolist() == plain.windows[0].input_ids_t[1:-1].tolist()
-    assert {tuple(o) for o in window.token_offsets_t2[url].tolist()} == {(2, 23)}
+    assert {tuple(o) for o in WORDPIECE.token_offsets(encoded)[url].tolist()} == {(2, 23)}
     (kept,) = wordpiece_encoder(url_text=None).encode([(text, None)])
     assert len(kept.windows[0].input_ids_t) > len(window.input_ids_t)
 
@@ -75,29 +77,50 @@ def test_chunks_that_were_seen_before_give_what_whole_texts_give(
         for one, other in zip(encoded, expected, strict=True):
             assert one.word_spans_n2.tolist() == other.word_spans_n2.tolist()
             assert len(one.windows) == len(other.windows)
+            offsets = [encoder.token_offsets(each) for each in (one, other)]
+            assert offsets[0].tolist() == offsets[1].tolist()
             for a, b in zip(one.windows, other.windows, strict=True):
-                for name in ("input_ids_t", "token_offsets_t2", "shape_ids_t", "first_n", "last_n"):
+                for name in ("input_ids_t", "shape_ids_t", "first_n", "last_n"):
                     assert getattr(a, name).tolist() == getattr(b, name).tolist()
                     assert getattr(a, name).dtype == getattr(b, name).dtype
 
 
 def test_what_is_kept_of_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "MOST_CHUNKS", 10)
+    monkeypatch.setattr(chunks, "MOST_KNOWN", 10)
     encoder = wordpiece_encoder()
     encoder.encode([(" ".join(f"w{i}" for i in range(200)), None), ("x" * 500, None)])
     for start in range(0, 60, 4):
         text = " ".join(f"v{i}" for i in range(start, start + 4))
         (encoded,) = encoder.encode([(text, None)])
         assert len(encoded.word_spans_n2) == 4
-        assert len(encoder._reader._known) <= 10
-    assert all(len(text) <= chunks.LONGEST_CHUNK for text in encoder._reader._known)
+        for known in (encoder._reader._known_chunks, encoder._reader._known_words):
+            assert 4 <= len(known.values) <= 10
+            assert all(len(text) <= chunks.LONGEST_KNOWN for text in known.values)
+
+
+def test_every_white_space_that_the_rule_knows_ends_a_chunk() -> None:
+    """Chunks are cut by `str.split`; the word rule asks `re` what white space is."""
+    for code in range(0x110000):
+        char = chr(code)
+        assert (not char.split()) == char.isspace() == (re.match(r"\s", char) is not None), hex(
+            code
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", " a b", "a  b", "a b ", "a\tb\n c", "\u3000a\u2028b", "  "]
+)
+def test_chunks_are_placed_where_they_stand(text: str) -> None:
+    (encoded,) = WORDPIECE.encode([(text, None)])
+    spans = encoded.word_spans_n2.tolist()
+    assert [text[a:b] for a, b in spans] == text.split()
 
 
 def test_a_word_without_subwords_becomes_unknown() -> None:
     (encoded,) = WORDPIECE.encode([("a \u200d \xa0 b", [(0, 1), (2, 3), (4, 5), (6, 7)])])
     (window,) = encoded.windows
     assert window.input_ids_t[2:4].tolist() == [WORDPIECE.unk_id] * 2
-    assert window.token_offsets_t2[2:4].tolist() == [[2, 3], [4, 5]]
+    assert WORDPIECE.token_offsets(encoded)[2:4].tolist() == [[2, 3], [4, 5]]
 
 
 def test_no_words_no_windows() -> None:
@@ -170,14 +193,22 @@ def test_shape_classes() -> None:
 def test_any_unicode_keeps_its_offsets(text: str) -> None:
     for encoder in (WORDPIECE, BYTE_LEVEL, SMALL):
         (encoded,) = encoder.encode([(text, None)])
+        offsets = encoder.token_offsets(encoded)
+        assert (offsets[:, 0] <= offsets[:, 1]).all()
+        # Every word's subwords, one word after another.
+        words: dict[int, int] = {}
         for window in encoded.windows:
             assert len(window.input_ids_t) <= encoder.spec.max_tokens
-            offsets = window.token_offsets_t2
-            assert (offsets[:, 0] <= offsets[:, 1]).all()
-            for i, (first, last) in enumerate(zip(window.first_n, window.last_n, strict=True)):
-                start, end = encoded.word_spans_n2[window.word_start + i]
-                assert (offsets[first : last + 1] >= start).all()
-                assert (offsets[first : last + 1] <= end).all()
+            counts = (window.last_n - window.first_n + 1).tolist()
+            words |= {window.word_start + i: count for i, count in enumerate(counts)}
+        begin = 1 if words else 0
+        for (start, end), (_, count) in zip(
+            encoded.word_spans_n2.tolist(), sorted(words.items()), strict=True
+        ):
+            of_word = offsets[begin : begin + count]
+            assert ((of_word >= start) & (of_word <= end)).all()
+            begin += count
+        assert len(offsets) == begin + (1 if words else 0)
 
 
 @settings(max_examples=60)
