@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.arrays import AnyFloats, Doubles, Floats
+from amlr.kernels.arrays import AnyFloats, Doubles, Floats, Indices
 from amlr.kernels.units import Units
 from amlr.kernels.validation import Chain, check_chain_values, check_temperature
 
@@ -41,10 +41,112 @@ def entity_marginals(units: Units, lengths_b: npt.ArrayLike, *, temperature: flo
         ShapeError: A unit ends past its post, or the temperature is not positive and finite.
     """
     units.check_lengths(lengths_b)
+    every = np.arange(len(units.start_u))
+    return segment_marginals(units, every, temperature)
+
+
+def segment_marginals(units: Units, unit_e: Indices, temperature: float) -> Floats:
+    """As `entity_marginals`, of chosen units only.
+
+    Args:
+        units: Scored units of all posts, none past its post's end.
+        unit_e: Which, (E,).
+        temperature: As in `entity_marginals`.
+
+    Returns:
+        Probabilities (E, C), float32.
+
+    Raises:
+        ShapeError: The temperature is not positive and finite.
+    """
     check_temperature(temperature)
     scores = units.scores_uc.astype(np.float64) / temperature
-    outside, _ = outside_scores(units, scores, log_sum_exp)
-    return np.exp(outside[:, None] + scores).astype(np.float32)
+    outside = _outside_shares(units, scores, unit_e)
+    if outside is None:
+        logs, _ = outside_scores(units, scores, log_sum_exp)
+        return np.exp(logs[unit_e, None] + scores[unit_e]).astype(np.float32)
+    return (outside[:, None] * np.exp(scores[unit_e])).astype(np.float32)
+
+
+def _outside_shares(units: Units, scores_uc: Doubles, unit_e: Indices) -> Doubles | None:
+    """Share of all segmentations' weight that lies around each of some units, (E,).
+
+    Weights are exponentials of sums, all of them positive, added without logarithms. None where
+    they leave float64's range: posts of hundreds of words, or scores in the hundreds.
+    """
+    if not len(unit_e):
+        return np.zeros(0)
+    table = units.layout.unit_nlb
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights_u = np.exp(scores_uc).sum(1)
+        if table.shape[2] == 1:
+            forward, backward = _weights_of_one(units, weights_u, len(table))
+            post_e: Indices | int = 0
+        else:
+            forward, backward = _weights(np.append(weights_u, 0.0).take(table))
+            post_e = np.searchsorted(units.post_offsets, unit_e, side="right") - 1
+        total_b = forward[-1]
+        # Weights never fall, so the totals are the largest.
+        if not (np.isfinite(total_b).all() and np.isfinite(backward[0]).all()):
+            return None
+    start, end = units.start_u[unit_e], units.end_u[unit_e]
+    shares: Doubles = forward[start, post_e] / total_b[post_e] * backward[end + 1, post_e]
+    return shares
+
+
+def _weights(cells_nlb: Doubles) -> tuple[Doubles, Doubles]:
+    """Weights of all segmentations of the first 0..N words, and of those after them, (N+1, B)."""
+    words, longest, posts = cells_nlb.shape
+    # Row L-1+j: the first j words; at 1 the last j words. Units before row 0 weigh nothing.
+    sums = np.zeros((longest + words, 2, posts))
+    sums[longest - 1] = 1.0
+    padded = np.zeros((words + longest, longest, posts))
+    padded[:words] = cells_nlb
+    size = padded.itemsize * posts
+    # The unit of k+1 words from word j on is in row (j+k) L + L-1-k, which is j L + L-1 + k (L-1).
+    starting: Doubles = np.ndarray(
+        (words, longest, posts),
+        padded.dtype,
+        padded.data,
+        (longest - 1) * size,
+        (longest * size, (longest - 1) * size, padded.itemsize),
+    )
+    terms = np.empty((longest, 2, posts))
+    to_end, from_start = terms[:, 0], terms[:, 1]
+    multiply, add, reduce_sum = np.multiply, np.add, np.add.reduce
+    before, after = sums[:, 0], sums[:, 1]
+    for j in range(words):
+        last = j + longest
+        multiply(before[j:last], cells_nlb[j], to_end)
+        multiply(after[j:last][::-1], starting[words - 1 - j], from_start)
+        reduce_sum(terms, 0, None, sums[last])
+        add(sums[last], sums[last - 1], sums[last])
+    return before[longest - 1 :], after[longest - 1 :][::-1]
+
+
+def _weights_of_one(units: Units, weights_u: Doubles, words: int) -> tuple[Doubles, Doubles]:
+    """`_weights` of a single post: too few numbers for NumPy's overhead at every word."""
+    starts, stops = units.start_u.tolist(), (units.end_u + 1).tolist()
+    weights = weights_u.tolist()
+    forward = [1.0]
+    for start, stop, weight in zip(starts, stops, weights, strict=True):
+        while len(forward) <= stop:
+            forward.append(forward[-1])
+        forward[stop] += forward[start] * weight
+    # Weights of the units that start at each word, complete once all that end later were seen.
+    starting = [0.0] * (words + 1)
+    backward = [1.0] * (words + 1)
+    place = words
+    for start, stop, weight in zip(
+        reversed(starts), reversed(stops), reversed(weights), strict=True
+    ):
+        while place > stop:
+            place -= 1
+            backward[place] = backward[place + 1] + starting[place]
+        starting[start] += weight * backward[stop]
+    for j in range(place - 1, -1, -1):
+        backward[j] = backward[j + 1] + starting[j]
+    return np.array(forward)[:, None], np.array(backward)[:, None]
 
 
 def outside_scores(

@@ -54,12 +54,22 @@ def segmental_decode(
         from amlr.kernels.cuda import default_decoders
 
         return default_decoders().segmental_decode(units, lengths_b)
+    found, scores = find_segments(units, lengths_b)
+    return found.split(), scores
+
+
+def find_segments(units: Units, lengths_b: npt.ArrayLike) -> tuple["Found", Floats]:
+    """As `segmental_decode` in NumPy, with the chosen units of all posts in one table.
+
+    Raises:
+        ShapeError: As `segmental_decode`.
+    """
     units.check_lengths(lengths_b)
     with np.errstate(invalid="ignore", over="ignore"):  # found in the sums below
         found, scores = decode_table(units, units.scores_uc)
     if scores.size and not float(scores.max()) < INF:
         raise_not_finite("the sum of scores_uc", scores)
-    return found.split(), scores.astype(np.float32, copy=False)
+    return found, scores.astype(np.float32, copy=False)
 
 
 class Found(NamedTuple):
@@ -144,6 +154,8 @@ def _unit_ending_at(candidates_nlb: AnyFloats, best: AnyFloats) -> AnyInts:
 def _visited(words_nb: AnyInts) -> Bools:
     """Where an entity on the best path ends, shape (N, B): all posts step back a word at a time."""
     words, posts = words_nb.shape
+    if posts == 1:
+        return _visited_of_one(words_nb[:, 0].tolist())
     visited = np.empty((words, posts), np.bool_)
     steps = np.maximum(words_nb, 1).astype(np.int32)
     moved = np.empty(posts, np.int32)
@@ -155,4 +167,15 @@ def _visited(words_nb: AnyInts) -> Bools:
         multiply(step, here, moved)
         subtract(cursor, moved, cursor)
     visited &= words_nb > 0
+    return visited
+
+
+def _visited_of_one(words_n: list[int]) -> Bools:
+    """`_visited` of a single post, shape (N, 1): NumPy's overhead at every word costs more."""
+    visited = np.zeros((len(words_n), 1), np.bool_)
+    end = len(words_n) - 1
+    while end >= 0:
+        words = words_n[end]
+        visited[end, 0] = words > 0
+        end -= words or 1
     return visited

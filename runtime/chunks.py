@@ -29,6 +29,13 @@ URL_PREFIXES = ("http://", "https://", "www.")
 MOST_KNOWN, LONGEST_KNOWN = 20_000, 64
 
 
+class Word(NamedTuple):
+    """Token ids of a word, at least one, and its shape class."""
+
+    ids: tuple[int, ...]
+    shape: int
+
+
 class Chunk(NamedTuple):
     """What one chunk gives; places count from its first character. N words, T subwords.
 
@@ -123,7 +130,7 @@ class ChunkReader:
         self._tokenizer, self._split, self._looks_back = tokenizer, split, looks_back
         self._url_text, self._unk_id, self._limit = url_text, unk_id, word_limit
         self._known_chunks: _Known[Chunk] = _Known()
-        self._known_words: _Known[tuple[int, ...]] = _Known()
+        self._known_words: _Known[Word] = _Known()
 
     def read(self, texts: Sequence[tuple[str, Spans | None]]) -> PlacedChunks:
         """Chunks of each text, with the place of each.
@@ -183,21 +190,17 @@ class ChunkReader:
     def _make(self, wanted: Sequence[str]) -> list[Chunk]:
         """Run the word rule and the tokenizer over several chunks at once."""
         led = [chunk if chunk[0].isspace() else f" {chunk}" for chunk in wanted]
-        texts, spans = [chunk[1:] for chunk in led], self._words(led)
+        texts, spans = [chunk[1:] for chunk in led], self._spans(led)
         if self._looks_back:
             for place, chunk in enumerate(wanted):
                 if not chunk[0].isspace():  # the beginning of a text
                     spans[place] = list(map(tuple, self._split(chunk).tolist()))
-        words = [
-            [text[a:b] for a, b in of_chunk] for text, of_chunk in zip(texts, spans, strict=True)
-        ]
-        ids = iter(self._ids(list(chain.from_iterable(words))))
-        return [
-            _chunk(of_chunk, its_words, list(islice(ids, len(its_words))))
-            for of_chunk, its_words in zip(spans, words, strict=True)
-        ]
+        words = iter(
+            self._words([t[a:b] for t, pairs in zip(texts, spans, strict=True) for a, b in pairs])
+        )
+        return [_chunk(pairs, list(islice(words, len(pairs)))) for pairs in spans]
 
-    def _words(self, led: Sequence[str]) -> list[list[tuple[int, int]]]:
+    def _spans(self, led: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Words of chunks that begin with the white space before them; places do not count it."""
         spans = self._split("".join(led))
         ends = np.cumsum([len(chunk) for chunk in led])
@@ -214,18 +217,22 @@ class ChunkReader:
     def _whole(self, text: str, spans: Spans) -> Chunk:
         """A text whose words were given, as one chunk."""
         pairs = [(a, b) for a, b in spans.tolist()]
-        words = [text[a:b] for a, b in pairs]
-        return _chunk(pairs, words, self._ids(words))
+        return _chunk(pairs, self._words([text[a:b] for a, b in pairs]))
 
-    def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of each word, at least one."""
-        read_as = [self._read_as(word) for word in words]
+    def _words(self, words: Sequence[str]) -> list[Word]:
+        """Every word that is asked for."""
         known = self._known_words.values
-        found = [known.get(word) for word in read_as]
-        new = list({word: None for word, ids in zip(read_as, found, strict=True) if ids is None})
-        made = dict(zip(new, self._tokenize(new), strict=True))
+        found = [known.get(word) for word in words]
+        new = {word: self._read_as(word) for word, of in zip(words, found, strict=True) if not of}
+        # What stands for URLs is known as a word of its own.
+        unread = [text for text in dict.fromkeys(new.values()) if text not in known]
+        ids = dict(zip(unread, self._tokenize(unread), strict=True))
+        made = {
+            word: Word(ids[text] if text in ids else known[text].ids, word_shape(word))
+            for word, text in (new | dict(zip(unread, unread, strict=True))).items()
+        }
         self._known_words.keep(made)
-        return [ids or made[word] for word, ids in zip(read_as, found, strict=True)]
+        return [of or made[word] for word, of in zip(words, found, strict=True)]
 
     def _read_as(self, word: str) -> str:
         is_url = word[:8].lower().startswith(URL_PREFIXES)
@@ -260,6 +267,7 @@ class ChunkReader:
         words = [text[a:b] for a, b in spans.tolist()]
         read_as = [self._read_as(word) for word in words]
         _, counts, encoding = self._encode(read_as)
+        places = encoding.offsets if counts else []
         offsets: list[tuple[int, int]] = []
         begin = 0
         for (start, end), word, other, count in zip(
@@ -267,9 +275,9 @@ class ChunkReader:
         ):
             kept = min(count, self._limit)
             if other is word and count:
-                of_word = encoding.offsets[begin : begin + kept]
                 offsets += [
-                    (start + min(a, len(word)), start + min(b, len(word))) for a, b in of_word
+                    (start + min(a, len(word)), start + min(b, len(word)))
+                    for a, b in places[begin : begin + kept]
                 ]
             else:
                 # What stands for another text, or for nothing, covers the whole word.
@@ -278,14 +286,13 @@ class ChunkReader:
         return np.array(offsets, np.int32).reshape(-1, 2)
 
 
-def _chunk(
-    spans: Sequence[tuple[int, int]], words: Sequence[str], ids: Sequence[tuple[int, ...]]
-) -> Chunk:
+def _chunk(spans: Sequence[tuple[int, int]], words: Sequence[Word]) -> Chunk:
     if len(words) == 1:
-        return Chunk(spans[0], (len(ids[0]),), (word_shape(words[0]),), ids[0])
+        ((ids, shape),) = words
+        return Chunk(spans[0], (len(ids),), (shape,), ids)
     return Chunk(
         spans=tuple(chain.from_iterable(spans)),
-        counts=tuple(map(len, ids)),
-        shapes=tuple(map(word_shape, words)),
-        ids=tuple(chain.from_iterable(ids)),
+        counts=tuple(len(word.ids) for word in words),
+        shapes=tuple(word.shape for word in words),
+        ids=tuple(chain.from_iterable(word.ids for word in words)),
     )

@@ -5,6 +5,7 @@ Shape letters: B posts, N words, U units, C classes, Y tags, E entities.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -17,10 +18,11 @@ from amlr.kernels import (
     joint_scores,
     margin,
     n_best,
-    segmental_decode,
     tag_marginals,
     viterbi_decode,
 )
+from amlr.kernels.confidence import segment_marginals
+from amlr.kernels.segmental import find_segments
 from amlr.runtime.bundle import Bundle, DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.radii import Radii
@@ -226,18 +228,18 @@ def _segmental(
 ) -> list[_Spans | None]:
     """Spans of each post; with radii None for those that are not certified."""
     units, lengths = decoder.units(posts)
-    chosen, _ = segmental_decode(units, lengths)
-    certified = np.ones(len(posts), np.bool_)
+    found, _ = find_segments(units, lengths)
+    certified = [True] * len(posts)
     if radii is not None:
-        certified = decoder._certify_units(units, lengths, chosen, radii)
-    if not any(map(len, chosen)):
-        return [[] if is_certain else None for is_certain in certified]
-    marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
+        certified = decoder._certify_units(units, lengths, found.split(), radii).tolist()
+    marginals = segment_marginals(units, found.unit_e, decoder.settings.temperature)
+    scores = marginals[np.arange(len(found.unit_e)), found.rows_e3[:, 2]]
+    rows = zip(found.rows_e3.tolist(), scores.tolist(), strict=True)
+    spans = iter([(*row, score) for row, score in rows])
+    of_posts = [list(islice(spans, count)) for count in found.counts_b.tolist()]
     return [
-        _with_marginals(rows, units, marginals, post, int(lengths[post]))
-        if certified[post]
-        else None
-        for post, rows in enumerate(chosen)
+        of_post if is_certain else None
+        for of_post, is_certain in zip(of_posts, certified, strict=True)
     ]
 
 

@@ -218,3 +218,27 @@ def test_a_post_alone_is_as_sure_as_in_a_batch(words: int) -> None:
     )
     both = confidence.entity_marginals(twice, [words, words])
     np.testing.assert_allclose(np.tile(alone, (2, 1)), both, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("posts", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 40.0, 2000.0])
+@pytest.mark.parametrize("words", [5, 60, 900])
+def test_marginals_without_logarithms_are_those_with_them(
+    posts: int, scale: float, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights leave float64's range, sums of logarithms take over; else both agree."""
+    rng = np.random.default_rng(words)
+    spans = [(j - k, j) for j in range(words) for k in range(min(6, j + 1)) if rng.random() < 0.8]
+    start, end = np.tile(np.array(spans, np.int32), (posts, 1)).T
+    scores = scale * rng.standard_normal((len(start), 3)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    units = Units(np.arange(posts + 1) * len(spans), start, end, scores)
+    lengths = [words] * posts
+    found = entity_marginals(units, lengths, temperature=1.5)
+    every = np.arange(len(scores))
+    shares = confidence._outside_shares(units, scores.astype(np.float64) / 1.5, every)
+    assert (shares is None) == (words * scale >= 900)
+    monkeypatch.setattr(confidence, "_outside_shares", lambda *_: None)
+    expected = entity_marginals(units, lengths, temperature=1.5)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
