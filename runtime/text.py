@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.runtime.chunks import ChunkReader, PlacedChunks
+from amlr.runtime.chunks import Chunk, ChunkReader, PlacedChunks
 from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter
 
 Ints = npt.NDArray[np.int64]
@@ -256,46 +256,46 @@ class FlatTexts:
     def __init__(self, placed: PlacedChunks, cls_id: int, sep_id: int) -> None:
         """Lay chunks out one after another."""
         chunks = placed.chunks
-        starts = np.array(placed.starts, np.int32)
-        words_c = np.array([len(chunk.counts) for chunk in chunks], np.int64)
-        steps_c = np.array([len(chunk.ids) for chunk in chunks], np.int64)
-        bounds = np.cumsum([0, *placed.counts])
-        self._words = _sums(words_c, bounds)
-        steps = _sums(steps_c, bounds)
-        has_words = np.diff(self._words) > 0
-        self._steps = steps + 2 * np.concatenate([[0], np.cumsum(has_words)])
+        words_c = [len(chunk.counts) for chunk in chunks]
+        self._words, self._steps = [0], [0]
+        # Special tokens stand between chunks, as words of shape 0.
+        first, last = _special(cls_id), _special(sep_id)
+        framed: list[Chunk] = []
+        place = 0
+        for count in placed.counts:
+            of_text, stop = chunks[place : place + count], place + count
+            words = sum(words_c[place:stop])
+            if words:
+                framed += (first, *of_text, last)
+            steps = sum([len(chunk.ids) for chunk in of_text]) + 2 if words else 0
+            self._words.append(self._words[-1] + words)
+            self._steps.append(self._steps[-1] + steps)
+            place = stop
 
-        counts_w = _joined([chunk.counts for chunk in chunks], np.int64)
         spans = _joined([chunk.spans for chunk in chunks], np.int32)
-        self.spans_w2 = (spans + np.repeat(starts, 2 * words_c)).reshape(-1, 2)
-        text_w = np.repeat(np.arange(len(placed.counts)), np.diff(self._words))
-        last_w = np.cumsum(counts_w) - steps[:-1][text_w]
+        spans += np.repeat(np.array(placed.starts, np.int32), 2 * np.array(words_c, np.int64))
+        self.spans_w2 = spans.reshape(-1, 2)
+        self.ids_t = _joined([chunk.ids for chunk in framed], np.int64)
+        counts = _joined([chunk.counts for chunk in framed], np.int64)
+        shapes = _joined([chunk.shapes for chunk in framed], np.int64)
+        self.shapes_t = np.repeat(shapes, counts)
+        is_word = shapes > 0
+        words_of_text = np.subtract(self._words[1:], self._words[:-1])
+        last_w = np.cumsum(counts)[is_word] - 1 - np.repeat(self._steps[:-1], words_of_text)
         self.last_w = last_w.astype(np.int32)
-        self.first_w = (last_w - counts_w + 1).astype(np.int32)
-
-        total = int(self._steps[-1])
-        inner = np.ones(total, np.bool_)
-        begins, ends = self._steps[:-1][has_words], self._steps[1:][has_words] - 1
-        inner[begins] = inner[ends] = False
-        self.ids_t = np.empty(total, np.int64)
-        self.ids_t[inner] = _joined([chunk.ids for chunk in chunks], np.int64)
-        self.ids_t[begins], self.ids_t[ends] = cls_id, sep_id
-        self.shapes_t = np.zeros(total, np.int64)
-        shapes_w = _joined([chunk.shapes for chunk in chunks], np.int64)
-        self.shapes_t[inner] = np.repeat(shapes_w, counts_w)
+        self.first_w = (last_w - counts[is_word] + 1).astype(np.int32)
 
     def words(self, place: int) -> slice:
         """Words of one text."""
-        return slice(int(self._words[place]), int(self._words[place + 1]))
+        return slice(self._words[place], self._words[place + 1])
 
     def steps(self, place: int) -> slice:
         """Steps of one text, with its special tokens."""
-        return slice(int(self._steps[place]), int(self._steps[place + 1]))
+        return slice(self._steps[place], self._steps[place + 1])
 
 
-def _sums(values: Ints, bounds: Ints) -> Ints:
-    """Running sum of values at each bound."""
-    return np.concatenate([[0], np.cumsum(values)])[bounds]
+def _special(token_id: int) -> Chunk:
+    return Chunk(spans=(), counts=(1,), shapes=(0,), ids=(token_id,))
 
 
 def _joined(parts: Sequence[tuple[int, ...]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

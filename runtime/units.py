@@ -8,7 +8,7 @@ Shape letters: N words, T subword steps, U units, K largest scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -94,26 +94,28 @@ def aligned_units_of(
     """
     if not windows:
         return []
-    counts = np.array([len(np.asarray(first)) for first, _ in windows], np.int64)
+    counts = [len(np.asarray(first)) for first, _ in windows]
     first = np.concatenate([np.asarray(first, np.int32) for first, _ in windows])
     last = np.concatenate([np.asarray(last, np.int32) for _, last in windows])
-    bounds = np.concatenate([[0], np.cumsum(counts)])
+    bounds = np.array([0, *accumulate(counts)])
+    every = np.arange(len(first), dtype=np.int32)
     # Words within their window, so that no unit begins before it.
-    place = np.arange(len(first), dtype=np.int32) - np.repeat(bounds[:-1], counts).astype(np.int32)
+    place = every - np.repeat(bounds[:-1], counts).astype(np.int32)
     # A word has at least one step, so no unit covers more than K words.
     back = np.arange(max_scale - 1, -1, -1, dtype=np.int32)
     start = place[:, None] - back
-    first_of_start = first[np.maximum(np.arange(len(first))[:, None] - back, 0)]
+    first_of_start = first.take(every[:, None] - back, mode="clip")
     scale = last[:, None] - first_of_start + 1
-    kept = (start >= 0) & (scale <= max_scale)
-    sizes = np.count_nonzero(kept, axis=1)
+    kept = np.flatnonzero((start >= 0) & (scale <= max_scale))
+    word = kept // max_scale
     columns = (
-        start[kept],
-        np.repeat(place, sizes),
-        first_of_start[kept],
-        scale[kept].astype(np.int32),
+        start.take(kept),
+        place.take(word),
+        first_of_start.take(kept),
+        scale.take(kept),
     )
-    ends = np.concatenate([[0], np.cumsum(sizes)])[bounds].tolist()
+    # Units come by their last word.
+    ends = word.searchsorted(bounds).tolist()
     return [
         UnitTable(
             start_word_u=columns[0][begin:end],
