@@ -76,13 +76,16 @@ def joint_scores(
         raise ShapeError(
             f"word_offsets must have {len(offsets)} entries like post_offsets, got {len(bounds)}"
         )
-    post_u = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    if np.any(end >= np.diff(bounds)[post_u]):
+    post_u = np.arange(len(offsets) - 1).repeat(offsets[1:] - offsets[:-1])
+    words_b = bounds[1:] - bounds[:-1]
+    if (end >= words_b[post_u]).any():
         raise ShapeError("a unit ends past its post's last word; word_offsets counts words")
     extra = end - start
-    longest = max(max_entity_words, int(extra.max(initial=0)) + 1)
+    # No run is longer than its post.
+    most = min(max_entity_words, int(words_b.max(initial=0)))
+    longest = max(most, int(extra.max(initial=0)) + 1)
     sums = _run_sums(begin, inside, longest)
-    return _merge(bounds, bounds[post_u] + end, extra, scores, sums, b, w, max_entity_words)
+    return _merge(bounds, bounds[post_u] + end, extra, scores, sums, b, w, most)
 
 
 def _tag_gains(
@@ -140,7 +143,7 @@ def _merge(
     table[cell_u] = own
 
     runs = lay_out_runs(bounds, last_word_u, extra_u, longest, max_entity_words)
-    return Units(
+    return Units.sorted(
         runs.post_offsets,
         runs.start_u,
         runs.end_u,
@@ -183,18 +186,20 @@ def lay_out_runs(
     words = int(bounds[-1])
     # For each last word, longest first.
     extra = np.arange(longest - 1, -1, -1)
-    end_w = np.arange(words) - np.repeat(bounds[:-1], np.diff(bounds))
+    every = np.arange(words)
+    end_w = every - bounds[:-1].repeat(bounds[1:] - bounds[:-1])
     start_wl = end_w[:, None] - extra
     has_unit = np.zeros((words, longest), np.bool_)
     has_unit[last_word_u, longest - 1 - extra_u] = True
-    used = has_unit | ((start_wl >= 0) & (extra < max_entity_words))
-    is_used = used.reshape(-1)
-    cells = (np.arange(words)[:, None] + extra * words).reshape(-1).compress(is_used)
-    counts_w = np.count_nonzero(used, axis=1)
+    used = (start_wl >= 0) & (extra < max_entity_words)
+    used |= has_unit
+    place = np.flatnonzero(used)
+    word = place // longest
+    # Rows come by their last word.
     return RunLayout(
-        np.concatenate([[0], np.cumsum(counts_w)])[bounds],
-        start_wl.reshape(-1).compress(is_used).astype(np.int32),
-        np.repeat(end_w, counts_w).astype(np.int32),
-        has_unit.reshape(-1).compress(is_used),
-        cells,
+        word.searchsorted(bounds),
+        start_wl.take(place).astype(np.int32),
+        end_w.take(word).astype(np.int32),
+        has_unit.take(place),
+        (every[:, None] + extra * words).take(place),
     )

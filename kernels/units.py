@@ -57,6 +57,29 @@ class Units:
         set_field(self, "end_u", end)
         set_field(self, "layout", Layout.build(offsets, start, end))
 
+    @classmethod
+    def sorted(
+        cls,
+        post_offsets: AnyInts,
+        start_u: AnyInts,
+        end_u: AnyInts,
+        scores_uc: npt.ArrayLike,
+        has_logits_u: Bools,
+    ) -> "Units":
+        """Units known to be sorted by (post, end, start), each once; only scores are checked."""
+        units = object.__new__(cls)
+        values = {
+            "post_offsets": post_offsets,
+            "start_u": start_u,
+            "end_u": end_u,
+            "scores_uc": as_scores("scores_uc", scores_uc, (len(start_u), None)),
+            "has_logits_u": has_logits_u,
+            "layout": Layout.build(post_offsets, start_u, end_u, is_sorted=True),
+        }
+        for name, value in values.items():
+            object.__setattr__(units, name, value)
+        return units
+
     def with_scores(self, scores_uc: npt.ArrayLike) -> "Units":
         """The same units with other scores (U, C); the rest is not checked again."""
         scores = as_scores("scores_uc", scores_uc, self.scores_uc.shape)
@@ -100,42 +123,56 @@ class Layout:
     words_b: Indices
 
     @classmethod
-    def build(cls, offsets: AnyInts, start: AnyInts, end: AnyInts) -> "Layout":
+    def build(
+        cls, offsets: AnyInts, start: AnyInts, end: AnyInts, *, is_sorted: bool = False
+    ) -> "Layout":
         """Lay units out.
+
+        Args:
+            offsets: Units of each post, (B+1,).
+            start: First word of each unit.
+            end: Last word, inclusive.
+            is_sorted: Whether they are known to be sorted, each once; then nothing is checked.
 
         Raises:
             ShapeError: Ends are not sorted within a post, or a unit appears twice.
         """
         units, posts = len(start), len(offsets) - 1
-        counts = np.diff(offsets)
         words = np.zeros(posts, np.intp)
         if not units:
             return cls(np.zeros((0, 1, posts), np.intp), words)
+        counts = offsets[1:] - offsets[:-1]
         filled = counts > 0
         words[filled] = end[offsets[1:][filled] - 1] + 1
-        post_u = np.repeat(np.arange(posts), counts)
-        falls = (end[1:] < end[:-1]) & (post_u[1:] == post_u[:-1])
-        if falls.any():
-            unit = int(falls.argmax()) + 1
-            raise ShapeError(
-                f"units must be sorted by end word within a post; unit {unit} ends at word "
-                f"{end[unit]}, before unit {unit - 1}; sort them by (post, end, start)"
-            )
-        longest = int((end - start).max()) + 1
+        post_u = np.arange(posts).repeat(counts)
+        if not is_sorted:
+            _check_sorted(end, post_u)
+        extra = end - start
+        longest = int(extra.max()) + 1
         cell_u = end.astype(np.intp)
         cell_u *= longest
         cell_u += longest - 1
-        cell_u -= end - start
+        cell_u -= extra
         cell_u *= posts
         cell_u += post_u
         rows = np.arange(units)
         table = np.full(int(words.max()) * longest * posts, units, np.intp)
         table[cell_u] = rows
-        clash = table.take(cell_u) != rows
-        if clash.any():
+        clash = None if is_sorted else table.take(cell_u) != rows
+        if clash is not None and clash.any():
             unit = int(clash.argmax())
             raise ShapeError(
                 f"post {post_u[unit]} has two units for words {start[unit]}..{end[unit]}; "
                 "keep one row per (start, end)"
             )
         return cls(table.reshape(-1, longest, posts), words)
+
+
+def _check_sorted(end: AnyInts, post_u: AnyInts) -> None:
+    falls = (end[1:] < end[:-1]) & (post_u[1:] == post_u[:-1])
+    if falls.any():
+        unit = int(falls.argmax()) + 1
+        raise ShapeError(
+            f"units must be sorted by end word within a post; unit {unit} ends at word "
+            f"{end[unit]}, before unit {unit - 1}; sort them by (post, end, start)"
+        )

@@ -142,12 +142,13 @@ def as_scores(name: str, array: npt.ArrayLike, shape: tuple[int | None, ...]) ->
         ShapeError: Wrong shape or dtype, NaN or +inf.
     """
     found = _as_float32(name, array)
-    if found.ndim != len(shape) or any(
-        want is not None and want != have for want, have in zip(shape, found.shape, strict=True)
-    ):
+    wanted_shape = tuple(
+        [have if want is None else want for want, have in zip(shape, found.shape, strict=False)]
+    )
+    if found.ndim != len(shape) or wanted_shape != found.shape:
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
         raise ShapeError(f"{name} must have shape ({wanted}), got {found.shape}")
-    if found.size and not float(found.max()) < INF:
+    if found.size and not np.maximum.reduce(found, None) < INF:
         raise_not_finite(name, found)
     return found
 
@@ -243,7 +244,7 @@ def check_unit_table(
             f"got {start.shape} and {end.shape}"
         )
     offsets = check_offsets("post_offsets", post_offsets, units)
-    if units and (int(start.min()) < 0 or np.any(end < start)):
+    if units and (start.min() < 0 or (end < start).any()):
         unit = int(((start < 0) | (end < start)).argmax())
         raise ShapeError(
             f"unit {unit} spans words {start[unit]}..{end[unit]}; "
@@ -261,7 +262,7 @@ def check_offsets(name: str, offsets: npt.ArrayLike, total: int) -> AnyInts:
     array = np.asarray(offsets)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ShapeError(f"{name} must be 1-D integers, got {array.dtype} {array.shape}")
-    if not array.size or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
+    if not array.size or array[0] != 0 or array[-1] != total or (array[1:] < array[:-1]).any():
         raise ShapeError(
             f"{name} must rise from 0 to the number of rows ({total}), got "
             f"{array.tolist() if array.size < 9 else f'{array[0]}..{array[-1]}'}; "

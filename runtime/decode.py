@@ -5,7 +5,7 @@ Shape letters: B posts, N words, U units, C classes, Y tags, E entities.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Self
 
 import numpy as np
@@ -169,7 +169,7 @@ class Decoder:
 
     def units(self, posts: Sequence[PostScores]) -> tuple[Units, npt.NDArray[np.int64]]:
         """What the segmental and the joint decoder read: scored units, and words of each post."""
-        lengths = np.array([len(post.encoded.word_spans_n2) for post in posts])
+        lengths = [len(post.encoded.word_spans_n2) for post in posts]
         weight = self._weight()
         units = joint_scores(
             post_offsets=_offsets([len(post.units) for post in posts]),
@@ -186,7 +186,7 @@ class Decoder:
             labels=self.labels,
             max_entity_words=self.settings.max_entity_words,
         )
-        return units, lengths
+        return units, np.array(lengths)
 
     def _weight(self) -> float:
         return self.settings.weight if self.settings.kind == "joint" else 0.0
@@ -349,5 +349,5 @@ def _entity(
     return Entity(start=start, end=end, text=text[start:end], label=labels[label], score=score)
 
 
-def _offsets(counts: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array([0, *accumulate(counts)], np.int64)
