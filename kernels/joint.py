@@ -12,12 +12,13 @@ Runs of words without a unit (their subwords exceed the largest scale) score w *
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ShapeError
-from amlr.kernels.arrays import AnyInts, Bools, Floats, Ints32
+from amlr.kernels.arrays import AnyInts, Bools, Floats, Indices, Ints32
 from amlr.kernels.units import Units
 from amlr.kernels.validation import as_scores, check_offsets, check_unit_table
 
@@ -95,15 +96,21 @@ def _tag_gains(
     if len(labels) != classes:
         raise ShapeError(f"unit_logits_uc has {classes} classes, labels names {len(labels)}")
     em = as_scores("word_emissions_wy", emissions, (None, len(tags)))
+    outside, begin, inside = _tag_columns(tuple(tags), tuple(labels))
+    base = em[:, outside, None]
+    return em.take(begin, axis=1) - base, em.take(inside, axis=1) - base
+
+
+@lru_cache(maxsize=16)
+def _tag_columns(tags: tuple[str, ...], labels: tuple[str, ...]) -> tuple[int, Indices, Indices]:
+    """Columns of O, of B-X and of I-X for every label."""
     column = {tag: y for y, tag in enumerate(tags)}
     needed = ["O", *(f"{kind}-{label}" for label in labels for kind in "BI")]
     missing = [tag for tag in needed if tag not in column]
     if missing:
         raise ShapeError(f"tags lack {missing}; joint scores need O, B-X and I-X for every label")
-    outside = em[:, column["O"], None]
-    begin = em[:, [column[f"B-{label}"] for label in labels]] - outside
-    inside = em[:, [column[f"I-{label}"] for label in labels]] - outside
-    return begin, inside
+    begin, inside = ([column[f"{kind}-{label}"] for label in labels] for kind in "BI")
+    return column["O"], np.array(begin, np.intp), np.array(inside, np.intp)
 
 
 def _run_sums(begin: Floats, inside: Floats, longest: int) -> Floats:

@@ -10,6 +10,7 @@ largest scale, I windows with a picture, S most units of one window, P regions, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -144,14 +145,15 @@ class Batch:
         assert len(windows) == len(units) > 0
         self.windows, self.units = tuple(windows), tuple(units)
         self.scales, self.pad_id = scales, pad_id
-        self.lengths_b = np.array([len(w.input_ids_t) for w in windows], np.int64)
-        self.step_offsets_b = np.concatenate([[0], np.cumsum(self.lengths_b)])
-        self.unit_offsets_b = np.concatenate([[0], np.cumsum([len(u) for u in units])])
-        self.scale_m = np.concatenate([u.scale_u for u in units]).astype(np.int64)
-        self.start_m = np.concatenate([u.start_step_u for u in units]).astype(np.int64)
-        self.window_m = np.repeat(np.arange(len(units)), np.diff(self.unit_offsets_b))
-        counts = np.bincount(self.scale_m, minlength=scales + 1)[1:]
-        self._scale_counts: list[int] = counts.tolist()
+        lengths = [len(w.input_ids_t) for w in windows]
+        counts = [len(u.scale_u) for u in units]
+        self.lengths_b = np.array(lengths, np.int64)
+        self.step_offsets_b = np.array([0, *accumulate(lengths)], np.int64)
+        self.unit_offsets_b = np.array([0, *accumulate(counts)], np.int64)
+        self.scale_m = np.concatenate([u.scale_u for u in units], dtype=np.int64)
+        self.start_m = np.concatenate([u.start_step_u for u in units], dtype=np.int64)
+        self.window_m = np.arange(len(units)).repeat(counts)
+        self._scale_counts: list[int] = np.bincount(self.scale_m, minlength=scales + 1)[1:].tolist()
         # Stable: units of one scale keep their order.
         self._by_scale = np.argsort(self.scale_m, kind="stable")
         self._places: dict[RoundUp, tuple[Ints, int]] = {}
@@ -166,13 +168,14 @@ class Batch:
 
     def split(self, scores: Scores) -> list[Scores]:
         """Scores of each window."""
-        steps, units = self.step_offsets_b[1:-1], self.unit_offsets_b[1:-1]
+        steps, units = self.step_offsets_b.tolist(), self.unit_offsets_b.tolist()
         return [
-            Scores(unit_logits_mc=logits, emissions_ny=emissions)
-            for logits, emissions in zip(
-                np.split(scores.unit_logits_mc, units),
-                np.split(scores.emissions_ny, steps),
-                strict=True,
+            Scores(
+                unit_logits_mc=scores.unit_logits_mc[first_unit:end_unit],
+                emissions_ny=scores.emissions_ny[first_step:end_step],
+            )
+            for (first_step, end_step), (first_unit, end_unit) in zip(
+                pairwise(steps), pairwise(units), strict=True
             )
         ]
 
@@ -200,17 +203,18 @@ class Batch:
         """
         position = np.arange(round_up(int(self.lengths_b.max())))
         mask = position < self.lengths_b[:, None]
+        place = mask.ravel().nonzero()[0]
         feed = {
             "input_ids": self._packed_ids(),
-            "position_ids": np.broadcast_to(position, mask.shape)[mask],
-            "unpad_index": np.flatnonzero(mask),
+            "position_ids": place % len(position),
+            "unpad_index": place,
         }
         if shapes:
             feed["shape_ids"] = self._packed_shapes()
         rows = round_up(len(feed["input_ids"]))
         feed = {name: _lengthened(column, rows) for name, column in feed.items()}
-        feed["pad_index"] = np.where(mask, self.step_offsets_b[:-1, None] + position, 0)
         feed["attention_mask"] = mask.astype(np.int64)
+        feed["pad_index"] = (self.step_offsets_b[:-1, None] + position) * feed["attention_mask"]
         return feed
 
     def _packed_ids(self) -> Ints:
@@ -277,8 +281,10 @@ class Batch:
         for scale, count in enumerate(self._scale_counts, start=1):
             rows, stop = first_row_m[stop : stop + count], stop + count
             # The graph wants no empty input: a scale without units scores one that nobody reads.
-            rows = _lengthened(rows, round_up(max(1, count)))
-            feed[f"rows_{scale}"] = np.minimum(rows[:, None] + np.arange(scale), last)
+            size = round_up(max(1, count))
+            rows = _lengthened(rows, size)[:, None] + np.arange(scale)
+            # Only a dummy may look past the end.
+            feed[f"rows_{scale}"] = rows if size == count else np.minimum(rows, last)
         return feed
 
     def attention(
@@ -308,7 +314,7 @@ class Batch:
             place = np.empty(len(self.scale_m), np.int64)
             # Dummies of the scales before push a unit back.
             shift = ends - sizes - (counts.cumsum() - counts)
-            place[self._by_scale] = np.arange(len(place)) + np.repeat(shift, counts)
+            place[self._by_scale] = np.arange(len(place)) + shift.repeat(counts)
             found = self._places[round_up] = place, int(ends[-1])
         return found
 

@@ -13,7 +13,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import content_key, decode_pixels, read_source
 from amlr.runtime.image_cache import ImageCache
 from amlr.runtime.manifest import DecoderSettings, Variant
-from amlr.runtime.providers.base import ImageFeatures, Provider
+from amlr.runtime.providers.base import DecodesItself, ImageFeatures, Provider
 from amlr.runtime.results import Post, Problem, problem
 from amlr.runtime.scoring import Decode, own_decoder, score_texts
 from amlr.runtime.text import EncodedText
@@ -66,6 +66,8 @@ class Pipeline:
             image_cache_bytes: Budget of the picture cache.
         """
         self.bundle, self.provider = bundle, provider
+        # Asked once: a check of a protocol takes as long as scoring a word.
+        self._decodes_itself = isinstance(provider, DecodesItself)
         self.images = ImageCache(image_cache_bytes)
         manifest = bundle.manifest
         graph = bundle.graph_hash(variant, "image") if variant else ""
@@ -108,7 +110,9 @@ class Pipeline:
             decode: Where the provider can decode by these itself, posts of one window come with
                 entities instead of scores.
         """
-        decoder = None if decode is None else own_decoder(self.provider, decode)
+        decoder = None
+        if decode is not None and self._decodes_itself:
+            decoder = own_decoder(self.provider, decode)
         for start, stop in post_chunks(posts):
             yield self._score_chunk(posts[start:stop], every, decoder)
 
