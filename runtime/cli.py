@@ -69,6 +69,7 @@ def tag_command(
     image_mode: str,
     answer_cache: int,
     sentinel: float,
+    trust_file_times: bool,
     cache_dir: Path | None,
     manifest_sha256: str | None,
     check: str,
@@ -101,6 +102,7 @@ def tag_command(
         answer_cache=answer_cache,
         image=image_mode,
         sentinel=sentinel,
+        trust_file_times=trust_file_times,
     )
     with engine:
         if verbose:

@@ -40,6 +40,11 @@ _OPTIONS = (
         show_default=True,
         help="Share of certified answers that are computed again in fp32, to watch over them.",
     ),
+    click.option(
+        "--trust-file-times",
+        is_flag=True,
+        help="Recognise a picture file by its size and times instead of reading it again.",
+    ),
 )
 
 

@@ -88,6 +88,7 @@ class Engine:
         answer_cache: int = 0,
         image: str = "always",
         sentinel: float = 0.005,
+        trust_file_times: bool = False,
     ) -> Self:
         """Open a bundle and take the best tier that passes its check on this host.
 
@@ -104,6 +105,7 @@ class Engine:
             answer_cache: See there.
             image: See there.
             sentinel: See there.
+            trust_file_times: See there.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -122,6 +124,7 @@ class Engine:
             answer_cache=answer_cache,
             image=image,
             sentinel=sentinel,
+            trust_file_times=trust_file_times,
         )
         provider_names(provider)  # refuses unknown ones before files are read
         return cls._load(Bundle.open(path, manifest_sha256), options)
@@ -157,9 +160,9 @@ class Engine:
         """Run a few posts where users' posts will go, so that none of them is slow."""
         if options.check != "off":
             warm_up(self.strategy.first, pictures=options.checks_pictures)
-        # Reset so that cache statistics count only the user's pictures.
-        self.strategy.first.images.reset()
-        self._pipeline.images.reset()
+        for cache in (self.strategy.first.images, self._pipeline.images):
+            cache.remember_files(options.trust_file_times)
+            cache.reset()  # statistics count only the user's pictures
 
     def _low_tier(self, tier: Tier, options: EngineOptions, is_checked: bool) -> Certified:
         """Open a low tier that answers before this engine's float32.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import AmlrError
+from amlr.runtime.known_files import KnownFiles
 
 Outcome = Any
 
@@ -35,7 +36,12 @@ class ImageCache:
     """Least-recently-used cache with a byte budget and single flight.
 
     Errors are handed to all who wait, and not kept: a file may be repaired.
+
+    Attributes:
+        files: Picture files that need not be read again; None reads them all.
     """
+
+    files: KnownFiles | None = None
 
     def __init__(self, budget_bytes: int) -> None:
         """Make an empty cache; a budget of 0 keeps nothing, but still computes once at a time."""
@@ -92,6 +98,14 @@ class ImageCache:
         for position, future in waiting:
             results[position] = future.result()
         return results
+
+    def remember_files(self, is_wanted: bool) -> None:
+        """Whether files whose times are known need not be read again."""
+        self.files = KnownFiles() if is_wanted else None
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether a value is there now; neither a hit nor a miss."""
+        return key in self._held
 
     def _finish(
         self,

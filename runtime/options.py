@@ -33,6 +33,8 @@ class EngineOptions:
             decides by the margin that the export measured, and says so in a warning.
         sentinel: Share of the certified answers that are computed again in float32; the low tier is
             taken out of service if one differs.
+        trust_file_times: Recognise a picture file by device, inode, size and times instead of
+            reading it again; files younger than two seconds are always read.
 
     Raises:
         InputError: An option is wrong; names it and what it may be.
@@ -48,6 +50,7 @@ class EngineOptions:
     answer_cache: int = 0
     image: str = "always"
     sentinel: float = 0.005
+    trust_file_times: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

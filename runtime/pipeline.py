@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from amlr.errors import AmlrError, InputError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import content_key, decode_pixels, read_source
 from amlr.runtime.image_cache import ImageCache
+from amlr.runtime.known_files import file_stamp
 from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import DecodesItself, ImageFeatures, Provider
 from amlr.runtime.results import Post, Problem, problem
@@ -176,7 +178,7 @@ class Pipeline:
         readable = [i for i, content in enumerate(contents) if not isinstance(content, AmlrError)]
 
         def compute(positions: list[int]) -> list[ImageFeatures | AmlrError]:
-            return self._compute([contents[readable[position]][1] for position in positions])
+            return self._compute([contents[readable[position]] for position in positions])
 
         keys = [(contents[i][0], *self._image_key) for i in readable]
         found = self.images.get_many(keys, compute, lambda value: int(value.nbytes))
@@ -186,20 +188,42 @@ class Pipeline:
         return results
 
     def _read(self, source: Any) -> "tuple[str, Any] | InputError":
+        """Key of a picture and its content; in its place the path of a file whose key is known."""
+        files = self.images.files
+        stamp = None if files is None else file_stamp(source)
+        known = None if files is None or stamp is None else files.get(stamp)
+        if known is not None and self.images.holds((known, *self._image_key)):
+            return known, source
         try:
-            content = read_source(source, self.bundle.manifest.limits)
-            return content_key(content, self.bundle.manifest.limits), content
+            content, key = self._read_all(source)
         except InputError as error:
             return error
+        if files is not None and stamp is not None:
+            files.keep(source, stamp, key)
+        return key, content
 
-    def _decode(self, content: Any) -> "npt.NDArray[np.float32] | InputError":
+    def _read_all(self, source: Any) -> tuple[Any, str]:
+        limits = self.bundle.manifest.limits
+        content = read_source(source, limits)
+        return content, content_key(content, limits)
+
+    def _decode(self, keyed: tuple[str, Any]) -> "npt.NDArray[np.float32] | InputError":
         manifest = self.bundle.manifest
+        key, content = keyed
         try:
+            if isinstance(content, (str, Path)):
+                # Its features left the cache since the key was looked up.
+                content, read_key = self._read_all(content)
+                if read_key != key:
+                    raise InputError(
+                        "the picture file changed while it was read; tag the post again",
+                        "image_unreadable",
+                    )
             return decode_pixels(content, manifest.image, manifest.limits)
         except InputError as error:
             return error
 
-    def _compute(self, contents: Sequence[Any]) -> list[ImageFeatures | AmlrError]:
+    def _compute(self, contents: Sequence[tuple[str, Any]]) -> list[ImageFeatures | AmlrError]:
         results: list[Any] = self._map(self._decode, contents)
         good = [i for i, pixels in enumerate(results) if not isinstance(pixels, AmlrError)]
         size = self.provider.batch_sizes.pictures

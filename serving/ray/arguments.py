@@ -35,7 +35,7 @@ class FleetArguments(BundleChoice):
 
     Attributes:
         provider: As in `EngineOptions`, like `precision`, `image_cache_mb`, `max_changed`, `check`,
-            `answer_cache`, `image` and `sentinel`, which hold for each replica.
+            `answer_cache`, `image`, `sentinel` and `trust_file_times`, which hold for each replica.
         replicas: Replicas; with `max_replicas` the fewest.
         max_replicas: Scale up to so many on queue depth; None keeps the number fixed.
         cores: CPU cores of a replica; it is pinned to them, and calls its engine from as many
@@ -63,6 +63,7 @@ class FleetArguments(BundleChoice):
     answer_cache: int = Field(default=_ENGINE.answer_cache, ge=0)
     image: str = _ENGINE.image
     sentinel: float = Field(default=_ENGINE.sentinel, ge=0.0, le=1.0)
+    trust_file_times: bool = _ENGINE.trust_file_times
     replicas: int = Field(default=1, ge=1)
     max_replicas: int | None = Field(default=None, ge=1)
     cores: int = Field(default=1, ge=1)

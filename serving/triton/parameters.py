@@ -76,6 +76,10 @@ def _value(option: "Field[Any]", text: str) -> Any:
     kinds = get_args(option.type) or (option.type,)
     if text == AUTO and type(None) in kinds:
         return None
+    if bool in kinds:
+        if text not in ("True", "False"):
+            raise InputError(_wrong(option.name, "True or False", text))
+        return text == "True"
     if int in kinds:
         if not (text.isascii() and text.isdigit() and len(text) < 10):
             raise InputError(_wrong(option.name, "a whole number", text))

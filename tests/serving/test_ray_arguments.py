@@ -76,6 +76,7 @@ def test_every_option_of_the_engine_is_an_argument(tmp_path: Path) -> None:
         check="text",
         answer_cache=9,
         image="when-needed",
+        trust_file_times=True,
     )
     values = asdict(wanted) | {"engine": "x", "cache_dir": tmp_path}
     del values["threads"]  # each worker calls the engine from one

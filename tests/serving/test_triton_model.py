@@ -187,6 +187,7 @@ def test_wrong_configurations_are_refused(
             check="text",
             answer_cache=9,
             image="when-needed",
+            trust_file_times=True,
         ),
     ],
 )
