@@ -1,16 +1,18 @@
 """Posts to raw scores: texts, pictures, batches, one provider."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.cpu import usable_cores
 from amlr.runtime.image import content_key, decode_pixels, read_source
 from amlr.runtime.image_cache import ImageCache
 from amlr.runtime.known_files import file_stamp
@@ -21,6 +23,7 @@ from amlr.runtime.scoring import Decode, own_decoder, score_texts
 from amlr.runtime.text import EncodedText
 from amlr.runtime.windows import DecodedPost, PostScores
 
+T = TypeVar("T")
 # Posts in work at a time, and pictures read at a time: what bounds memory on any input.
 CHUNK_POSTS = 128
 CHUNK_CHARS = 200_000
@@ -44,6 +47,14 @@ class ScoredPost:
     image_used: bool = False
     warnings: tuple[Problem, ...] = ()
     error: AmlrError | None = None
+
+
+class _Prepared(NamedTuple):
+    """Posts before the engine: texts, features of their pictures, what was wrong with those."""
+
+    texts: list[EncodedText | InputError]
+    features: list[ImageFeatures | None]
+    warnings: list[tuple[Problem, ...]]
 
 
 class Pipeline:
@@ -76,6 +87,8 @@ class Pipeline:
         preprocessing = manifest.image.preprocessing_hash()
         self._image_key = (preprocessing, graph, provider.name, provider.precision)
         self._workers = ThreadPoolExecutor(threads, "amlr-image") if threads > 1 else None
+        # A device needs no core of its own.
+        self._overlaps = self._decodes_itself or threads < usable_cores()
 
     def share_pictures(self, other: "Pipeline") -> None:
         """Use the encoded pictures of another pipeline, whose provider encodes for both."""
@@ -115,12 +128,26 @@ class Pipeline:
         decoder = None
         if decode is not None and self._decodes_itself:
             decoder = own_decoder(self.provider, decode)
-        for start, stop in post_chunks(posts):
-            yield self._score_chunk(posts[start:stop], every, decoder)
+        chunks = [posts[start:stop] for start, stop in post_chunks(posts)]
+        overlaps = self._overlaps and len(chunks) > 1
+        scored = self._scored(chunks, every, decoder, overlaps)
+        # While the caller decodes a chunk, the next is scored and the one after that prepared.
+        yield from ahead(scored) if overlaps else scored
 
-    def _score_chunk(
-        self, posts: Sequence[Post], every: bool, decode: Decode | None
-    ) -> list[ScoredPost]:
+    def _scored(
+        self,
+        chunks: Sequence[Sequence[Post]],
+        every: bool,
+        decode: Decode | None,
+        overlaps: bool,
+    ) -> Generator[list[ScoredPost]]:
+        prepared = (self._prepare(chunk) for chunk in chunks)
+        with closing(ahead(prepared) if overlaps else prepared) as ready:
+            for chunk in ready:
+                yield self._score_prepared(chunk, every, decode)
+
+    def _prepare(self, posts: Sequence[Post]) -> _Prepared:
+        """Texts and pictures of posts that are in work together."""
         texts = self._encode_texts(posts)
         with_image = [
             index
@@ -138,6 +165,12 @@ class Pipeline:
                     warnings[index] = (problem(outcome),)
                 else:
                     features[index] = outcome
+        return _Prepared(texts, features, warnings)
+
+    def _score_prepared(
+        self, prepared: _Prepared, every: bool, decode: Decode | None
+    ) -> list[ScoredPost]:
+        texts, features, warnings = prepared
         merged = score_texts(
             self.bundle, self.provider, texts, features, every=every, decode=decode
         )
@@ -241,6 +274,20 @@ class Pipeline:
             return list(self._workers.map(function, items))
         except RuntimeError:  # closed by another thread meanwhile; this call may still finish
             return [function(item) for item in items]
+
+
+def ahead(items: Generator[T]) -> Generator[T]:
+    """The items of a generator, each made by a helper thread while the caller uses the one before.
+
+    Order and errors are those of the generator, and at most one item waits. A caller that leaves
+    early waits for the item under way.
+    """
+    end = object()
+    with closing(items), ThreadPoolExecutor(1, "amlr-ahead") as helper:
+        following = helper.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = helper.submit(next, items, end)
+            yield cast("T", item)
 
 
 def post_chunks(posts: Sequence[Any]) -> Iterator[tuple[int, int]]:

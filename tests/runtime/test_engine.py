@@ -213,7 +213,7 @@ def test_chunks_bound_posts_and_characters(engine: Engine, monkeypatch: pytest.M
     posts = [Post(text) for text in TEXTS * 3]
     expected = [keys(result.entities) for result in engine.tag_batch(posts)]
     sizes: list[int] = []
-    honest = engine._pipeline._score_chunk
+    honest = engine._pipeline._prepare
 
     def watched(chunk: Any, *rest: Any) -> Any:
         sizes.append(len(chunk))
@@ -222,7 +222,7 @@ def test_chunks_bound_posts_and_characters(engine: Engine, monkeypatch: pytest.M
 
     monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_POSTS", 4)
     monkeypatch.setattr("amlr.runtime.pipeline.CHUNK_CHARS", 150)
-    monkeypatch.setattr(engine._pipeline, "_score_chunk", watched)
+    monkeypatch.setattr(engine._pipeline, "_prepare", watched)
     assert [keys(result.entities) for result in engine.tag_batch(posts)] == expected
     assert sum(sizes) == len(posts)
     assert max(sizes) <= 4
