@@ -76,14 +76,13 @@ def _outside_shares(units: Units, scores_uc: Doubles, unit_e: Indices) -> Double
     """
     if not len(unit_e):
         return np.zeros(0)
-    table = units.layout.unit_nlb
     with np.errstate(over="ignore", invalid="ignore"):
         weights_u = np.exp(scores_uc).sum(1)
-        if table.shape[2] == 1:
-            forward, backward = _weights_of_one(units, weights_u, len(table))
+        if len(units.post_offsets) == 2:
+            forward, backward = _weights_of_one(units, weights_u)
             post_e: Indices | int = 0
         else:
-            forward, backward = _weights(np.append(weights_u, 0.0).take(table))
+            forward, backward = _weights(np.append(weights_u, 0.0).take(units.layout.unit_nlb))
             post_e = np.searchsorted(units.post_offsets, unit_e, side="right") - 1
         total_b = forward[-1]
         # Weights never fall, so the totals are the largest.
@@ -124,10 +123,10 @@ def _weights(cells_nlb: Doubles) -> tuple[Doubles, Doubles]:
     return before[longest - 1 :], after[longest - 1 :][::-1]
 
 
-def _weights_of_one(units: Units, weights_u: Doubles, words: int) -> tuple[Doubles, Doubles]:
+def _weights_of_one(units: Units, weights_u: Doubles) -> tuple[Doubles, Doubles]:
     """`_weights` of a single post: too few numbers for NumPy's overhead at every word."""
     starts, stops = units.start_u.tolist(), (units.end_u + 1).tolist()
-    weights = weights_u.tolist()
+    words, weights = stops[-1], weights_u.tolist()
     forward = [1.0]
     for start, stop, weight in zip(starts, stops, weights, strict=True):
         while len(forward) <= stop:

@@ -123,6 +123,8 @@ def forward_maxima(cells_nlb: AnyFloats) -> AnyFloats:
 
 def decode_table(units: Units, scores_uc: AnyFloats) -> tuple[Found, AnyFloats]:
     """Decode units under the given scores (float32, or float64 for certificates)."""
+    if len(units.post_offsets) == 2:
+        return _decode_one(units, scores_uc)
     layout = units.layout
     candidates = reduce_classes(scores_uc).take(layout.unit_nlb, mode="clip")
     best = forward_maxima(candidates)
@@ -154,8 +156,6 @@ def _unit_ending_at(candidates_nlb: AnyFloats, best: AnyFloats) -> AnyInts:
 def _visited(words_nb: AnyInts) -> Bools:
     """Where an entity on the best path ends, shape (N, B): all posts step back a word at a time."""
     words, posts = words_nb.shape
-    if posts == 1:
-        return _visited_of_one(words_nb[:, 0].tolist())
     visited = np.empty((words, posts), np.bool_)
     steps = np.maximum(words_nb, 1).astype(np.int32)
     moved = np.empty(posts, np.int32)
@@ -170,12 +170,39 @@ def _visited(words_nb: AnyInts) -> Bools:
     return visited
 
 
-def _visited_of_one(words_n: list[int]) -> Bools:
-    """`_visited` of a single post, shape (N, 1): NumPy's overhead at every word costs more."""
-    visited = np.zeros((len(words_n), 1), np.bool_)
-    end = len(words_n) - 1
-    while end >= 0:
-        words = words_n[end]
-        visited[end, 0] = words > 0
-        end -= words or 1
-    return visited
+def _decode_one(units: Units, scores_uc: AnyFloats) -> tuple[Found, AnyFloats]:
+    """`decode_table` of a single post: NumPy's overhead at every word costs more than the sums.
+
+    The best sum never falls from word to word, so only a unit with a gain above 0 can raise it.
+    """
+    gains_u = reduce_classes(scores_uc)[:-1]
+    gaining = np.flatnonzero(gains_u > 0)
+    best = [gains_u.dtype.type(0)]
+    # At each last word where an entity ends: the unit's first word and the unit.
+    ending: dict[int, tuple[int, int]] = {}
+    for unit, start, end, gain in zip(
+        gaining.tolist(),
+        units.start_u[gaining].tolist(),
+        units.end_u[gaining].tolist(),
+        gains_u[gaining],
+        strict=True,
+    ):
+        while len(best) < end + 2:
+            best.append(best[-1])
+        total = best[start] + gain
+        longer = total == best[-1] and end in ending and start < ending[end][0]
+        if total > best[-1] or longer:
+            best[-1], ending[end] = total, (start, unit)
+    rows: list[tuple[int, int]] = []
+    chosen: list[int] = []
+    stop = len(best)
+    for end, (start, unit) in reversed(ending.items()):
+        if end < stop:
+            rows.append((start, end))
+            chosen.append(unit)
+            stop = start
+    unit_e = np.array(chosen[::-1], np.intp)
+    rows_e3 = np.empty((len(chosen), 3), np.int32)
+    rows_e3[:, :2] = np.array(rows[::-1], np.int32).reshape(-1, 2)
+    rows_e3[:, 2] = scores_uc[unit_e].argmax(1)
+    return Found(unit_e, rows_e3, np.array([len(chosen)])), np.array(best[-1:])

@@ -37,7 +37,7 @@ class Units:
     end_u: AnyInts
     scores_uc: Floats
     has_logits_u: Bools | None = None
-    layout: "Layout" = field(init=False, repr=False)
+    _layout: "Layout | None" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         scores = as_scores("scores_uc", self.scores_uc, (None, None))
@@ -55,7 +55,16 @@ class Units:
         set_field(self, "post_offsets", offsets)
         set_field(self, "start_u", start)
         set_field(self, "end_u", end)
-        set_field(self, "layout", Layout.build(offsets, start, end))
+        set_field(self, "_layout", Layout.build(offsets, start, end))
+
+    @property
+    def layout(self) -> "Layout":
+        """Where each unit is in a dense table; made when asked for."""
+        if self._layout is None:
+            layout = Layout.build(self.post_offsets, self.start_u, self.end_u, is_sorted=True)
+            object.__setattr__(self, "_layout", layout)
+            return layout
+        return self._layout
 
     @classmethod
     def sorted(
@@ -74,7 +83,7 @@ class Units:
             "end_u": end_u,
             "scores_uc": as_scores("scores_uc", scores_uc, (len(start_u), None)),
             "has_logits_u": has_logits_u,
-            "layout": Layout.build(post_offsets, start_u, end_u, is_sorted=True),
+            "_layout": None,
         }
         for name, value in values.items():
             object.__setattr__(units, name, value)
@@ -96,11 +105,12 @@ class Units:
             ShapeError: Wrong shape, or a unit past the last word.
         """
         lengths = check_lengths(lengths_b, len(self.post_offsets) - 1)
-        beyond = self.layout.words_b > lengths
+        words = covered_words(self.post_offsets, self.end_u)
+        beyond = words > lengths
         if beyond.any():
             post = int(beyond.argmax())
             raise ShapeError(
-                f"a unit of post {post} ends at word {self.layout.words_b[post] - 1}, but "
+                f"a unit of post {post} ends at word {words[post] - 1}, but "
                 f"lengths_b says the post has {lengths[post]} words; count words, not subwords"
             )
         return lengths
@@ -138,12 +148,10 @@ class Layout:
             ShapeError: Ends are not sorted within a post, or a unit appears twice.
         """
         units, posts = len(start), len(offsets) - 1
-        words = np.zeros(posts, np.intp)
+        words = covered_words(offsets, end)
         if not units:
             return cls(np.zeros((0, 1, posts), np.intp), words)
         counts = offsets[1:] - offsets[:-1]
-        filled = counts > 0
-        words[filled] = end[offsets[1:][filled] - 1] + 1
         post_u = np.arange(posts).repeat(counts)
         if not is_sorted:
             _check_sorted(end, post_u)
@@ -166,6 +174,14 @@ class Layout:
                 "keep one row per (start, end)"
             )
         return cls(table.reshape(-1, longest, posts), words)
+
+
+def covered_words(offsets: AnyInts, end: AnyInts) -> Indices:
+    """Words that each post's units reach: one more than its last end, (B,)."""
+    words = np.zeros(len(offsets) - 1, np.intp)
+    filled = offsets[1:] > offsets[:-1]
+    words[filled] = end[offsets[1:][filled] - 1] + 1
+    return words
 
 
 def _check_sorted(end: AnyInts, post_u: AnyInts) -> None:
