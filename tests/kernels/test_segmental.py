@@ -43,15 +43,22 @@ def test_answer_equals_exhaustive_search(case: SegmentCase) -> None:
         assert entities[b].tolist() == [list(s) for s in answers[int(totals.argmax())]]
 
 
-def test_tie_rule() -> None:
+@pytest.mark.parametrize("posts", [1, 2])
+def test_tie_rule(posts: int) -> None:
     def answer(spans: list[tuple[int, int]], scores: list[list[float]]) -> Any:
-        case = SegmentCase(lengths_b=[2], spans_b=[spans], scores_uc=f32(scores))
-        return segmental_decode(case.units, [2])[0][0].tolist()
+        lengths = [2] * posts
+        case = SegmentCase(
+            lengths_b=lengths, spans_b=[spans] * posts, scores_uc=f32(scores * posts)
+        )
+        entities = segmental_decode(case.units, lengths)[0]
+        assert all(each.tolist() == entities[0].tolist() for each in entities)
+        return entities[0].tolist()
 
     assert answer([(0, 0)], [[0.0, 0.0]]) == []  # nothing rather than a zero
     assert answer([(0, 0), (0, 1)], [[2, 2], [2, 2]]) == [[0, 0, 0]]  # no entity ends at word 1
     assert answer([(0, 0), (0, 1), (1, 1)], [[1, 1], [2, 2], [1, 1]]) == [[0, 1, 0]]  # the longer
     assert answer([(0, 0), (1, 1), (0, 1)], [[1, 1], [1, 1], [2, 2]]) == [[0, 1, 0]]  # in any order
+    assert answer([(0, 0), (0, 1), (1, 1)], [[1, 1], [2, 3], [1, 1]]) == [[0, 1, 1]]  # the better
 
 
 def test_posts_do_not_see_each_other() -> None:

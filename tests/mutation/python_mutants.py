@@ -49,6 +49,20 @@ PYTHON_MUTANTS = (
         SEGMENTS + "test_tie_rule",
     ),
     PythonMutant(
+        "a tie of a single post takes the entity",
+        SEGMENTAL,
+        "if total > best[-1] or longer:",
+        "if total >= best[-1] or longer:",
+        SEGMENTS + "test_tie_rule",
+    ),
+    PythonMutant(
+        "a single post's tie takes the unit that comes first",
+        SEGMENTAL,
+        "if total > best[-1] or longer:",
+        "if total > best[-1]:",
+        SEGMENTS + "test_tie_rule",
+    ),
+    PythonMutant(
         "tied classes take the highest",
         SEGMENTAL,
         "rows[:, 2] = scores_uc[unit].argmax(1)",
