@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,9 @@ from hypothesis import settings
 
 # Before any test imports an engine library: it keeps them from reporting home.
 import amlr  # noqa: F401
+from once import once
+from requirements import require
+from shims.host_build import HostBuilder
 
 # Speed is measured elsewhere; a busy machine must not fail a property.
 settings.register_profile("amlr", deadline=None)
@@ -33,9 +36,26 @@ def _reset_logging() -> None:
         logger.setLevel(logging.NOTSET)
 
 
+Shared = Callable[[str], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny exported bundle; read-only, shared by the whole session.
+def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Gives folders that all processes of this run share; what is in them is made by `once`."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its processes a folder in that of the run.
+    root = base.parent if hasattr(pytestconfig, "workerinput") else base
+
+    def folder(name: str) -> Path:
+        (root / f"shared-{name}").mkdir(exist_ok=True)
+        return root / f"shared-{name}"
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_plan(shared: Shared) -> Path:
+    """A tiny exported bundle; read-only, shared by the whole run.
 
     `AMLR_TINY_PLAN` names one that was made elsewhere, where there is no PyTorch to make it.
     """
@@ -44,24 +64,31 @@ def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(made)
     from tiny import tiny_bundle
 
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.plan")
+    return once(shared("bundle") / "tiny.plan", tiny_bundle)
 
 
 @pytest.fixture(scope="session")
-def ladder_plan(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its CPU variants; read-only, shared by the whole session."""
+def ladder_plan(tiny_plan: Path, shared: Shared) -> Path:
+    """The tiny bundle with its CPU variants; read-only, shared by the whole run."""
     from tiny_ladder import tiny_ladder, write_posts
 
-    folder = tmp_path_factory.mktemp("ladder")
-    return tiny_ladder(tiny_plan, folder / "ladder.plan", calib=write_posts(folder, images=12))
+    def make(plan: Path) -> None:
+        tiny_ladder(tiny_plan, plan, calib=write_posts(plan.parent, images=12))
+
+    return once(shared("ladder") / "ladder.plan", make)
 
 
 @pytest.fixture(scope="session")
-def tiny_pt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of `tiny_plan`; read-only, shared by the whole session."""
+def tiny_pt(shared: Shared) -> Path:
+    """The checkpoint of `tiny_plan`; read-only, shared by the whole run."""
     from amlr.training.checkpoint import save_checkpoint
     from tiny import tiny_checkpoint
 
-    path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
-    save_checkpoint(path, tiny_checkpoint())
-    return path
+    return once(shared("bundle") / "best.pt", lambda path: save_checkpoint(path, tiny_checkpoint()))
+
+
+@pytest.fixture(scope="session")
+def host_builder(shared: Shared) -> HostBuilder:
+    """Builds the real kernels for the host, each once in a run."""
+    require("compiler")
+    return HostBuilder(shared("kernels"))

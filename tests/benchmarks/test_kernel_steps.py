@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,16 +24,16 @@ STEPS = ("kernel_replay", "kernel_sanitizers", "kernel_times")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A kit and the environment of a driver double."""
+    """A kit, the environment of a driver double, and the program that replays launches there."""
 
     kit: Path
     environment: dict[str, str]
+    program: Path
 
     def replay(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = HostBuilder(self.kit).device_replay()
         files = [str(self.kit / "kernels" / name) for name in ("small.bin", "cubins")]
         return subprocess.run(
-            [str(program), *files, *options],
+            [str(self.program), *files, *options],
             capture_output=True,
             text=True,
             check=False,
@@ -42,17 +42,15 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    require("compiler")
+def bench(host_builder: HostBuilder, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     try:
         load_nvrtc()
     except BackendUnavailableError as error:
         require("nvrtc", found=False, reason=str(error))
     kit = tmp_path_factory.mktemp("kit")
-    double = HostBuilder(tmp_path_factory.mktemp("double"))
-    environment = double_environment(double)
-    write_kernel_kit(kit / "kernels", double)
-    return Bench(kit, environment)
+    environment = double_environment(host_builder)
+    write_kernel_kit(kit / "kernels", host_builder)
+    return Bench(kit, environment, host_builder.device_replay())
 
 
 def test_the_kit_travels_light(bench: Bench) -> None:
@@ -150,12 +148,12 @@ def test_broken_files_are_refused(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "small.bin").write_bytes(whole[:-100])
     (tmp_path / "kernels" / "cubins").mkdir()
-    (tmp_path / "replay_device").symlink_to(HostBuilder(bench.kit).device_replay())
-    done = Bench(tmp_path, bench.environment).replay()
+    broken = replace(bench, kit=tmp_path)
+    done = broken.replay()
     assert done.returncode == 2
     assert "the recording is cut short" in done.stderr
     (tmp_path / "kernels" / "small.bin").write_bytes(whole)
-    done = Bench(tmp_path, bench.environment).replay()
+    done = broken.replay()
     assert done.returncode == 2
     assert "no .cubin in" in done.stderr
 

@@ -17,12 +17,6 @@ from shims.host_build import HostBuilder
 from shims.shim_device import ShimDevice
 
 
-@pytest.fixture(scope="session")
-def host_builder(tmp_path_factory: pytest.TempPathFactory) -> HostBuilder:
-    require("compiler")
-    return HostBuilder(tmp_path_factory.mktemp("host-kernels"))
-
-
 @pytest.fixture
 def shim(host_builder: HostBuilder) -> Iterator[ShimDevice]:
     device = ShimDevice(host_builder)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from requirements import require
 from shims.host_build import HERE, HostBuilder
 
 TESTS = Path(__file__).parents[1]
@@ -33,17 +32,15 @@ def missing_driver_functions(binding: str) -> set[str]:
 
 
 @pytest.mark.parametrize("binding", ["cuda-bindings", "pycuda"])
-def test_device_layer_on_the_double(binding: str, tmp_path: Path) -> None:
-    require("compiler")
+def test_device_layer_on_the_double(binding: str, host_builder: HostBuilder) -> None:
     package = {"cuda-bindings": "cuda", "pycuda": "pycuda"}[binding]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{binding} is not installed")
-    builder = HostBuilder(tmp_path)
-    driver = builder.driver_double(missing_driver_functions(binding))
+    driver = host_builder.driver_double(missing_driver_functions(binding))
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(driver),
-        "AMLR_DOUBLE_KERNELS": str(tmp_path),
+        "AMLR_DOUBLE_KERNELS": str(host_builder.folder),
         "AMLR_DOUBLE_SEED": "3",
         "AMLR_TEST_BINDING": binding,
         "AMLR_REQUIRE": "gpu",

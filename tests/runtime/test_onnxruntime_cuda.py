@@ -25,7 +25,6 @@ from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.results import Post
 from doubles.device import DoubleDevice
 from doubles.onnxruntime import OnnxRuntimeDouble
-from requirements import require
 from shims.host_build import HostBuilder
 from shims.shim_device import ShimDevice
 
@@ -64,9 +63,8 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def decoding_machine(tmp_path: Path) -> Iterator[Machine]:
-    require("compiler")
-    device = DoubleDevice(kernels=ShimDevice(HostBuilder(tmp_path)))
+def decoding_machine(host_builder: HostBuilder) -> Iterator[Machine]:
+    device = DoubleDevice(kernels=ShimDevice(host_builder))
     tools, module = tools_of(device)
     yield device, tools, module
     assert_nothing_left(device, module)

@@ -22,7 +22,6 @@ from amlr.runtime.results import Post, Result
 from amlr.runtime.windows import merge_windows, window_units
 from doubles.bundle import double_bundle, double_tools
 from doubles.device import DoubleDevice
-from requirements import require
 from shims.host_build import HostBuilder
 from shims.shim_device import ShimDevice
 
@@ -30,12 +29,11 @@ POSTS = [post for post in sample_posts(90, images=3) if len(post.text) < 150]
 
 
 @pytest.fixture(scope="module")
-def double(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    require("compiler")
-    folder = tmp_path_factory.mktemp("decode")
-    (folder / "shim").mkdir()
-    bundle = double_bundle(tiny_plan, folder / "d.plan")
-    device = DoubleDevice(kernels=ShimDevice(HostBuilder(folder / "shim")))
+def double(
+    tiny_plan: Path, host_builder: HostBuilder, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    bundle = double_bundle(tiny_plan, tmp_path_factory.mktemp("decode") / "d.plan")
+    device = DoubleDevice(kernels=ShimDevice(host_builder))
     tools, _ = double_tools(device)
     variant = bundle.manifest.variants["fp32"]
     provider = open_family("tensorrt", bundle, variant, ProviderOptions(), tools)

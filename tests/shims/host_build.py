@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amlr.kernels.images import SOURCES, KernelSpec
+from once import once
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
@@ -13,8 +14,9 @@ KERNELS = HERE.parents[1] / "kernels"
 _FLAGS = ("-std=c++17", "-O1", "-w", "-ffp-contract=off", "-pthread", f"-I{HERE}", f"-I{KERNELS}")
 SANITIZERS = {
     "plain": (),
-    "asan": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    "tsan": ("-g", "-fsanitize=thread", "-DSIMT_THREADS"),
+    # Lines of the report, but no more: compiling takes longer than the replays.
+    "asan": ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "tsan": ("-g1", "-fsanitize=thread", "-DSIMT_THREADS"),
 }
 
 
@@ -25,7 +27,7 @@ def functions(spec: KernelSpec) -> list[str]:
 
 @dataclass(slots=True)
 class HostBuilder:
-    """Compiles into one folder; every result is kept under its name.
+    """Compiles into one folder, which processes may share; every result is kept under its name.
 
     Attributes:
         folder: Where libraries and programs go.
@@ -38,9 +40,7 @@ class HostBuilder:
     def library(self, spec: KernelSpec) -> Path:
         """A shared library that exports `host_<function>` for every kernel of the source."""
         target = self.folder / f"{spec.source}{spec.variant}.so"
-        if not target.exists():
-            self._compile(spec, "host_kernel.cpp", target, ("-fPIC", "-shared"))
-        return target
+        return self._compile(spec, "host_kernel.cpp", target, ("-fPIC", "-shared"))
 
     def driver_double(self, stubs: Iterable[str] = ()) -> Path:
         """A folder with the driver double as `libcuda.so.1`.
@@ -49,37 +49,37 @@ class HostBuilder:
             stubs: Further functions to define, which only return an error: a binding that is
                 linked to the driver loads only if all it could call exist.
         """
-        target = self.folder / "driver" / "libcuda.so.1"
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
+        names = sorted(stubs)
+        target = self.folder / ("driver-stubs" if names else "driver") / "libcuda.so.1"
+        target.parent.mkdir(exist_ok=True)
+
+        def build(target: Path) -> None:
             extra = target.parent / "stubs.cpp"
             extra.write_text(
-                "".join(f'extern "C" int {name}() {{ return 801; }}\n' for name in sorted(stubs))
+                "".join(f'extern "C" int {name}() {{ return 801; }}\n' for name in names)
             )
             flags = ("-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", "-ldl")
             _run_compiler([str(HERE / "driver_double.cpp"), str(extra), *flags], target)
-        return target.parent
+
+        return once(target, build).parent
 
     def replay(self, spec: KernelSpec, sanitizer: str = "plain") -> Path:
         """The program that replays recorded launches."""
         target = self.folder / f"replay_{spec.source}{spec.variant}_{sanitizer}"
-        if not target.exists():
-            self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
-        return target
+        return self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
 
     def device_replay(self) -> Path:
         """The program that replays recorded launches on a device, or on the driver double."""
-        target = self.folder / "replay_device"
-        if not target.exists():
-            _run_compiler([str(HERE / "replay_device.cpp"), "-ldl"], target)
-        return target
+        arguments = [str(HERE / "replay_device.cpp"), "-ldl"]
+        return once(self.folder / "replay_device", lambda target: _run_compiler(arguments, target))
 
-    def _compile(self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]) -> None:
+    def _compile(self, spec: KernelSpec, main: str, target: Path, flags: tuple[str, ...]) -> Path:
         source = self.sources.get(spec.source, KERNELS / f"{spec.source}.cu")
         listed = " ".join(f"X({function})" for function in functions(spec))
         macros = {**spec.macros, "KERNEL_FILE": f'"{source}"', "KERNELS": listed}
         defines = [f"-D{name}={value}" for name, value in macros.items()]
-        _run_compiler([str(HERE / main), *flags, *defines], target)
+        arguments = [str(HERE / main), *flags, *defines]
+        return once(target, lambda target: _run_compiler(arguments, target))
 
 
 def _run_compiler(arguments: list[str], target: Path) -> None:
