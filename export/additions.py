@@ -220,11 +220,19 @@ def add_engines(
 
 
 def add_kernels(bundle: StagedBundle) -> None:
-    """Compile the CUDA decoders into the bundle."""
+    """Compile the CUDA decoders into the bundle; images that it holds already are kept."""
     from amlr.kernels.images import build_images
 
     log.info("compiling the CUDA decoders")
-    records = build_images(bundle.folder / "kernels", tags=len(bundle.manifest.tags))
+    folder = bundle.folder / "kernels"
+    # A damaged one is made anew.
+    ready = {
+        path.name
+        for path in folder.glob("*")
+        if file_entry(path) == bundle.manifest.files.get(f"{folder.name}/{path.name}")
+    }
+    records = build_images(folder, tags=len(bundle.manifest.tags), ready=ready)
     architectures = sorted({record.architecture for record in records})
-    log.info(f"  {len(records)} images for {', '.join(architectures)}")
+    kept = sum(record.file in ready for record in records)
+    log.info(f"  {len(records)} images for {', '.join(architectures)}, {kept} of them kept")
     bundle.save(kernels=tuple(record.to_dict() for record in records))

@@ -7,10 +7,13 @@ hash covers source, options and compiler, so an image of an older source is neve
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,7 @@ def build_images(
     halves: Sequence[bool] = (False, True),
     architectures: Sequence[int] = ARCHITECTURES,
     sources: Iterable[str] = tuple(SOURCES),
+    ready: Collection[str] = (),
 ) -> list[KernelRecord]:
     """Compile kernels ahead of time into a bundle's `kernels/` folder.
 
@@ -166,6 +170,8 @@ def build_images(
         halves: dtypes of the engine's outputs: False float32, True float16.
         architectures: SM numbers; those the installed NVRTC does not know are left out.
         sources: Keys of `SOURCES`.
+        ready: Names of files in the folder that are known to be whole. Those that would come out
+            the same, as their names say, are not compiled again.
 
     Returns:
         Records for the manifest's `kernels` list.
@@ -179,24 +185,25 @@ def build_images(
     wanted = [f"sm_{number}" for number in architectures if number in known]
     wanted.append(f"compute_{max(PTX_ARCHITECTURE, known[0])}")
     folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for source in sources:
-        for half in halves:
-            spec = KernelSpec(source=source, tags=tags, half=half)
-            for architecture in wanted:
-                file = spec.file_name(architecture, nvrtc.name)
-                (folder / file).write_bytes(compile_image(spec, architecture, nvrtc))
-                records.append(
-                    KernelRecord(
-                        file=file,
-                        source=source,
-                        tags=tags,
-                        half=half,
-                        architecture=architecture,
-                        compiler=nvrtc.name,
-                    )
-                )
-    return records
+    specs = [KernelSpec(source=s, tags=tags, half=half) for s in sources for half in halves]
+
+    def build(job: tuple[KernelSpec, str]) -> KernelRecord:
+        spec, architecture = job
+        file = spec.file_name(architecture, nvrtc.name)
+        if file not in ready:
+            (folder / file).write_bytes(compile_image(spec, architecture, nvrtc))
+        return KernelRecord(
+            file=file,
+            source=spec.source,
+            tags=tags,
+            half=spec.half,
+            architecture=architecture,
+            compiler=nvrtc.name,
+        )
+
+    # The compiler works outside Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(build, product(specs, wanted)))
 
 
 def find_images(

@@ -1,13 +1,13 @@
 """Additions to a bundle: compiled decoders, plans, and refusals before any work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from amlr.export.cli import export_command
-from amlr.kernels.nvrtc import load_nvrtc
 from amlr.runtime import Engine
 
 
@@ -15,20 +15,33 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(export_command, [str(a) for a in arguments])
 
 
-def test_decoders_are_compiled_into_a_copy(tiny_plan: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cuda")
-    load_nvrtc()
-    out = tmp_path / "cuda.plan"
-    before = sorted(p.name for p in tiny_plan.rglob("*"))
-    result = run("--from", tiny_plan, "--out", out, "--target", "cuda", "--json")
-    assert result.exit_code == 0, result.output
-    manifest = json.loads((out / "manifest.json").read_text())
+def test_decoders_are_compiled_into_a_copy(tiny_plan: Path, cuda_plan: Path) -> None:
+    manifest = json.loads((cuda_plan / "manifest.json").read_text())
     assert {k["architecture"] for k in manifest["kernels"]} >= {"sm_80", "sm_89", "compute_75"}
     for kernel in manifest["kernels"]:
         assert f"kernels/{kernel['file']}" in manifest["files"]
-    assert sorted(p.name for p in tiny_plan.rglob("*")) == before
-    with Engine.load(out, provider="onnxruntime") as engine:
+    listed = json.loads((tiny_plan / "manifest.json").read_text())["files"]
+    found = {p.relative_to(tiny_plan).as_posix() for p in tiny_plan.rglob("*") if p.is_file()}
+    assert found == {*listed, "manifest.json"}
+    assert not any(name.startswith("kernels/") for name in found)
+    with Engine.load(cuda_plan, provider="onnxruntime") as engine:
         assert engine.tag("Jordan in Paris").error is None
+
+
+def test_only_damaged_decoders_are_compiled_again(cuda_plan: Path, tmp_path: Path) -> None:
+    source, out = shutil.copytree(cuda_plan, tmp_path / "a.plan"), tmp_path / "again.plan"
+    records = json.loads((source / "manifest.json").read_text())["kernels"]
+    damaged = source / "kernels" / records[0]["file"]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + b"?")
+    result = run("--from", source, "--out", out, "--target", "cuda", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "manifest.json").read_text())["kernels"] == records
+    assert f"{len(records)} images for " in result.stderr
+    assert f"{len(records) - 1} of them kept" in result.stderr
+    for record in records:
+        path = cuda_plan / "kernels" / record["file"]
+        assert (out / "kernels" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_buckets_are_planned_from_posts(tiny_plan: Path, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ OPTIONS = ExportOptions(targets=("tensorrt-rtx",), profiles=(SMALL,), sms=(80, 8
 
 
 @pytest.fixture(scope="module")
-def built(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def built(cuda_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
     folder = tmp_path_factory.mktemp("engines")
     calib = write_posts(folder, images=3, count=40)
     with log_lines() as lines:
-        add_to_bundle(tiny_plan, folder / "fp32.plan", OPTIONS)
+        add_to_bundle(cuda_plan, folder / "fp32.plan", OPTIONS)
         half = replace(OPTIONS, precisions=("fp16",), calib=calib)
         add_to_bundle(folder / "fp32.plan", folder / "with.plan", half)
     return folder / "with.plan", lines
