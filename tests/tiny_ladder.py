@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amlr.export import radii
-from amlr.export.ladder import ladder
+from amlr.export.ladder import ladder, measure
 from amlr.export.ladder.ladder import add_cpu_variants
 from amlr.export.options import CPU_PRECISIONS
 from amlr.export.posts import read_posts
@@ -40,6 +40,7 @@ def tiny_ladder(
     shutil.copytree(plan, out)
     ladder.SEARCH_POSTS = ladder.CALIBRATION_POSTS = 24
     radii.LEAST_POSTS, radii.LEAST_PHOTOS = 20, 4
+    measure.WARM_UP = 4
     bundle = StagedBundle(out, Bundle.open(out).manifest)
     has_mixes = precisions == CPU_PRECISIONS
     add_cpu_variants(bundle, precisions, read_posts(calib), has_mixes=has_mixes)
