@@ -52,7 +52,7 @@ demo: $(DEMO)/bench.json ## Train, export, bench and tag on generated posts; res
 	@$(BIN)/python -m amlr.benchmarks.demo $(DEMO)
 
 test: $(VENV)/.dev ## The whole test suite
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.dev ## Lint, format, types, layers
 	$(BIN)/ruff check .
