@@ -1,7 +1,6 @@
 """Int8 graphs compute what their scales say; variants enter a bundle with what they change."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from amlr.errors import InputError
 from amlr.export.ladder.choices import search
 from amlr.export.ladder.int8 import fit_scales
-from amlr.export.ladder.ladder import add_cpu_variants
 from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
 from amlr.export.ladder.scales import Scale, fit_values, observe, round_weight
 from amlr.export.options import ExportOptions
@@ -22,9 +20,9 @@ from amlr.export.parity import Answer, Comparison
 from amlr.export.posts import CalibrationPost, read_posts, strict_f1
 from amlr.export.precision.graph_tools import prepare
 from amlr.export.samples import sample_posts
-from amlr.export.staging import StagedBundle
 from amlr.runtime import Engine, Post
 from amlr.runtime.bundle import Bundle
+from tiny_ladder import tiny_ladder, write_posts
 
 FLOAT = TensorProto.FLOAT
 
@@ -246,16 +244,11 @@ def test_unknown_precision_is_refused() -> None:
 def test_calibration_posts_without_pictures_get_invented_ones(
     tiny_plan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = tmp_path / "int8.plan"
-    shutil.copytree(tiny_plan, plan)
-    file = tmp_path / "posts.jsonl"
-    texts = [post.text for post in sample_posts(60, images=0)]
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    bundle = StagedBundle(plan, Bundle.open(plan).manifest)
+    calib = write_posts(tmp_path, images=0, count=60)
     with caplog.at_level("INFO", "amlr.export"):
-        add_cpu_variants(bundle, ("int8",), read_posts(file))
+        plan = tiny_ladder(tiny_plan, tmp_path / "int8.plan", calib=calib, precisions=("int8",))
     assert "no picture" in caplog.text
-    manifest = bundle.manifest
+    manifest = Bundle.open(plan).manifest
     record = manifest.variants["int8"].parity
     assert record["calibration"] == {
         "given": True,
