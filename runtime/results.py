@@ -134,6 +134,29 @@ class Result:
             "error": self.error,
         }
 
+    def to_transformers(self) -> list[dict[str, Any]]:
+        """Entities in the form of Hugging Face's token classification with aggregation.
+
+        Returns:
+            One `{"entity_group", "score", "word", "start", "end"}` an entity, in text order; `word`
+            is exactly the post's `text[start:end]`.
+
+        Raises:
+            AmlrError: The post failed, which this form cannot say.
+        """
+        if self.error is not None:
+            raise error_of(self.error)
+        return [
+            {
+                "entity_group": entity.label,
+                "score": entity.score,
+                "word": entity.text,
+                "start": entity.start,
+                "end": entity.end,
+            }
+            for entity in self.entities
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Raw:
