@@ -54,10 +54,11 @@ def check_site(app: Sphinx, error: Exception | None) -> None:
 
 def examples_as_code(app: Sphinx, context: click.Context, lines: list[str]) -> None:
     """Show the examples at the end of a command's help as they are, not as running text."""
-    rows = [line.removeprefix("\b") for line in lines]
-    rows = [row for row in rows if row.strip() and row.strip() != "Examples:"]
+    # sphinx-click has made a line block of them.
+    rows = [line.removeprefix("|").strip() for line in lines]
+    rows = [row for row in rows if row not in ("", "\b", "Examples:")]
     if rows:
-        code = (f"   {row.strip()}" for row in rows)
+        code = (f"   {row}" for row in rows)
         lines[:] = [".. rubric:: Examples", "", ".. code-block:: shell", "", *code, ""]
 
 
