@@ -10,7 +10,7 @@ JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test check bench docs wheel gpu mutants triton oldest clean
+.PHONY: help demo test check bench docs pictures wheel gpu mutants triton oldest newest clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -75,6 +75,9 @@ docs: $(VENV)/.docs ## The documentation as a site in build/site; warnings are e
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -E docs build/site
 	@echo "== the site: build/site/index.html"
 
+pictures: $(DEMO)/amlr.plan/manifest.json $(VENV)/.dev ## Draw the README's pictures anew; needs chromium
+	$(BIN)/python docs/pictures.py --demo $(DEMO)
+
 wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
@@ -83,26 +86,39 @@ wheel: $(VENV)/.dev ## sdist, and the wheel built from it, in dist/
 mutants: $(VENV)/.dev ## Inject bugs into the CUDA and Python sources; every one must be caught
 	$(BIN)/python -m pytest -n $(JOBS) tests/mutation
 
-# An environment of its own, without PyTorch: the bundle for the tests is made in the usual one.
-OLDEST_VENV ?= build/oldest-venv
-OLDEST_TESTS := $(addprefix tests/,test_cli_support.py kernels/test_viterbi.py kernels/test_segmental.py \
+# Environments of their own, without PyTorch: the bundle for the tests is made in the usual one.
+# For another Python: make newest PYTHON=python3.13 VENV=.venv
+SMALL_TESTS := $(addprefix tests/,test_cli_support.py kernels/test_viterbi.py kernels/test_segmental.py \
 	$(addprefix runtime/test_,engine.py bundle.py manifest.py cli.py) \
 	$(addprefix serving/test_,tagging.py forms.py methods.py open_inference.py encoding.py cli.py) \
 	$(addprefix serving/archive/test_,archive.py sources.py records.py encodings.py))
+OLDEST_VENV ?= build/oldest-venv
+NEWEST_VENV ?= build/newest-$(notdir $(PYTHON))-venv
+PIP_INSTALL := -m pip install --disable-pip-version-check -q
 
 $(OLDEST_VENV)/.done: pyproject.toml tests/oldest.py
 	@echo "== installing the oldest versions that pyproject.toml allows"
 	$(PYTHON) -m venv --clear $(OLDEST_VENV)
 	$(PYTHON) tests/oldest.py > $(OLDEST_VENV)/oldest.txt
-	$(OLDEST_VENV)/bin/pip install --disable-pip-version-check -q -r $(OLDEST_VENV)/oldest.txt
-	$(OLDEST_VENV)/bin/pip install --disable-pip-version-check -q --no-deps -e .
-	$(OLDEST_VENV)/bin/pip install --disable-pip-version-check -q pytest pytest-xdist hypothesis
+	$(OLDEST_VENV)/bin/python $(PIP_INSTALL) -r $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python $(PIP_INSTALL) --no-deps -e .
+	$(OLDEST_VENV)/bin/python $(PIP_INSTALL) pytest pytest-xdist hypothesis
+	@touch $@
+
+$(NEWEST_VENV)/.done: pyproject.toml
+	@echo "== installing the newest versions"
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python $(PIP_INSTALL) -e ".[serve,archive]" pytest pytest-xdist hypothesis
 	@touch $@
 
 oldest: $(VENV)/.dev $(OLDEST_VENV)/.done ## Tests of the base, serve and archive installations at their oldest versions
-	PYTHONPATH=tests $(BIN)/python -m tests.tiny $(OLDEST_VENV)/tiny.plan
-	AMLR_TINY_PLAN=$(abspath $(OLDEST_VENV))/tiny.plan $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) \
-		-k "not ray and not escalation and not when_needed" $(OLDEST_TESTS)
+newest: $(VENV)/.dev $(NEWEST_VENV)/.done ## The same at the newest versions, for PYTHON=python3.13 and the like
+oldest: SMALL_VENV := $(OLDEST_VENV)
+newest: SMALL_VENV := $(NEWEST_VENV)
+oldest newest:
+	PYTHONPATH=tests $(BIN)/python -m tests.tiny $(SMALL_VENV)/tiny.plan
+	AMLR_TINY_PLAN=$(abspath $(SMALL_VENV))/tiny.plan $(SMALL_VENV)/bin/python -m pytest -n $(JOBS) \
+		-k "not ray and not escalation and not when_needed" $(SMALL_TESTS)
 
 # NVIDIA's package pins an older NumPy, so the server has an environment of its own.
 TRITON_VENV ?= build/triton-venv

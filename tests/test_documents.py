@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from amlr.benchmarks.report.schema import read_report
+from amlr.benchmarks.report.tables import number
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "runtime", "serving", "training", "export", "benchmarks", "src/amlr")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -72,3 +75,14 @@ def test_command_lines_use_options_that_exist(page: Path) -> None:
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         wrong += [f"{name} {option}" for option in _OPTION.findall(rest) if option not in options]
     assert wrong == []
+
+
+def test_the_picture_of_speed_shows_the_committed_report() -> None:
+    report = read_report(ROOT / "docs" / "measurements" / "cpu" / "small.json")
+    picture = (ROOT / "docs" / "figures" / "speed.svg").read_text(encoding="utf-8")
+    rows = [row for row in report.rows if (row.batch, row.precision) == (16, "fp32")]
+    assert {row.workload for row in rows} == {"cold", "hit"}
+    for row in rows:
+        assert row.p50_ms is not None
+        assert f">{row.backend}<" in picture
+        assert f">{number(row.p50_ms / 16)} ms<" in picture.replace(" <tspan", "<tspan")
