@@ -29,7 +29,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 def test_one_text(tiny_plan: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(saved(smooth()))
     (row,) = rows(tag(tiny_plan, "--text", "Jordan", "--image", str(tmp_path / "a.png")))
-    assert list(row) == ["id", "entities", "image_used", "warnings", "error"]
+    assert list(row) == ["id", "entities", "image_used", "certified", "warnings", "error"]
     assert row["image_used"]
     assert list(row["entities"][0]) == ["start", "end", "text", "label", "score"]
 
