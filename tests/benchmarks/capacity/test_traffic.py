@@ -60,7 +60,7 @@ def test_names_a_missing_field() -> None:
 
 def test_what_is_no_json_is_said() -> None:
     for text in ("", "{", b"\xff", "[]"):
-        with pytest.raises(InputError, match=r"traffic: .*see docs/scale\.md"):
+        with pytest.raises(InputError, match=r"traffic: .*see docs/howto/capacity\.md"):
             Traffic.parse(text)
 
 
