@@ -20,7 +20,7 @@ from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider, ProviderOptions
-from amlr.runtime.providers.registry import open_provider, provider_names
+from amlr.runtime.providers.registry import CPUS, open_provider, provider_names
 from amlr.runtime.radii import PICTURE_ONLY, calibrated_radii
 from amlr.runtime.raw import raw_of
 from amlr.runtime.results import Alternative, Post, Raw, Result, error_of, problem
@@ -28,7 +28,7 @@ from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measur
 from amlr.runtime.text import Spans
 from amlr.runtime.tier_choice import open_fastest
 from amlr.runtime.tier_timing import Choice
-from amlr.runtime.tiers import CPUS, Skipped, Tier, list_low_tiers, list_tiers
+from amlr.runtime.tiers import Skipped, Tier, list_low_tiers, list_tiers
 from amlr.runtime.warmup import warm_up
 
 LOG = logging.getLogger("amlr.runtime")

@@ -14,11 +14,11 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.certified import Certified
 from amlr.runtime.manifest import Variant
 from amlr.runtime.options import EngineOptions
+from amlr.runtime.providers.registry import CPUS
 from amlr.runtime.radii import PICTURE, TEXT
 from amlr.runtime.tier_memory import Memory
 from amlr.runtime.tier_timing import Choice, TierTime, time_tier
 from amlr.runtime.tiers import (
-    CPUS,
     Skipped,
     Tier,
     open_first,

@@ -11,6 +11,7 @@ from amlr import __version__
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import cpu_model
 from amlr.runtime.options import EngineOptions
+from amlr.runtime.providers.registry import CPU_PACKAGES
 from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
 from amlr.whole import write_whole
@@ -40,7 +41,7 @@ class Memory:
             _SCHEMA,
             bundle.manifest_sha256,
             cpu_model(),
-            [__version__, *map(_version, ("onnxruntime", "openvino"))],
+            [__version__, *map(_version, sorted(CPU_PACKAGES.values()))],
             [options.precision, options.threads, options.checks_pictures],
             [_place(tier) for tier in tiers],
         ]

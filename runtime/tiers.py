@@ -8,13 +8,12 @@ from amlr.errors import AmlrError, BackendUnavailableError, BundleError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.options import ESCALATE, ON_FLOAT32, EngineOptions
-from amlr.runtime.providers.registry import admitted_variants, provider_names, runs_on
+from amlr.runtime.providers.registry import CPUS, admitted_variants, provider_names, runs_on
 from amlr.runtime.radii import PICTURE, TEXT, calibrated_radii
 
 # Whose certified answers were float32's on every post tried; those of int8 and of mixes were not,
 # so `auto` leaves them alone and `escalate` takes them.
 CERTIFIABLE = ("bf16", "fp16")
-CPUS = ("openvino", "onnxruntime-cpu")
 E = TypeVar("E")
 
 

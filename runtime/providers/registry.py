@@ -1,4 +1,4 @@
-"""Names of providers, the order in which `auto` tries them, and the variants they may run."""
+"""Names of providers, which of them `auto` tries, and the variants they may run."""
 
 import importlib
 from collections.abc import Callable
@@ -11,8 +11,7 @@ from amlr.runtime.providers.base import Provider, ProviderOptions
 
 Factory = Callable[[Bundle, Variant, ProviderOptions], Provider]
 
-# Fastest first; `auto` takes the first that is installed, has its device and passes its check.
-LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+# Every name that a user may ask for, and its factory.
 PROVIDERS = {
     "tensorrt": "amlr.runtime.device.tensorrt:open_tensorrt",
     "tensorrt-rtx": "amlr.runtime.device.tensorrt:open_tensorrt_rtx",
@@ -20,6 +19,12 @@ PROVIDERS = {
     "openvino": "amlr.runtime.providers.openvino:open_openvino",
     "onnxruntime-cpu": "amlr.runtime.providers.onnxruntime:open_cpu",
 }
+# `auto` takes the first of the devices that serves, and without one the fastest of the CPU's: it
+# times them once, and again when the package changes. A name in neither is taken only if asked for.
+DEVICES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+CPU_PACKAGES = {"openvino": "openvino", "onnxruntime-cpu": "onnxruntime"}
+CPUS = tuple(CPU_PACKAGES)
+LADDER = (*DEVICES, *CPUS)
 GROUPS = {"auto": LADDER, "onnxruntime": ("onnxruntime-cuda", "onnxruntime-cpu")}
 
 
@@ -83,7 +88,11 @@ def admitted_variants(
 
 
 def runs_on(variant: Variant, provider: str) -> bool:
-    """Whether a variant is for this provider."""
+    """Whether a variant is for this provider.
+
+    A variant's name may be the beginning of several: `onnxruntime` means `onnxruntime-cpu` and
+    `onnxruntime-cuda`, so what is made for `openvino` is for an `openvino-gpu`, too.
+    """
     return variant.provider in (None, provider) or provider.startswith(f"{variant.provider}-")
 
 

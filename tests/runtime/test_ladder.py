@@ -79,6 +79,12 @@ def test_nothing_can_serve(tiny_plan: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Engine.load(tiny_plan)
 
 
+def test_auto_tries_only_names_that_exist() -> None:
+    for names in registry.GROUPS.values():
+        assert set(names) <= set(registry.PROVIDERS)
+        assert len(set(names)) == len(names)
+
+
 def test_a_library_that_lacks_its_own_module_is_not_hidden(
     tiny_plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
