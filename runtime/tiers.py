@@ -50,7 +50,8 @@ def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
 
     Raises:
         InputError: No provider has this name.
-        BundleError: The bundle holds nothing for what was asked.
+        BundleError: The bundle holds nothing for what was asked, or two tiers were asked of a
+            provider that is not a CPU's.
     """
     precision = "exact" if options.escalates else options.precision
     tiers = [
@@ -61,6 +62,11 @@ def list_tiers(manifest: Manifest, options: EngineOptions) -> list[Tier]:
     ]
     if tiers:
         return tiers
+    if options.escalates:
+        raise BundleError(
+            f"precision={options.precision!r} computes float32 on a CPU, which provider "
+            f"{options.provider!r} is not; use one of auto, onnxruntime, {', '.join(CPUS)}"
+        )
     variants = ", ".join(
         f"{name} ({variant.provider or 'any provider'})"
         for name, variant in manifest.variants.items()

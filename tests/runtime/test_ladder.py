@@ -10,9 +10,11 @@ from amlr.errors import BackendUnavailableError, BundleError, ParityError
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider, open_cpu
 from amlr.runtime.tier_timing import TierTime
+from amlr.runtime.tiers import list_tiers
 from bundles import relist
 
 
@@ -83,6 +85,14 @@ def test_auto_tries_only_names_that_exist() -> None:
     for names in registry.GROUPS.values():
         assert set(names) <= set(registry.PROVIDERS)
         assert len(set(names)) == len(names)
+
+
+def test_two_tiers_need_a_provider_of_the_cpu(tiny_plan: Path) -> None:
+    manifest = Bundle.open(tiny_plan).manifest
+    for precision in ("escalate", "bf16+fp32"):
+        options = EngineOptions(provider="tensorrt", precision=precision)
+        with pytest.raises(BundleError, match=r"on a CPU, which provider 'tensorrt' is not"):
+            list_tiers(manifest, options)
 
 
 def test_a_library_that_lacks_its_own_module_is_not_hidden(
