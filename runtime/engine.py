@@ -19,7 +19,7 @@ from amlr.runtime.image_cache import CacheStats
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import Pipeline
-from amlr.runtime.providers.base import Provider, ProviderOptions
+from amlr.runtime.providers.base import Provider
 from amlr.runtime.providers.registry import CPUS, open_provider, provider_names
 from amlr.runtime.radii import PICTURE_ONLY, calibrated_radii
 from amlr.runtime.raw import raw_of
@@ -94,18 +94,18 @@ class Engine:
 
         Args:
             path: The bundle's folder.
-            provider: As in `EngineOptions`, like all that follow.
-            precision: See there.
-            threads: See there.
-            image_cache_mb: See there.
-            cache_dir: See there.
+            provider: `auto`, or one by name; in full, like all options, in `EngineOptions`.
+            precision: `auto`, `exact` (float32), `escalate`, or one or two by name (`bf16+fp32`).
+            threads: CPU threads of one call; None takes the physical cores.
+            image_cache_mb: Budget for encoded pictures; 0 keeps none.
+            cache_dir: Where compiled forms and the choice of a tier are kept; None for nowhere.
             manifest_sha256: Hash of `manifest.json`, to pin the bundle against tampering.
-            max_changed: See there.
-            check: See there.
-            answer_cache: See there.
-            image: See there.
-            sentinel: See there.
-            trust_file_times: See there.
+            max_changed: Share of changed entities that `precision="auto"` accepts.
+            check: Golden posts to run at load: `full`, `text` (without picture) or `off`.
+            answer_cache: Answers to keep for posts that come again; 0 keeps none.
+            image: `always` looks at every picture, `when-needed` where the text leaves doubt.
+            sentinel: Share of the certified answers that are computed again in float32.
+            trust_file_times: Recognise a picture file by its size and times, without reading it.
 
         Raises:
             BundleError: The bundle is missing, damaged or of another schema.
@@ -170,7 +170,7 @@ class Engine:
         Where float32 has not run the golden posts (`is_checked`), it does before its first use.
         """
         threads = options.threads or usable_cores()
-        provider = open_provider(tier.provider, self._bundle, tier.variant, _host(options))
+        provider = open_provider(tier.provider, self._bundle, tier.variant, options.for_provider)
         low = Pipeline(
             self._bundle,
             provider,
@@ -203,7 +203,7 @@ class Engine:
     @classmethod
     def _open(cls, bundle: Bundle, tier: Tier, options: EngineOptions, is_checked: bool) -> Self:
         variant = tier.variant
-        provider = open_provider(tier.provider, bundle, variant, _host(options))
+        provider = open_provider(tier.provider, bundle, variant, options.for_provider)
         engine = cls(
             bundle,
             provider,
@@ -393,8 +393,3 @@ class Engine:
             )
             for answer, each in zip(answers, found, strict=True)
         ]
-
-
-def _host(options: EngineOptions) -> ProviderOptions:
-    """What a provider needs to know of the options."""
-    return ProviderOptions(threads=options.threads, cache_dir=options.cache_dir)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amlr.errors import InputError
+from amlr.runtime.providers.base import ProviderOptions
 
 IMAGES = ("always", "when-needed")
 CHECKS = ("full", "text", "off")
@@ -24,7 +25,8 @@ class EngineOptions:
             timed, once for a `cache_dir`.
         threads: CPU threads of one call; None takes the physical cores.
         image_cache_mb: Budget for encoded pictures; 0 keeps none.
-        cache_dir: Where a provider may keep compiled forms; the bundle is never written to.
+        cache_dir: Where compiled forms and the choice of a tier are kept, or None for nowhere; the
+            bundle is never written to.
         max_changed: Share of changed entities that `precision="auto"` accepts.
         check: `full` re-runs all golden posts; `text` only those without a picture, so that the
             image graph is not loaded before the first picture; `off` none.
@@ -65,6 +67,11 @@ class EngineOptions:
             raise InputError(
                 f'image="when-needed" and precision={self.precision!r} exclude each other'
             )
+
+    @property
+    def for_provider(self) -> ProviderOptions:
+        """What of them a provider sees."""
+        return ProviderOptions(threads=self.threads, cache_dir=self.cache_dir)
 
     @property
     def escalates(self) -> bool:

@@ -1,7 +1,8 @@
 """What the engine answers: entities, offsets, raw outputs; odd texts, words and pictures."""
 
+import inspect
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,20 @@ from hypothesis import strategies as st
 
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
+from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from drawings import animated, png_header, saved, smooth, turned
 from engine_posts import PICTURES, TEXTS, assert_close, keys
 
 SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_load_takes_every_option_with_its_default() -> None:
+    taken = inspect.signature(Engine.load).parameters
+    options = {option.name: option.default for option in fields(EngineOptions)}
+    assert {name: taken[name].default for name in options} == options
+    assert taken.keys() - options.keys() == {"path", "manifest_sha256"}
 
 
 def test_tag(engine: Engine) -> None:
