@@ -124,7 +124,14 @@ def split_batches(
 
 
 class Batch:
-    """Windows that go through the graphs together."""
+    """Windows that go through the graphs together.
+
+    Attributes:
+        windows, units: As given.
+        lengths_b: Steps of each window.
+        step_offsets_b, unit_offsets_b: Where its steps and units begin, then the end, (B+1,).
+        start_m, scale_m, window_m: First step within the window, steps, window of each unit.
+    """
 
     def __init__(
         self,

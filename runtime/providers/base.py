@@ -6,6 +6,8 @@ A provider module holds one factory, named in `amlr.runtime.providers.registry`:
 
 It imports its library inside the factory, raises `BackendUnavailableError` when the library or its
 device is absent, reads only verified files of the bundle, and writes only to `options.cache_dir`.
+What it raises at load makes `auto` pass it over; what `score` raises later ends the call for all of
+its posts. CONTRIBUTING.md lists the files that a new provider touches.
 """
 
 from collections.abc import Sequence
@@ -51,11 +53,22 @@ class Provider(Protocol):
     batch_sizes: BatchSizes
 
     def encode_images(self, pixels_bchw: npt.NDArray[np.float32]) -> list[ImageFeatures]:
-        """Encode pictures; one entry each, independent of the others."""
+        """Encode pictures; one entry each, independent of the others.
+
+        Args:
+            pixels_bchw: Pictures as `runtime/image.py` prepares them, (B, 3, H, W); at most
+                `batch_sizes.pictures`.
+        """
         ...
 
     def score(self, batch: Batch, images: Sequence[ImageFeatures | None]) -> Scores:
-        """Raw logits of a batch, units and steps in the batch's own order."""
+        """Raw logits of a batch, units and steps in the batch's own order.
+
+        Args:
+            batch: At least one window; its methods give the inputs of each graph.
+            images: For each window its picture as `encode_images` gave it, or None. Several
+                windows may hold one object, which `pool_images` puts into one slot.
+        """
         ...
 
     def close(self) -> None:
