@@ -4,14 +4,16 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import InputError
 from amlr.runtime.bundle import check_file, read_manifest
-from amlr.runtime.cli_options import speed_options
+from amlr.runtime.cli_options import engine_options, shared_options
 from amlr.runtime.decode import MAX_ALTERNATIVES
 from amlr.runtime.engine import Engine
 from amlr.runtime.inspection import describe
@@ -42,12 +44,9 @@ Examples:
 @click.option("--text", help="Tag this text instead of JSON lines from stdin.")
 @click.option("--image", type=_PATH, help="Picture of --text.")
 @click.option("--image-root", type=_PATH, help="Folder of the pictures that lines name.")
-@click.option("--provider", default="auto", show_default=True, help="auto, onnxruntime, ...")
-@speed_options
+@shared_options
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; the physical cores if unset.")
 @click.option("--image-cache-mb", type=float, default=256, show_default=True)
-@click.option("--cache-dir", type=_PATH, help="Where a provider may keep compiled forms.")
-@click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash.")
 @click.option("--check", type=click.Choice(CHECKS), default="full", show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Most lines.")
 @click.option(
@@ -62,21 +61,12 @@ def tag_command(
     text: str | None,
     image: Path | None,
     image_root: Path | None,
-    provider: str,
-    precision: str,
-    threads: int | None,
-    image_cache_mb: float,
-    image_mode: str,
-    answer_cache: int,
-    sentinel: float,
-    trust_file_times: bool,
-    cache_dir: Path | None,
     manifest_sha256: str | None,
-    check: str,
     batch: int,
     n_best: int | None,
     as_json: bool,
     verbose: bool,
+    **engine_values: Any,
 ) -> None:
     """Find entities in one text, or in JSON lines {"id", "text", "image", "words"} from stdin.
 
@@ -91,18 +81,7 @@ def tag_command(
     if text is None and sys.stdin.isatty():
         raise InputError('nothing to tag; give --text "..." or JSON lines on stdin')
     engine = Engine.load(
-        bundle,
-        provider=provider,
-        precision=precision,
-        threads=threads,
-        image_cache_mb=image_cache_mb,
-        cache_dir=cache_dir,
-        manifest_sha256=manifest_sha256,
-        check=check,
-        answer_cache=answer_cache,
-        image=image_mode,
-        sentinel=sentinel,
-        trust_file_times=trust_file_times,
+        bundle, manifest_sha256=manifest_sha256, **asdict(engine_options(engine_values))
     )
     with engine:
         if verbose:

@@ -1,16 +1,24 @@
-"""Options that every command which loads an engine to serve posts shares."""
+"""Options of the engine that `amlr-tag` and `amlr-serve` share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from amlr.runtime.options import IMAGES, EngineOptions
+from amlr.runtime.providers.registry import GROUPS, PROVIDERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
+    click.option(
+        "--provider",
+        default=EngineOptions().provider,
+        show_default=True,
+        help=f"One of {', '.join([*GROUPS, *PROVIDERS])}.",
+    ),
     click.option(
         "--precision",
         default="auto",
@@ -45,11 +53,17 @@ _OPTIONS = (
         is_flag=True,
         help="Recognise a picture file by its size and times instead of reading it again.",
     ),
+    click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        help="Where compiled forms and the choice of a tier are kept; nowhere if unset.",
+    ),
+    click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash."),
 )
 
 
-def speed_options(function: F) -> F:
-    """Add the options that trade work against memory or certainty."""
+def shared_options(function: F) -> F:
+    """Add the options; `engine_options` reads their values."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

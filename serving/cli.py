@@ -18,7 +18,7 @@ from amlr.cli_support import AmlrCommand
 from amlr.errors import InputError
 from amlr.extras import require_extra
 from amlr.runtime import Engine
-from amlr.runtime.cli_options import engine_options, speed_options
+from amlr.runtime.cli_options import engine_options, shared_options
 from amlr.runtime.cpu import usable_cores
 from amlr.serving.settings import (
     MAX_DEADLINE_MS,
@@ -64,13 +64,10 @@ _LIMITS, _BATCH, _QUEUE = RequestLimits(), BatchSettings(), QueueSettings()
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for all networks.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--uds", type=_PATH, help="Serve on this Unix socket instead of host and port.")
-@click.option("--provider", default="auto", show_default=True, help="auto, onnxruntime, ...")
-@speed_options
+@shared_options
 @click.option("--workers", type=click.IntRange(1), help="Engine calls at a time; default: cores.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of a call; default: 1.")
 @click.option("--image-cache-mb", type=_MEGABYTES, default=256, show_default=True)
-@click.option("--cache-dir", type=_PATH, help="Where a provider may keep compiled forms.")
-@click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash.")
 @click.option("--wait-ms", type=_MILLISECONDS, default=1000 * _BATCH.max_wait_s, show_default=True)
 @click.option("--batch-posts", type=_COUNT, default=_BATCH.max_posts, show_default=True)
 @click.option("--batch-tokens", type=_COUNT, default=_BATCH.max_tokens, show_default=True)
