@@ -1,5 +1,6 @@
 """Arguments of the Ray Serve application, and what is built of them."""
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -63,6 +64,13 @@ def test_ongoing_requests_follow_from_the_batch_budget() -> None:
     settings = FleetArguments(engine="x", cores=3, wait_ms=7).server_settings(("key",))
     assert (settings.batch.workers, settings.batch.max_wait_s) == (3, 0.007)
     assert settings.api_keys == ("key",)
+
+
+def test_the_page_names_every_argument() -> None:
+    page = (ROOT / "docs" / "howto" / "ray.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = set(re.findall("`([a-z0-9_]+)`", "".join(row.split("|")[1] for row in rows)))
+    assert named == set(FleetArguments.model_fields)
 
 
 def test_every_option_of_the_engine_is_an_argument(tmp_path: Path) -> None:
