@@ -11,6 +11,7 @@ import pytest
 
 from amlr.benchmarks.report.schema import read_report
 from amlr.benchmarks.report.tables import number
+from amlr.runtime.providers.registry import PROVIDERS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "runtime", "serving", "training", "export", "benchmarks", "src/amlr")
@@ -75,6 +76,12 @@ def test_command_lines_use_options_that_exist(page: Path) -> None:
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         wrong += [f"{name} {option}" for option in _OPTION.findall(rest) if option not in options]
     assert wrong == []
+
+
+def test_the_support_matrix_names_every_provider() -> None:
+    text = (ROOT / "docs" / "reference" / "support.md").read_text(encoding="utf-8")
+    table = text.partition("| provider |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE)) == set(PROVIDERS)
 
 
 def test_the_picture_of_speed_shows_the_committed_report() -> None:
