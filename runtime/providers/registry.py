@@ -24,8 +24,7 @@ PROVIDERS = {
 DEVICES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 CPU_PACKAGES = {"openvino": "openvino", "onnxruntime-cpu": "onnxruntime"}
 CPUS = tuple(CPU_PACKAGES)
-LADDER = (*DEVICES, *CPUS)
-GROUPS = {"auto": LADDER, "onnxruntime": ("onnxruntime-cuda", "onnxruntime-cpu")}
+GROUPS = {"auto": (*DEVICES, *CPUS), "onnxruntime": ("onnxruntime-cuda", "onnxruntime-cpu")}
 
 
 def provider_names(provider: str) -> tuple[str, ...]:

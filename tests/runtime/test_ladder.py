@@ -76,7 +76,8 @@ def test_by_name_the_reason_is_raised(tiny_plan: Path) -> None:
 
 
 def test_nothing_can_serve(tiny_plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "PROVIDERS", dict.fromkeys(registry.LADDER, f"{__name__}:absent"))
+    nothing = dict.fromkeys(registry.PROVIDERS, f"{__name__}:absent")
+    monkeypatch.setattr(registry, "PROVIDERS", nothing)
     with pytest.raises(BackendUnavailableError, match="openvino fp32: no such device"):
         Engine.load(tiny_plan)
 
