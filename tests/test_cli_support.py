@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError, ParityError
+from amlr.extras import missing_extra
 
 
 def run(error: Exception) -> tuple[int, str]:
@@ -34,6 +35,13 @@ def test_missing_package_names_its_extra() -> None:
     code, message = run(ModuleNotFoundError("No module named 'onnx'", name="onnx.helper"))
     assert code == 2
     assert 'pip install "amlr[export]"' in message
+
+
+def test_a_package_that_refuses_is_not_called_absent() -> None:
+    said = missing_extra("--ray", ImportError("pyarrow requires NumPy 2.0 or newer"), "ray")
+    assert "(pyarrow requires NumPy 2.0 or newer)" in said
+    assert "not installed" not in said
+    assert 'pip install "amlr[ray]"' in said
 
 
 def test_other_missing_modules_keep_their_traceback() -> None:

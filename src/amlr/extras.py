@@ -6,16 +6,22 @@ from amlr.errors import AmlrError, InputError
 
 
 def missing_extra(user: str, error: ImportError, extra: str) -> str:
-    """The message for a package that is not installed.
+    """The message for a package that is not installed, or that refuses to be imported.
 
     Args:
         user: What needs it, e.g. a command or an option.
         error: The failed import.
         extra: Name of the extra that brings it.
     """
+    install = f'pip install "amlr[{extra}]"'
+    # A package that is installed and refuses, say beside an old NumPy, names nothing.
+    if error.name is None:
+        return (
+            f"{user} needs a package that cannot be imported ({error}); repair it with: {install}"
+        )
     return (
-        f"{user} needs the package {error.name or str(error)!r}, which is not installed; "
-        f'install it with: pip install "amlr[{extra}]"'
+        f"{user} needs the package {error.name!r}, which is not installed; "
+        f"install it with: {install}"
     )
 
 
