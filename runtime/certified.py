@@ -171,7 +171,8 @@ class Certified:
             of_stage = self._certified(scored, stage, radii, decoder)
             for row, answer in zip(rows, of_stage, strict=True):
                 if answer is not None:
-                    answers[row], stages[row] = answer, stage
+                    is_exact = stage == MIDDLE and not answer.certified
+                    answers[row], stages[row] = answer, EXACT if is_exact else stage
         # What the sentinel looks at is computed together with what climbs.
         checked = self._sentinel.choose([row for row, a in answers.items() if a.certified])
         rows = [row for row in range(len(posts)) if row not in answers] + checked
@@ -209,22 +210,25 @@ class Certified:
         decoder: Decoder,
     ) -> list[Answer | None]:
         """Answers of a stage; None where float32 could say something else."""
-        having = [row for row, post in enumerate(scored) if post.scores is not None]
-        scores = [post.scores for post in scored if post.scores is not None]
+        # Without scores there is no answer that could differ. Without a picture, or with one that
+        # cannot be used, the middle stage is all float32.
+        sure = [p.scores is None or (stage == MIDDLE and not p.image_used) for p in scored]
+        answers: list[Answer | None] = [
+            self._answer(post, EXACT if post.scores and stage == MIDDLE else stage)
+            if is_sure
+            else None
+            for post, is_sure in zip(scored, sure, strict=True)
+        ]
+        having = [row for row, is_sure in enumerate(sure) if not is_sure]
+        scores = [s for row in having if (s := scored[row].scores) is not None]
         allowed = [radii.get(_kind(stage, scored[row])) for row in having]
         entities = decoder.certified_entities(
             scores,
             [r if r and r.covers(s) else None for r, s in zip(allowed, scores, strict=True)],
         )
-        # Without scores there is no answer that could differ.
-        answers: list[Answer | None] = [self._answer(post, stage) for post in scored]
         for row, of_post in zip(having, entities, strict=True):
-            answers[row] = (
-                self._answer(scored[row], stage, of_post) if of_post is not None else None
-            )
-            if stage == MIDDLE and not scored[row].image_used:
-                # A picture that cannot be used leaves this stage all in float32.
-                answers[row] = self._answer(scored[row], EXACT)
+            if of_post is not None:
+                answers[row] = self._answer(scored[row], stage, of_post)
         return answers
 
     def _answer(
@@ -257,14 +261,14 @@ def _rows_of(
     stage: str, posts: Sequence[Post], answers: Collection[int], radii: Mapping[str, Radii]
 ) -> list[int]:
     """Posts without an answer that a low stage may answer."""
-    rows = []
-    for row, post in enumerate(posts):
-        has_picture = isinstance(post, Post) and post.image is not None
-        kind = PICTURE_ONLY if stage == MIDDLE else PICTURE if has_picture else TEXT
-        # Without a picture the middle stage would be float32 already.
-        if row not in answers and kind in radii and (stage == LOW or has_picture):
-            rows.append(row)
-    return rows
+    pictured = [isinstance(post, Post) and post.image is not None for post in posts]
+    waiting = [row for row in range(len(posts)) if row not in answers]
+    if stage == LOW:
+        return [row for row in waiting if (PICTURE if pictured[row] else TEXT) in radii]
+    if PICTURE_ONLY not in radii or not any(pictured[row] for row in waiting):
+        return []
+    # Without a picture the middle stage is float32 already: such posts share its batch.
+    return waiting
 
 
 def _kind(stage: str, post: ScoredPost) -> str:
