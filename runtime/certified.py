@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
 from amlr.runtime.results import Entity, Post
 from amlr.runtime.sentinel import Sentinel
 from amlr.runtime.strategies import Answer
+from amlr.runtime.windows import PostScores
 
 LOG = logging.getLogger("amlr.runtime")
 Scorer = Callable[[Sequence[Post]], list[ScoredPost]]
@@ -74,6 +75,7 @@ class Certified:
         radii: Of the low tier, by kind of post; kinds that are missing go to float32.
         first: Sees every post first.
         pictures: Encodes new pictures.
+        least_posts: Calls of fewer posts go to float32 at once.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class Certified:
         """
         self._low = self.first = low
         self._exact = exact
+        self.least_posts = 1
         self.radii = dict(radii)
-        self.pictures = low if PICTURE in radii else exact
+        self.pictures = low if PICTURE in radii and low.images is not exact.images else exact
         names = low.provider.precision, exact.provider.precision
         self.precision = "+".join(names)
         self._tiers = {
@@ -139,7 +142,8 @@ class Certified:
     def without_climbing(self) -> Iterator[None]:
         """Certify everything, to time the low tier alone; nothing is watched or counted."""
         radii, sentinel = self.radii, self._sentinel
-        self.radii = {kind: replace(r, units=0.0, tokens=0.0) for kind, r in radii.items()}
+        nothing = _Anything(units=0.0, tokens=0.0, posts=0, steps=0, blocks=frozenset())
+        self.radii = dict.fromkeys(radii, nothing)
         self._sentinel = Sentinel(0.0)
         try:
             yield
@@ -162,7 +166,7 @@ class Certified:
             yield self._chunk(posts[start:stop], decoder)
 
     def _chunk(self, posts: Sequence[Post], decoder: Decoder) -> list[Answer]:
-        radii = self.radii
+        radii = self.radii if len(posts) >= self.least_posts else {}
         answers: dict[int, Answer] = {}
         stages: dict[int, str] = {}
         for stage in (LOW, MIDDLE):
@@ -278,21 +282,31 @@ def _kind(stage: str, post: ScoredPost) -> str:
     return PICTURE if post.image_used else TEXT
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Anything(Radii):
+    """Radii that hold for every post."""
+
+    def covers(self, post: PostScores) -> bool:
+        """Every one."""
+        return True
+
+
 class MixedProvider:
     """Pictures of one provider, text and fusion of another."""
 
     def __init__(self, pictures: Provider, scores: Provider) -> None:
         self._pictures, self._scores = pictures, scores
-        self.name, self.precision = pictures.name, pictures.precision
+        self.name, self.precision = scores.name, scores.precision
         self.batch_sizes = scores.batch_sizes
 
     def encode_images(self, pixels_bchw: npt.NDArray[np.float32]) -> list[ImageFeatures]:
-        """Pictures in low precision."""
+        """Pictures of the one."""
         return self._pictures.encode_images(pixels_bchw)
 
     def score(self, batch: Batch, images: Sequence[ImageFeatures | None]) -> Scores:
-        """Scores in float32."""
+        """Scores of the other."""
         return self._scores.score(batch, images)
 
     def close(self) -> None:
-        """Both are closed by their owners."""
+        """The pictures' provider is its owner's."""
+        self._scores.close()

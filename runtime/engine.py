@@ -10,7 +10,7 @@ from typing import Self
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.answer_cache import AnswerCache, AnswerStats
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.certified import Certified, CertifiedStats
+from amlr.runtime.certified import Certified, CertifiedStats, MixedProvider
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.decode import MAX_ALTERNATIVES, Decoder
 from amlr.runtime.golden import check_golden
@@ -165,12 +165,18 @@ class Engine:
             cache.reset()  # statistics count only the user's pictures
 
     def _low_tier(self, tier: Tier, options: EngineOptions, is_checked: bool) -> Certified:
-        """Open a low tier that answers before this engine's float32.
-
-        Where float32 has not run the golden posts (`is_checked`), it does before its first use.
-        """
+        """Open a low tier before this float32, which if unchecked is at its first use."""
         threads = options.threads or usable_cores()
+        float32, radii = self.manifest.variants["fp32"], calibrated_radii(tier.variant.parity)
+        if not {tier.provider, self.provider} <= set(CPUS):
+            # A picture on a device is of no use anywhere else.
+            radii.pop(PICTURE_ONLY, None)
         provider = open_provider(tier.provider, self._bundle, tier.variant, options.for_provider)
+        # A picture in float32 is encoded once for both, by whichever is faster.
+        shares_pictures = PICTURE_ONLY in radii and tier.variant.has_image_of(float32)
+        if shares_pictures:
+            provider = MixedProvider(self._provider, provider)
+            radii.pop(PICTURE_ONLY)
         low = Pipeline(
             self._bundle,
             provider,
@@ -178,6 +184,8 @@ class Engine:
             threads=threads,
             image_cache_bytes=int(options.image_cache_mb * 1e6),
         )
+        if shares_pictures:
+            low.share_pictures(self._pipeline)
         try:
             if options.check != "off":
                 # Its entities may differ: certificates are there for that.
@@ -187,10 +195,6 @@ class Engine:
             low.close()
             provider.close()
             raise
-        float32, radii = self.manifest.variants["fp32"], calibrated_radii(tier.variant.parity)
-        if not {tier.provider, self.provider} <= set(CPUS):
-            # A picture on a device is of no use anywhere else.
-            radii.pop(PICTURE_ONLY, None)
         return Certified(
             self._pipeline,
             low,

@@ -90,6 +90,11 @@ class Variant:
     parity: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-3
 
+    def has_image_of(self, other: "Variant") -> bool:
+        """Whether both encode pictures alike."""
+        graphs = (self.graphs.get("image"), self.compute.get("image"))
+        return graphs == (other.graphs.get("image"), other.compute.get("image"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:

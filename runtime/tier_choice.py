@@ -17,7 +17,7 @@ from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers.registry import CPUS
 from amlr.runtime.radii import PICTURE, TEXT
 from amlr.runtime.tier_memory import Memory
-from amlr.runtime.tier_timing import Choice, TierTime, time_tier
+from amlr.runtime.tier_timing import BATCH_POSTS, Choice, TierTime, time_tier
 from amlr.runtime.tiers import (
     Skipped,
     Tier,
@@ -81,7 +81,9 @@ def open_fastest(
     remembered = memory.recall() if all(t.provider in CPUS for t in low_tiers) else None
     if remembered is not None:
         tier, low, choice = remembered
-        opened = try_tier(bundle, tier, lambda tier: _reopen(tier, low, open_tier, put_first))
+        opened = try_tier(
+            bundle, tier, lambda tier: _reopen(tier, low, choice, open_tier, put_first)
+        )
         if not isinstance(opened, Exception):
             others = [t for t in (*cpus, *low_tiers) if t is not tier and t is not low]
             skipped += [other.passed_over("slower when it was timed") for other in others]
@@ -97,6 +99,7 @@ def open_fastest(
 def _reopen(
     tier: Tier,
     low: Tier | None,
+    choice: Choice,
     open_tier: Callable[[Tier, bool], E],
     put_first: Callable[[E, Tier, bool], Certified],
 ) -> E:
@@ -104,7 +107,9 @@ def _reopen(
     engine = open_tier(tier, low is None)
     if low is not None:
         try:
-            engine.strategy = put_first(engine, low, False)
+            certified = put_first(engine, low, False)
+            certified.least_posts = choice.least_posts
+            engine.strategy = certified
         except BaseException:
             engine.close()
             raise
@@ -118,6 +123,7 @@ class _Race:
         self._bundle, self._options, self._skipped = bundle, options, skipped
         self._times: list[TierTime] = []
         self._best: TierTime | None = None
+        self._least_posts = 1
         self.tier: Tier
 
     def device(
@@ -203,15 +209,18 @@ class _Race:
             is_faster = must and taken is None
             if float32 is not None and self._best is not None:
                 measured = self._time_low(engine, opened, tier, float32)
-                is_faster = is_faster or measured.total_ms < CLEARLY_FASTER * self._best.total_ms
+                is_faster = is_faster or _is_faster_in_batches(measured, self._best)
                 if is_faster:
                     self._best = measured
+                    # One post alone may take as long in low precision as in float32.
+                    is_worth_it = measured.alone_ms < CLEARLY_FASTER * float32.alone_ms
+                    opened.least_posts = 1 if must or is_worth_it else BATCH_POSTS
                 else:
                     reason = f"not clearly faster here: {measured}"
                     self._skipped.append(tier.passed_over(reason))
             if is_faster:
                 before.close()
-                taken = tier
+                taken, self._least_posts = tier, opened.least_posts
             else:
                 opened.close()
                 engine.strategy = before
@@ -229,11 +238,14 @@ class _Race:
         if low is not None:
             precision = f"{low.variant.precision}+{precision}"
             reason = describe_low(low, self.tier) + reason + uncalibrated_kinds(low.variant)
+            if self._least_posts > 1:
+                reason += f"; calls of fewer than {self._least_posts} posts in float32"
         return Choice(
             provider=self.tier.provider,
             precision=precision,
             reason=reason,
             times=tuple(self._times) if len(self._times) > 1 else (),
+            least_posts=self._least_posts,
         )
 
     def _time(self, engine: "Engine", tier: Tier) -> TierTime:
@@ -268,6 +280,12 @@ def expected_climbs(variant: Variant) -> float:
     posts = sum(kind["posts"] for kind in kinds)
     certified = sum(kind["certified"] * kind["posts"] for kind in kinds)
     return 1.0 - certified / posts if posts else 1.0
+
+
+def _is_faster_in_batches(low: TierTime, other: TierTime) -> bool:
+    """Whether known pictures are clearly faster in batches, and new ones no slower."""
+    is_faster = low.batch_ms < CLEARLY_FASTER * other.batch_ms
+    return is_faster and CLEARLY_FASTER * low.picture_ms <= other.picture_ms
 
 
 def _quickest_by_record(tiers: Sequence[Tier]) -> tuple[list[Tier], list[Skipped]]:

@@ -16,7 +16,7 @@ from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
 from amlr.whole import write_whole
 
-_SCHEMA = 3
+_SCHEMA = 4
 _remembered: dict[str, dict[str, Any]] = {}
 
 
@@ -64,6 +64,7 @@ class Memory:
             low = None if values["low"] is None else by_place[tuple(values["low"])]
             times = tuple(TierTime(**item) for item in values["times"])
             precision, reason = str(values["precision"]), str(values["reason"])
+            least_posts = int(values["least_posts"])
         except (KeyError, TypeError, ValueError):
             return None
         choice = Choice(
@@ -71,6 +72,7 @@ class Memory:
             precision=precision,
             reason=reason.replace("timed here", "when timed before"),
             times=times,
+            least_posts=least_posts,
         )
         return tier, low, choice
 
@@ -83,6 +85,7 @@ class Memory:
             "low": None if low is None else _place(low),
             "precision": choice.precision,
             "reason": choice.reason,
+            "least_posts": choice.least_posts,
             "times": [asdict(item) for item in choice.times],
         }
         _remembered[self._key] = values

@@ -40,13 +40,12 @@ class TierTime:
         return self.alone_ms + self.batch_ms + self.picture_ms
 
     def plus(self, climbs: float, other: "TierTime") -> "TierTime":
-        """What a post costs of which a share is computed again on another tier."""
+        """What a post costs of which a share is computed again on another tier, pictures known."""
         return replace(
             self,
             precision=f"{self.precision}+{other.precision}",
             alone_ms=round(self.alone_ms + climbs * other.alone_ms, 3),
             batch_ms=round(self.batch_ms + climbs * other.batch_ms, 3),
-            picture_ms=round(self.picture_ms + climbs * other.picture_ms, 3),
         )
 
     def __str__(self) -> str:
@@ -66,12 +65,14 @@ class Choice:
         precision: Its precision.
         reason: For people.
         times: What was measured; empty where there was nothing to choose between.
+        least_posts: Calls of fewer posts go to float32 at once, which is faster for them.
     """
 
     provider: str
     precision: str
     reason: str
     times: tuple[TierTime, ...] = ()
+    least_posts: int = 1
 
 
 def describe_choice(choice: Choice, skipped: Sequence[Skipped]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.openvino import OpenVinoProvider, bucket
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 FUSION = ("text", "text_packed", "fusion", "fusion_packed", "fusion_closed")
 
 
@@ -118,8 +118,26 @@ def test_compiled_graphs_are_kept_in_cache_dir(bundle: Bundle, tmp_path: Path) -
     before = {p: p.stat().st_mtime_ns for p in bundle.path.rglob("*")}
     with make_engine(bundle, bundle.manifest.variants["fp32"], tmp_path) as engine:
         engine.tag("Jordan in Paris")
-    assert list(tmp_path.glob("*.blob"))
+    assert list(tmp_path.glob("openvino-f32/*.blob"))
     assert {p: p.stat().st_mtime_ns for p in bundle.path.rglob("*")} == before
+
+
+def test_one_cache_dir_serves_both_arithmetics(bundle: Bundle, tmp_path: Path) -> None:
+    # The library takes the code of the one for that of the other, and then writes out of bounds.
+    exact = bundle.manifest.variants["fp32"]
+    variants = (exact, bf16(exact, graphs=("text_packed", *FUSION)))
+    posts = sample_posts(8)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a CPU with bfloat16")
+    expected = []
+    for variant in variants:
+        with make_engine(bundle, variant) as engine:
+            expected.append(engine.raw(posts))
+    for _ in range(2):
+        for variant, wanted in zip(variants, expected, strict=True):
+            with make_engine(bundle, variant, tmp_path) as engine:
+                for raw, each in zip(engine.raw(posts), wanted, strict=True):
+                    np.testing.assert_array_equal(raw.unit_logits, each.unit_logits)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 500])
