@@ -248,7 +248,7 @@ def _best_segmentations(post: PostScores, decoder: Decoder, n: int) -> list[tupl
     (segmentations,), sums = n_best(units, lengths, n)
     marginals = entity_marginals(units, lengths, temperature=decoder.settings.temperature)
     words = int(lengths[0])
-    spans = [_with_marginals(rows, units, marginals, 0, words) for rows in segmentations]
+    spans = [_with_marginals(rows, units, marginals, words) for rows in segmentations]
     return list(zip(spans, sums[0].tolist(), strict=False))
 
 
@@ -256,15 +256,13 @@ def _with_marginals(
     rows_e3: npt.NDArray[np.int32],
     units: Units,
     marginals_uc: npt.NDArray[np.float32],
-    post: int,
     words: int,
 ) -> _Spans:
-    """Segments (start, end, class) of one post, each with its marginal probability."""
-    of_post = slice(units.post_offsets[post], units.post_offsets[post + 1])
+    """Segments (start, end, class) of a single post, each with its marginal probability."""
     # At most one unit per (start, end), so both words in one number find the unit.
-    key = units.end_u[of_post].astype(np.int64) * words + units.start_u[of_post]
+    key = units.end_u.astype(np.int64) * words + units.start_u
     position = np.searchsorted(key, rows_e3[:, 1].astype(np.int64) * words + rows_e3[:, 0])
-    scores = marginals_uc[of_post][position, rows_e3[:, 2]]
+    scores = marginals_uc[position, rows_e3[:, 2]]
     return [(*row, score) for row, score in zip(rows_e3.tolist(), scores.tolist(), strict=True)]
 
 

@@ -175,15 +175,15 @@ PYTHON_MUTANTS = (
     PythonMutant(
         "words are counted over the whole batch",
         JOINT,
-        "np.arange(words) - np.repeat(bounds[:-1], np.diff(bounds))",
-        "np.arange(words)",
+        "every - bounds[:-1].repeat(bounds[1:] - bounds[:-1])",
+        "every",
         SCORES + "test_a_post_scores_the_same_in_any_batch",
     ),
     PythonMutant(
-        "an entity takes the probability of another post's unit",
+        "an entity takes the probability of another unit",
         DECODE,
-        "marginals_uc[of_post][position, rows_e3[:, 2]]",
-        "marginals_uc[position, rows_e3[:, 2]]",
+        "marginals[np.arange(len(found.unit_e)), found.rows_e3[:, 2]]",
+        "marginals[::-1][np.arange(len(found.unit_e)), found.rows_e3[:, 2]]",
         ENTITIES + "test_a_post_is_as_sure_alone_as_among_others",
     ),
     PythonMutant(
