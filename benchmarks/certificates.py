@@ -77,7 +77,7 @@ def main(
         [name.replace("_", " "), *(str(counts[kind][name]) for kind in (TEXT, PICTURE))]
         for name in _COUNTS
     ]
-    click.echo("\n".join(markdown_table(["", "without a picture", "with a picture"], rows)))
+    click.echo(markdown_table(["", "without a picture", "with a picture"], rows))
     certified = sum(counts[kind][name] for kind in counts for name in _COUNTS[4:6])
     changed = sum(counts[kind]["changed"] for kind in counts)
     bound = change_bound(changed, certified)

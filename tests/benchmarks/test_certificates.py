@@ -32,6 +32,7 @@ def test_posts_are_counted_by_kind(ladder_plan: Path, tmp_path: Path) -> None:
     assert all(kind["changed"] == 0 for kind in counts.values())
     certified = sum(kind["certified"] + kind["certified_on_picture"] for kind in counts.values())
     assert f"0 of {certified} certified answers changed" in shown
+    assert f"| posts | {counts['text']['posts']} | {counts['picture']['posts']} |" in shown
 
 
 def test_large_radii_certify_nothing_and_none_certify_everything(
