@@ -1,6 +1,7 @@
 """Work that is done once for a whole run of the tests, whichever process comes to it first."""
 
 import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ def once(place: Path, make: Callable[[Path], object]) -> Path:
     """
     with place.with_name(f".{place.name}.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # What failed on the way is not taken for finished.
-        if lock.tell() == 0:
+        # Whoever waited opened the file before it was written to. What failed on the way is not
+        # taken for finished.
+        if lock.seek(0, os.SEEK_END) == 0:
             make(place)
             lock.write("done")
     return place
