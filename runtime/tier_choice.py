@@ -68,9 +68,13 @@ def open_fastest(
     """
     skipped: list[Skipped] = []
     race = _Race(bundle, options, skipped)
+
+    def open_checked(tier: Tier) -> E:
+        return open_tier(tier, True)
+
     cpus = [tier for tier in tiers if tier.provider in CPUS]
     devices = [tier for tier in tiers if tier not in cpus]
-    engine = race.device(devices, open_tier, has_more=bool(cpus), is_timed=bool(low_tiers))
+    engine = race.device(devices, open_checked, has_more=bool(cpus), is_timed=bool(low_tiers))
     if engine is not None:
         low = race.low(engine, low_tiers, put_first)
         return engine, race.choice(tiers, low), tuple(skipped)
@@ -89,7 +93,7 @@ def open_fastest(
             skipped += [other.passed_over("slower when it was timed") for other in others]
             return opened, choice, tuple(skipped)
         # What served once no longer does: a library was changed under the same version.
-    engine = race.float32(cpus, open_tier, is_timed=bool(low_tiers))
+    engine = race.float32(cpus, open_checked, is_timed=bool(low_tiers))
     low = race.low(engine, low_tiers, put_first)
     choice = race.choice(tiers, low)
     memory.keep(race.tier, low, choice)
@@ -129,21 +133,17 @@ class _Race:
     def device(
         self,
         tiers: Sequence[Tier],
-        open_tier: Callable[[Tier, bool], E],
+        open_tier: Callable[[Tier], E],
         *,
         has_more: bool,
         is_timed: bool,
     ) -> E | None:
         """The first device that serves; None where there is none and others may be tried."""
         opened: E | Exception | None = None
-
-        def opened_tier(tier: Tier) -> E:
-            return open_tier(tier, True)
-
         if tiers and not has_more:
-            self.tier, opened = open_first(self._bundle, tiers, opened_tier, self._skipped)
+            self.tier, opened = open_first(self._bundle, tiers, open_tier, self._skipped)
         for tier in tiers if has_more else ():
-            opened = try_tier(self._bundle, tier, opened_tier)
+            opened = try_tier(self._bundle, tier, open_tier)
             if not isinstance(opened, Exception):
                 self.tier = tier
                 break
@@ -155,21 +155,17 @@ class _Race:
         return opened
 
     def float32(
-        self, tiers: Sequence[Tier], open_tier: Callable[[Tier, bool], E], *, is_timed: bool
+        self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], *, is_timed: bool
     ) -> E:
         """The fastest tier of the CPU that serves alone."""
-
-        def opened_tier(tier: Tier) -> E:
-            return open_tier(tier, True)
-
-        self.tier, engine = open_first(self._bundle, tiers, opened_tier, self._skipped)
+        self.tier, engine = open_first(self._bundle, tiers, open_tier, self._skipped)
         waiting = tiers[tiers.index(self.tier) + 1 :]
         if not self._bundle.golden or not (waiting or is_timed):
             return engine
         self._best = self._time(engine, self.tier)
         for other in waiting:
             try:
-                opened = try_tier(self._bundle, other, opened_tier)
+                opened = try_tier(self._bundle, other, open_tier)
             except BaseException:
                 engine.close()
                 raise
@@ -290,7 +286,7 @@ def _is_faster_in_batches(low: TierTime, other: TierTime) -> bool:
 
 def _quickest_by_record(tiers: Sequence[Tier]) -> tuple[list[Tier], list[Skipped]]:
     """Tiers worth timing in their order, float32 first, so that nothing slower is taken unseen."""
-    ordered = sorted(tiers, key=lambda tier: (tier.variant.precision != _FLOAT32, _recorded(tier)))
+    ordered = sorted(tiers, key=lambda tier: (not _is_float32(tier), _recorded(tier)))
     kept = [*ordered[:MOST_TIMED], *(t for t in ordered[MOST_TIMED:] if _is_float32(t))]
     others = [tier for tier in ordered if tier not in kept]
     return kept, [tier.passed_over("not timed: slower by the bundle's record") for tier in others]
