@@ -16,7 +16,10 @@ from shims.host_build import HostBuilder
 
 # Speed is measured elsewhere; a busy machine must not fail a property.
 settings.register_profile("amlr", deadline=None)
-settings.load_profile("amlr")
+# On CI, Hypothesis draws the same examples in every run. A mutant may survive some of them, so
+# each of its runs draws others.
+settings.register_profile("mutants", deadline=None, derandomize=False)
+settings.load_profile(os.environ.get("AMLR_HYPOTHESIS_PROFILE", "amlr"))
 
 
 _LOGGERS = [logging.getLogger(name) for name in ("amlr", "uvicorn")]

@@ -33,6 +33,7 @@ def run_tests(package: Path, *names: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": os.pathsep.join([str(package.parent), str(TESTS)]),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # loading them takes longer than the tests
         "PYTHONDONTWRITEBYTECODE": "1",  # a mutant may be as old and as long as the original
+        "AMLR_HYPOTHESIS_PROFILE": "mutants",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(package.parent / "hypothesis"),
     }
     return subprocess.run(
