@@ -9,6 +9,8 @@ DEMO ?= build/demo
 JOBS ?= 2
 # Installed first and exactly: a later range would fetch another, much larger build.
 TORCH ?= torch==2.13.0
+# Tests start some hundred Python processes; without bytecode each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check bench docs pictures wheel gpu mutants triton oldest newest clean
 
