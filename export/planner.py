@@ -2,24 +2,16 @@
 
 An engine runs any shape inside its profile; what pads is a captured graph (one fixed shape each)
 and batching. Given how long the posts are, the planner chooses G lengths so that the expected
-padded work is least. In length the answer is exact (dynamic programming over all candidates). The
-rest is a heuristic:
+padded work is least, which is exact (dynamic programming over all candidates). A bucket's unit
+count is the largest of its posts, rounded up to `UNIT_STEP`; its batch is the largest power of two
+whose windows stay within `FILL_STEPS` steps.
 
-* A bucket's unit count is the largest of its posts, rounded up to `UNIT_STEP`.
-* Windows come `AT_ONCE` together, each in a bucket with its share of the traffic, so a bucket gets
-  a binomial number n of them and runs ceil(n / batch) times. A run computes all its rows, used or
-  not, and costs at least what `FILL_STEPS` steps cost: below that a device is not full. Each bucket
-  takes the power of two with the least expected cost, the smaller one where two are equal.
-* If the graphs exceed the memory cap, the batch is halved that costs least a byte freed; where
-  batches of one exceed it, G is lowered.
-
-`FILL_STEPS` is an assumption; no GPU has been measured. Work of T padded steps is
+`FILL_STEPS` is an assumption: below that a device is not full. Work of T padded steps is
 T * (1 + T / (6 D)), the ratio of a transformer layer's linear and attention products, up to a
 constant.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -30,16 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.export.posts import read_lines
 from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.jsonl import parse_line
 from amlr.runtime.results import Post
 from amlr.runtime.windows import window_units
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 GRAPHS = (1, 4, 8, 16)
-AT_ONCE = 32
 FILL_STEPS = 256
 TOKEN_STEP, UNIT_STEP = 4, 8
 LARGEST_BATCH = 32
@@ -175,13 +166,7 @@ def best_edges(lengths_n: Ints, candidates_k: Ints, cost_k: Floats, graphs: int)
 
 
 def plan_buckets(
-    traffic: Traffic,
-    graphs: int,
-    *,
-    width: int = 768,
-    least_tokens: int = 6,
-    at_once: int = AT_ONCE,
-    memory_mb: float = 2048.0,
+    traffic: Traffic, graphs: int, *, width: int = 768, least_tokens: int = 6
 ) -> BucketPlan:
     """Choose at most `graphs` captured shapes.
 
@@ -190,111 +175,42 @@ def plan_buckets(
         graphs: Most captured graphs.
         width: D of the model.
         least_tokens: K, the shortest text the graphs take.
-        at_once: Windows that come together.
-        memory_mb: Most memory of all graphs.
-
-    Raises:
-        InputError: Not even one bucket fits the memory cap.
     """
     tokens_n = np.maximum(traffic.tokens_n, least_tokens)
     top = _up(int(tokens_n.max()), TOKEN_STEP)
     candidates = np.arange(TOKEN_STEP, top + 1, TOKEN_STEP)
     candidates = np.unique(np.maximum(candidates, least_tokens))
-    cost_k = work_of(candidates, width)
-    for count in range(graphs, 0, -1):
-        edges = candidates[best_edges(tokens_n, candidates, cost_k, count)]
-        edge_g, units_g, windows_g = _shapes(tokens_n, traffic.units_n, edges)
-        work_g, share_g = work_of(edge_g, width), windows_g / len(tokens_n)
-        row_bytes_g = 2 * width * _WIDTHS_ALIVE * (edge_g + units_g)
-        batch_g = choose_batches(
-            work_g,
-            share_g,
-            row_bytes_g,
-            fill_work=float(work_of(FILL_STEPS, width)),
-            at_once=at_once,
-            cap_bytes=memory_mb * 1e6,
-        )
-        if batch_g is not None:
-            break
-    else:
-        raise InputError(
-            f"one graph of {top} steps needs {row_bytes_g.sum() / 1e6:.0f} MB, the cap is "
-            f"{memory_mb:g} MB; raise it"
-        )
-    work = float(share_g @ work_g)
-    rows = zip(edge_g.tolist(), units_g.tolist(), windows_g.tolist(), batch_g, strict=True)
+    edges = candidates[best_edges(tokens_n, candidates, work_of(candidates, width), graphs)]
+    place_n = np.searchsorted(edges, tokens_n)
+    buckets = []
+    for place in np.unique(place_n):
+        inside = place_n == place
+        tokens, units = int(edges[place]), max(1, int(traffic.units_n[inside].max()))
+        buckets.append(Bucket(tokens, _up(units, UNIT_STEP), int(inside.sum()), batch_for(tokens)))
+    row_bytes = 2 * width * _WIDTHS_ALIVE
+    work = float(work_of(edges[place_n], width).mean())
     return BucketPlan(
         asked=graphs,
-        buckets=tuple(Bucket(*row) for row in rows),
+        buckets=tuple(buckets),
         padding=work / float(work_of(tokens_n, width).mean()) - 1,
         saved=1 - work / float(work_of(top, width)),
-        memory_bytes=int(row_bytes_g @ np.array(batch_g)),
+        memory_bytes=sum(row_bytes * (b.tokens + b.units) * b.batch for b in buckets),
     )
 
 
-def _shapes(tokens_n: Ints, units_n: Ints, edges: Ints) -> tuple[Ints, Ints, Ints]:
-    """Steps, units and windows of each bucket that holds any."""
-    place_n = np.searchsorted(edges, tokens_n)
-    used = np.unique(place_n)
-    units = [_up(max(1, int(units_n[place_n == place].max())), UNIT_STEP) for place in used]
-    return edges[used], np.array(units, np.int64), np.bincount(place_n)[used]
+def batch_for(tokens: int) -> int:
+    """The largest power of two of windows that stay within `FILL_STEPS` steps.
+
+    Example:
+        >>> [batch_for(tokens) for tokens in (4, 20, 64, 300)]
+        [32, 8, 4, 1]
+    """
+    windows = min(LARGEST_BATCH, max(1, FILL_STEPS // tokens))
+    return 1 << (windows.bit_length() - 1)
 
 
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
-
-
-def choose_batches(
-    work_g: Floats,
-    share_g: Floats,
-    row_bytes_g: Ints,
-    *,
-    fill_work: float,
-    largest: int = LARGEST_BATCH,
-    at_once: int = AT_ONCE,
-    cap_bytes: float,
-) -> tuple[int, ...] | None:
-    """Batch size of each bucket.
-
-    Args:
-        work_g: Work of one window of each bucket.
-        share_g: Share of the traffic in each.
-        row_bytes_g: Memory of a captured graph for each window in it.
-        fill_work: Least work of a run.
-        largest: Largest batch.
-        at_once: Windows that come together.
-        cap_bytes: Most memory of all graphs.
-
-    Returns:
-        Batches, or None where even batches of one exceed the cap.
-    """
-    sizes = [1 << power for power in range(largest.bit_length())]
-    cost_gs = np.array(
-        [
-            [run_cost(work, share, size, fill_work=fill_work, at_once=at_once) for size in sizes]
-            for work, share in zip(work_g, share_g, strict=True)
-        ]
-    )
-    power_g = cost_gs.argmin(axis=1)
-    while (row_bytes_g << power_g).sum() > cap_bytes:
-        price_g = [
-            (cost_gs[g, p - 1] - cost_gs[g, p]) / (row_bytes_g[g] << (p - 1)) if p else math.inf
-            for g, p in enumerate(power_g)
-        ]
-        cheapest = int(np.argmin(price_g))
-        if not power_g[cheapest]:
-            return None
-        power_g[cheapest] -= 1
-    return tuple(sizes[power] for power in power_g)
-
-
-def run_cost(work: float, share: float, batch: int, *, fill_work: float, at_once: int) -> float:
-    """Expected cost of all runs of one bucket, for `at_once` windows of traffic."""
-    count = np.arange(at_once + 1)
-    ways = np.array([math.comb(at_once, int(n)) for n in count], np.float64)
-    chance: Floats = ways * share**count * (1.0 - share) ** (at_once - count)
-    runs = float(chance @ -(-count // batch))
-    return runs * max(fill_work, batch * work)
 
 
 def fit_profile(bundle: Bundle, plan: BucketPlan) -> Profile:
@@ -320,10 +236,7 @@ def plan_table(plans: Sequence[BucketPlan]) -> Iterator[str]:
             + " ".join(f"{b.tokens}x{b.batch}" for b in plan.buckets)
         )
     yield "padding: work beyond the least; saved: against padding every text to the longest"
-    yield (
-        f"batch: chosen for {AT_ONCE} windows at a time; a run costs what {FILL_STEPS} steps "
-        "cost, or more"
-    )
+    yield f"batch: the largest power of two within {FILL_STEPS} steps a run"
 
 
 def plan_report(
@@ -340,7 +253,7 @@ def plan_report(
         Lines to print, and the same as a dict that `read_plan` reads back.
 
     Raises:
-        InputError: The file cannot be read, or not even one bucket fits the memory cap.
+        InputError: The file cannot be read.
     """
     traffic, manifest = measure_traffic(bundle, _read(posts)), bundle.manifest
     plans = [
@@ -385,16 +298,9 @@ def read_plan(path: Path) -> tuple[Profile, tuple[tuple[int, int], ...]]:
 
 
 def _read(path: Path) -> Iterator[Post]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                parsed = parse_line(number, line, None)
-                if parsed.post is None:
-                    reason = parsed.error["message"] if parsed.error else "no post"
-                    raise InputError(f"{path}: {reason}")
-                # Pictures do not change how long a text is.
-                yield Post(parsed.post.text, None, parsed.post.words)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    for line in read_lines(path):
+        if line.post is None:
+            reason = line.error["message"] if line.error else "no post"
+            raise InputError(f"{path}: {reason}")
+        # Pictures do not change how long a text is.
+        yield Post(line.post.text, None, line.post.words)

@@ -1,6 +1,6 @@
 """Posts to calibrate variants on and others to verify them on: the user's, or invented ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from amlr.errors import InputError
 from amlr.export.parity import Answer, Key
 from amlr.export.samples import sample_posts
 from amlr.kernels import is_tuning_half
-from amlr.runtime.jsonl import parse_line
+from amlr.runtime.jsonl import Line, parse_line
 from amlr.runtime.results import Post
 from amlr.runtime.text_files import is_json_array, json_array, read_text
 
@@ -106,15 +106,22 @@ def read_posts(
 
 
 def _read_jsonl(path: Path, images: Path | None) -> list[CalibrationPost]:
+    lines = read_lines(path, images or path.parent)
+    return [CalibrationPost(post=line.post) for line in lines if line.post is not None]
+
+
+def read_lines(path: Path, images: Path | None = None) -> Iterator[Line]:
+    """Posts of a file of JSON lines, or what is wrong with a line.
+
+    Raises:
+        InputError: The file cannot be read, or is no file of JSON lines.
+    """
     text = read_text(path, "a file of JSON lines")
     if is_json_array(text):
         raise json_array(str(path))
-    parsed = [
-        parse_line(number, line.encode(), images or path.parent)
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    return [CalibrationPost(post=line.post) for line in parsed if line.post is not None]
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield parse_line(number, line.encode(), images)
 
 
 def _read_conll(path: Path, images: Path | None) -> list[CalibrationPost]:

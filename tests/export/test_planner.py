@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,16 @@ from hypothesis import strategies as st
 
 from amlr.errors import InputError
 from amlr.export.planner import (
+    FILL_STEPS,
     Traffic,
+    batch_for,
     best_edges,
-    choose_batches,
     fit_profile,
     measure_traffic,
     plan_buckets,
     plan_report,
     plan_table,
     read_plan,
-    run_cost,
     work_of,
 )
 from amlr.export.samples import sample_posts
@@ -69,7 +68,7 @@ def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
     plans = [plan_buckets(traffic, graphs) for graphs in (1, 2, 4, 8, 16)]
     padding = [plan.padding for plan in plans]
     assert padding == sorted(padding, reverse=True)
-    assert plans[0].saved == 0
+    assert plans[0].saved == pytest.approx(0)
     assert padding[-1] < 0.2
     for plan in plans:
         assert sum(bucket.windows for bucket in plan.buckets) == len(traffic.tokens_n)
@@ -79,84 +78,22 @@ def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
             assert traffic.units_n[own].max() <= bucket.units
 
 
-def test_memory_cap_lowers_the_number_of_graphs() -> None:
-    traffic = _traffic()
-    free = plan_buckets(traffic, 16, at_once=1)
-    assert {bucket.batch for bucket in free.buckets} == {1}
-    capped = plan_buckets(traffic, 16, at_once=1, memory_mb=free.memory_bytes / 2e6)
-    assert capped.memory_bytes <= free.memory_bytes / 2
-    assert 1 <= len(capped.buckets) < len(free.buckets)
-    with pytest.raises(InputError, match=r"one graph of 76 steps needs 4 MB, the cap is 0\.1 MB"):
-        plan_buckets(traffic, 4, memory_mb=0.1)
+@given(tokens=st.integers(1, 1000))
+def test_a_batch_fills_a_run_and_no_more(tokens: int) -> None:
+    batch = batch_for(tokens)
+    assert batch in (1, 2, 4, 8, 16, 32)
+    assert batch == 1 or batch * tokens <= FILL_STEPS
+    assert batch == 32 or 2 * batch * tokens > FILL_STEPS
 
 
-def test_a_batch_size_is_chosen_for_each_bucket() -> None:
-    traffic = _traffic()
-    plan = plan_buckets(traffic, 4)
+def test_the_table_names_lengths_and_batches() -> None:
+    plan = plan_buckets(_traffic(), 4)
     assert len(plan.buckets) == 4
-    assert all(b.batch in (1, 2, 4, 8, 16, 32) for b in plan.buckets)
-    usual, rare = (pick(plan.buckets, key=lambda b: b.windows) for pick in (max, min))
-    assert usual.batch > rare.batch
     assert list(plan_table([plan]))[1].endswith(
-        " ".join(f"{b.tokens}x{b.batch}" for b in plan.buckets)
+        " ".join(f"{b.tokens}x{batch_for(b.tokens)}" for b in plan.buckets)
     )
     assert plan.to_dict()["buckets"][0]["batch"] == plan.buckets[0].batch
-    # One window at a time: a larger batch would only be padding.
-    alone = plan_buckets(traffic, 4, at_once=1)
-    assert [b.batch for b in alone.buckets] == [1] * 4
-    capped = plan_buckets(traffic, 4, memory_mb=plan.memory_bytes / 2e6)
-    assert capped.memory_bytes <= plan.memory_bytes / 2
-    assert [b.tokens for b in capped.buckets] == [b.tokens for b in plan.buckets]
-    assert sum(b.batch for b in capped.buckets) < sum(b.batch for b in plan.buckets)
-
-
-def test_costs_of_runs_are_what_a_simulation_finds() -> None:
-    rng = np.random.default_rng(0)
-    given = rng.binomial(32, 0.3, 200_000)
-    for batch in (1, 4, 16):
-        found = run_cost(3.0, 0.3, batch, fill_work=20.0, at_once=32)
-        runs = float(np.ceil(given / batch).mean())
-        assert found == pytest.approx(runs * max(20.0, 3.0 * batch), rel=0.01)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    works=st.lists(st.floats(1, 50), min_size=1, max_size=3),
-    cap=st.integers(1, 60),
-    fill=st.floats(1, 200),
-)
-def test_batches_are_the_cheapest_and_fit_the_cap(
-    works: list[float], cap: int, fill: float
-) -> None:
-    share = [1 / len(works)] * len(works)
-
-    def cost(batches: Sequence[int]) -> float:
-        return sum(
-            run_cost(w, s, b, fill_work=fill, at_once=12)
-            for w, s, b in zip(works, share, batches, strict=True)
-        )
-
-    def choose(cap_bytes: float) -> tuple[int, ...] | None:
-        return choose_batches(
-            works,
-            share,
-            [1] * len(works),
-            fill_work=fill,
-            largest=8,
-            at_once=12,
-            cap_bytes=cap_bytes,
-        )
-
-    free = choose(1e9)
-    assert free is not None
-    every = itertools.product((1, 2, 4, 8), repeat=len(works))
-    assert cost(free) == pytest.approx(min(map(cost, every)))
-    capped = choose(cap)
-    if capped is None:
-        assert cap < len(works)
-    else:
-        assert sum(capped) <= cap
-        assert all(a <= b for a, b in zip(capped, free, strict=True))
+    assert plan.memory_bytes > 0
 
 
 def test_profile_has_its_optimum_at_the_modal_bucket(tiny_plan: Path) -> None:
@@ -207,5 +144,5 @@ def test_report_of_a_file_and_its_profile(tiny_plan: Path, tmp_path: Path) -> No
     posts.write_text("not json\n")
     with pytest.raises(InputError, match="line 1 is not JSON"):
         plan_report(bundle, posts)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         plan_report(bundle, tmp_path / "missing.jsonl")
