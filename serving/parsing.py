@@ -15,7 +15,7 @@ from amlr.runtime.results import Post, Problem
 from amlr.serving.encoding import decode_base64
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody
+from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody, first_problem
 from amlr.serving.settings import MAX_DEADLINE_MS, RequestLimits
 from amlr.serving.urls import UrlFetcher
 
@@ -233,11 +233,7 @@ def _validated(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["loc"][:1] == ("id",):
-        raise ApiError(422, "body_invalid", "id: Input should be a string or a whole number")
-    where = ".".join(str(part) for part in first["loc"]) or "body"
-    raise ApiError(422, "body_invalid", f"{where}: {first['msg']}")
+        raise ApiError(422, "body_invalid", first_problem(error)) from None
 
 
 # Forms ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from amlr.serving.settings import MAX_DEADLINE_MS
@@ -206,6 +206,15 @@ class V2InferAnswer(BaseModel):
     model_version: str
     id: str | None = None
     outputs: list[V2Output]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of the things that are wrong, with its place."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["loc"][:2] == ("id", "str"):
+        return "id: Input should be a string or a whole number"
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{where}: {first['msg']}"
 
 
 def errors(*statuses: int, v2: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -9,14 +9,54 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlr.errors import InputError
 from amlr.serving.encoding import decode_base64, encode_bytes
 from amlr.serving.json_reading import load_json
 from amlr.serving.problems import ApiError
+from amlr.serving.schemas import V2Data, first_problem
 
 _MAX_ELEMENTS = 100_000
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Parameters(_Strict):
+    """Those of a request, an input or an output that mean something here."""
+
+    binary_data_size: int | None = Field(default=None, ge=0)
+    binary_data: bool = False
+    binary_data_output: bool = False
+    timeout: int | None = Field(default=None, ge=0, le=600_000_000)
+
+
+class _Input(_Strict):
+    name: Literal["text", "image"]
+    datatype: Literal["BYTES"]
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=4)
+    data: V2Data = []
+    parameters: _Parameters | None = None
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+class _Output(_Strict):
+    name: Literal["result"]
+    parameters: _Parameters | None = None
+
+
+class _Infer(_Strict):
+    id: str | None = None
+    inputs: list[_Input]
+    outputs: list[_Output] | None = Field(default=None, max_length=1)
+    parameters: _Parameters | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,85 +90,62 @@ def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
     Raises:
         ApiError: The request cannot be used.
     """
-    if header_length is not None and not 0 <= header_length <= len(body):
+    if header_length is None:
+        header_length = len(body)
+    if header_length > len(body):
         raise _bad("Inference-Header-Content-Length exceeds the body")
-    header = load_json(body if header_length is None else body[:header_length], "the request")
-    binary = b"" if header_length is None else body[header_length:]
-    if not isinstance(header, dict) or not isinstance(header.get("inputs"), list):
-        raise _bad("expected an object with a list 'inputs'")
-    tensors: dict[str, tuple[tuple[int, ...], list[bytes | str]]] = {}
-    for tensor in header["inputs"]:
-        name, shape, data, binary = _tensor(tensor, binary)
-        if name in tensors:
-            raise _bad(f"input '{name}' is given twice")
-        tensors[name] = (shape, data)
+    values, binary = load_json(body[:header_length], "the request"), body[header_length:]
+    try:
+        request = _Infer.model_validate(values)
+    except ValidationError as error:
+        raise _bad(first_problem(error)) from None
+    tensors: dict[str, tuple[_Input, Sequence[bytes | str]]] = {}
+    for tensor in request.inputs:
+        elements, binary = _elements(tensor, binary)
+        if tensor.name in tensors:
+            raise _bad(f"input '{tensor.name}' is given twice")
+        tensors[tensor.name] = tensor, elements
     if binary:
         raise _bad(f"{len(binary)} bytes of binary data belong to no input")
     if "text" not in tensors:
         raise _bad("the input 'text' is missing")
-    shape, texts = tensors["text"]
-    images: Sequence[bytes | str] = tensors.get("image", (shape, [b""] * len(texts)))[1]
+    tensor, texts = tensors["text"]
+    _, images = tensors.get("image", (None, [b""] * len(texts)))
     if len(images) != len(texts):
         raise _bad(f"'image' has {len(images)} elements and 'text' {len(texts)}")
-    parameters = _object(header, "parameters")
-    identifier = header.get("id")
-    if identifier is not None and not isinstance(identifier, str):
-        raise _bad("'id' must be a string")
+    parameters = request.parameters or _Parameters()
+    binary_output = parameters.binary_data_output
+    if request.outputs:
+        binary_output = (request.outputs[0].parameters or _Parameters()).binary_data
     return InferRequest(
-        id=identifier,
-        shape=shape,
+        id=request.id,
+        shape=tuple(tensor.shape),
         texts=tuple(map(_text, texts)),
         images=tuple(_image(image) or None for image in images),
-        deadline_s=_timeout(parameters),
-        binary_output=_wants_binary(header, parameters),
+        deadline_s=parameters.timeout / 1e6 if parameters.timeout else None,
+        binary_output=binary_output,
     )
 
 
-def _tensor(tensor: Any, binary: bytes) -> tuple[str, tuple[int, ...], list[bytes | str], bytes]:
-    """Name, shape and elements of an input, and the binary data left for the next ones."""
-    if not isinstance(tensor, dict):
-        raise _bad("every input must be an object")
-    name, kind = tensor.get("name"), tensor.get("datatype")
-    if name not in ("text", "image"):
-        raise _bad("inputs are 'text' and 'image'")
-    if kind != "BYTES":
-        raise _bad(f"input '{name}' must be of datatype BYTES")
-    shape = _shape(tensor.get("shape"))
-    count = math.prod(shape)
-    size = _object(tensor, "parameters").get("binary_data_size")
-    if size is None:
-        data: list[bytes | str] = [*_flat(tensor.get("data"))]
-    else:
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary):
-            raise _bad(f"binary_data_size of '{name}' exceeds the body")
-        data, binary = [*_split(binary[:size], count)], binary[size:]
-    if len(data) != count:
-        raise _bad(f"input '{name}' has {len(data)} elements, its shape says {count}")
-    return str(name), shape, data, binary
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not 1 <= len(shape) <= 4:
-        raise _bad("'shape' must be a list of one to four sizes")
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape):
-        raise _bad("'shape' must hold whole numbers above 0")
-    if math.prod(shape) > _MAX_ELEMENTS:
+def _elements(tensor: _Input, binary: bytes) -> tuple[Sequence[bytes | str], bytes]:
+    """Elements of an input, and the binary data left for the next ones."""
+    if tensor.count > _MAX_ELEMENTS:
         raise _bad(f"at most {_MAX_ELEMENTS} elements fit one request")
-    return tuple(shape)
-
-
-def _flat(data: Any) -> list[str]:
-    if not isinstance(data, list):
-        raise _bad("'data' must be a list")
-    flat: list[str] = []
-    for item in data:
-        if isinstance(item, str):
-            flat.append(item)
-        elif isinstance(item, list) and all(isinstance(value, str) for value in item):
-            flat.extend(item)
-        else:
-            raise _bad("'data' must hold strings, in one list or in rows")
-    return flat
+    size = (tensor.parameters or _Parameters()).binary_data_size
+    elements: list[bytes | str] = []
+    if size is None:
+        for row in tensor.data:
+            elements += [row] if isinstance(row, str) else row
+    elif size > len(binary):
+        raise _bad(f"binary_data_size of '{tensor.name}' exceeds the body")
+    else:
+        elements += _split(binary[:size], tensor.count)
+        binary = binary[size:]
+    if len(elements) != tensor.count:
+        raise _bad(
+            f"input '{tensor.name}' has {len(elements)} elements, its shape says {tensor.count}"
+        )
+    return elements, binary
 
 
 def _split(data: bytes, count: int) -> list[bytes]:
@@ -164,35 +181,6 @@ def _image(value: bytes | str) -> bytes:
         return decode_base64(value)
     except InputError:
         raise _bad("an element of 'image' is not base64, which JSON data must be") from None
-
-
-def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
-    value = values.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _bad(f"'{name}' must be an object")
-    return value
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    value = parameters.get("timeout")
-    if value is None or value == 0:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 600_000_000:
-        raise _bad("'timeout' must be microseconds in 0..600000000")
-    return value / 1e6
-
-
-def _wants_binary(header: dict[str, Any], parameters: dict[str, Any]) -> bool:
-    outputs = header.get("outputs")
-    if not outputs:
-        return parameters.get("binary_data_output") is True
-    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
-        raise _bad("the only output is 'result'")
-    if outputs[0].get("name") != "result":
-        raise _bad("the only output is 'result'")
-    return _object(outputs[0], "parameters").get("binary_data") is True
 
 
 def encode_output(

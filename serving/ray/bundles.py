@@ -71,9 +71,12 @@ def _clear(cache_dir: Path, digest: str, manifest: Manifest) -> None:
     target = cache_dir / digest
     if not target.is_dir():
         return
-    problem = _problem(target, manifest, digest)
-    if problem is not None:
-        LOG.warning("cached bundle is fetched again", extra={"reason": problem})
+    try:
+        read_manifest(target, digest)
+        for name, entry in manifest.files.items():
+            check_file(target, name, entry)
+    except AmlrError as error:
+        LOG.warning("cached bundle is fetched again", extra={"reason": str(error)})
         # Engines that still map its files keep them: moved as a whole, then removed.
         aside = cache_dir / f".part-{digest}-old"
         target.rename(aside)
@@ -86,7 +89,7 @@ def _fetch(source: "_Source", content: bytes, part: Path, target: Path) -> None:
     try:
         part.mkdir()
         for name, entry in Manifest.from_json(content).files.items():
-            source.copy(name, entry, part / name)
+            source.copy(name, entry, part)
         (part / MANIFEST).write_bytes(content)
         part.rename(target)
     except BaseException:
@@ -129,23 +132,15 @@ class _Source:
 
         return _retried(read, f"{MANIFEST} of {self.shown}")
 
-    def copy(self, name: str, entry: FileEntry, target: Path) -> None:
-        """Bring one file, hashed as it passes."""
+    def copy(self, name: str, entry: FileEntry, folder: Path) -> None:
+        """Bring one file and compare it with the manifest."""
 
         def copy() -> None:
-            digest, size = hashlib.sha256(), 0
-            target.parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             path = f"{self._root}/{name}"
-            with self._system.open(path, "rb") as incoming, target.open("wb") as outgoing:
-                # One byte too many is enough to know; a wrong file must not fill the disk.
-                while size <= entry.bytes and (piece := incoming.read(_PIECE)):
-                    digest.update(piece)
-                    outgoing.write(piece)
-                    size += len(piece)
-            if size != entry.bytes:
-                raise BundleError(f"{size} bytes came instead of {entry.bytes}")
-            if digest.hexdigest() != entry.sha256:
-                raise BundleError("its hash is not the manifest's")
+            with self._system.open(path, "rb") as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target, _PIECE)
+            check_file(folder, name, entry)
 
         _retried(copy, f"{name} of {self.shown}")
 
@@ -169,16 +164,6 @@ def _retried(action: Callable[[], T], what: str) -> T:
                 ) from error
             time.sleep(_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
-
-
-def _problem(folder: Path, manifest: Manifest, digest: str) -> str | None:
-    try:
-        read_manifest(folder, digest)
-        for name, entry in manifest.files.items():
-            check_file(folder, name, entry)
-    except AmlrError as error:
-        return str(error)
-    return None
 
 
 @contextlib.contextmanager

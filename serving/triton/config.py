@@ -9,18 +9,41 @@ from amlr.runtime.manifest import Manifest
 from amlr.runtime.pipeline import CHUNK_POSTS
 from amlr.serving.settings import BatchSettings, QueueSettings
 from amlr.serving.triton.parameters import EngineParameters
-from amlr.serving.triton.pbtxt import EnumValue, entries
 
 MODEL = "amlr"
-Config = dict[str, Any]
-_STRING = EnumValue("TYPE_STRING")
 _MICROSECONDS = 1_000_000
-
-
-def _tensor(name: str, data_type: str, dims: list[int], *, optional: bool = False) -> Config:
-    """One input or output."""
-    value: Config = {"name": name, "data_type": EnumValue(data_type), "dims": dims}
-    return value | {"optional": True} if optional else value
+# Field by field as Triton's proto names them; `%` stands before what a bundle decides.
+_CONFIG = """\
+name: "amlr"
+backend: "python"
+max_batch_size: %(max_batch)d
+input { name: "text" data_type: TYPE_STRING dims: 1 }
+input { name: "image" data_type: TYPE_STRING dims: 1 optional: true }
+output { name: "result" data_type: TYPE_STRING dims: 1 }
+instance_group { count: %(instances)d kind: %(kind)s }
+dynamic_batching {
+  preferred_batch_size: [ %(sizes)s ]
+  max_queue_delay_microseconds: %(delay)d
+  default_queue_policy {
+    timeout_action: REJECT
+    default_timeout_microseconds: %(timeout)d
+    allow_timeout_override: true
+    max_queue_size: %(max_queue)d
+  }
+}
+"""
+_WARMUP = """\
+model_warmup {
+  name: "%s"
+  batch_size: %d
+%s}
+"""
+_WARMUP_INPUT = """\
+  inputs {
+    key: "%s"
+    value { data_type: TYPE_STRING dims: 1 input_data_file: "%s" }
+  }
+"""
 
 
 def batch_sizes(manifest: Manifest) -> list[int]:
@@ -36,8 +59,8 @@ def model_config(
     parameters: EngineParameters,
     warmup: Mapping[str, bool],
     instances: int = 1,
-) -> Config:
-    """The configuration, field by field as Triton's proto names them.
+) -> str:
+    """The configuration.
 
     Args:
         manifest: Of the bundle.
@@ -45,48 +68,31 @@ def model_config(
         warmup: Samples by name of their file's stem: whether they have a picture.
         instances: Processes with an engine each.
     """
-    queue = QueueSettings()
-    sizes = batch_sizes(manifest)
-    return {
-        "name": MODEL,
-        "backend": "python",
-        "max_batch_size": CHUNK_POSTS,
-        "input": [
-            _tensor("text", "TYPE_STRING", [1]),
-            _tensor("image", "TYPE_STRING", [1], optional=True),
-        ],
-        "output": [_tensor("result", "TYPE_STRING", [1])],
-        "instance_group": [
-            {"count": instances, "kind": EnumValue("KIND_GPU" if manifest.engines else "KIND_CPU")}
-        ],
-        "dynamic_batching": {
-            "preferred_batch_size": sizes,
-            "max_queue_delay_microseconds": round(BatchSettings().max_wait_s * _MICROSECONDS),
-            "default_queue_policy": {
-                "timeout_action": EnumValue("REJECT"),
-                "default_timeout_microseconds": round(queue.deadline_s * _MICROSECONDS),
-                "allow_timeout_override": True,
-                "max_queue_size": queue.max_posts,
-            },
-        },
-        "model_warmup": [
-            _warmup(name, sizes[-1], has_image=has_image) for name, has_image in warmup.items()
-        ],
-        "parameters": entries(
-            {name: {"string_value": value} for name, value in parameters.to_strings().items()}
-        ),
+    queue, sizes = QueueSettings(), batch_sizes(manifest)
+    values: dict[str, Any] = {
+        "max_batch": CHUNK_POSTS,
+        "instances": instances,
+        "kind": "KIND_GPU" if manifest.engines else "KIND_CPU",
+        "sizes": ", ".join(map(str, sizes)),
+        "delay": round(BatchSettings().max_wait_s * _MICROSECONDS),
+        "timeout": round(queue.deadline_s * _MICROSECONDS),
+        "max_queue": queue.max_posts,
     }
+    parts = [_CONFIG % values]
+    for name, has_image in warmup.items():
+        kinds = ("text", "image") if has_image else ("text",)
+        inputs = "".join(_WARMUP_INPUT % (kind, f"{name}.{kind}") for kind in kinds)
+        parts.append(_WARMUP % (name, sizes[-1], inputs))
+    for name, value in parameters.to_strings().items():
+        text = quoted(value)
+        parts.append(f'parameters {{ key: "{name}" value {{ string_value: {text} }} }}\n')
+    return "".join(parts)
 
 
-def _warmup(name: str, size: int, *, has_image: bool) -> Config:
-    files = {"text": f"{name}.text"} | ({"image": f"{name}.image"} if has_image else {})
-    return {
-        "name": name,
-        "batch_size": size,
-        "inputs": entries(
-            {
-                key: {"data_type": _STRING, "dims": [1], "input_data_file": file}
-                for key, file in files.items()
-            }
-        ),
-    }
+def quoted(text: str) -> str:
+    """A string of protocol-buffer text format: what is no plain ASCII in octal."""
+    characters = (
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}"
+        for byte in text.encode()
+    )
+    return f'"{"".join(characters)}"'

@@ -13,7 +13,6 @@ from amlr.runtime.options import EngineOptions
 from amlr.serving.encoding import encode_bytes
 from amlr.serving.triton.config import MODEL, model_config
 from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
-from amlr.serving.triton.pbtxt import to_text
 from amlr.whole import check_place, is_empty, staged_folder
 
 MODELS = "models"
@@ -119,7 +118,7 @@ def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, inst
     config = model_config(bundle.manifest, parameters, warmup, instances)
     version = model / VERSION
     version.mkdir(parents=True)
-    (model / "config.pbtxt").write_text(to_text(config), encoding="ascii")
+    (model / "config.pbtxt").write_text(config, encoding="ascii")
     (version / "model.py").write_text(_ENTRY, encoding="utf-8")
     for name in (MANIFEST, *bundle.manifest.files):
         target = version / BUNDLE / name
