@@ -101,9 +101,7 @@ def add_parts(
     if posts is not None and FP16_CUDA in options.precisions:
         add_fp16_cuda(bundle, posts, model=model)
     if posts is not None and options.cpu_precisions:
-        # Mixes are for int8, which no certificate covers; a mix with bf16 gains nothing on it.
-        has_mixes = "int8" in options.cpu_precisions
-        add_cpu_variants(bundle, options.cpu_precisions, posts, has_mixes=has_mixes)
+        add_cpu_variants(bundle, options.cpu_precisions, posts)
     if options.targets:
         add_kernels(bundle)
 

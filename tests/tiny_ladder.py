@@ -38,10 +38,9 @@ def tiny_ladder(
 ) -> Path:
     """Copy a bundle and add CPU variants to the copy, calibrated on posts given or invented."""
     shutil.copytree(plan, out)
-    ladder.SEARCH_POSTS = ladder.CALIBRATION_POSTS = 24
+    ladder.CALIBRATION_POSTS = 24
     radii.LEAST_POSTS, radii.LEAST_PHOTOS = 20, 4
     measure.WARM_UP = 4
     bundle = StagedBundle(out, Bundle.open(out).manifest)
-    has_mixes = precisions == CPU_PRECISIONS
-    add_cpu_variants(bundle, precisions, read_posts(calib), has_mixes=has_mixes)
+    add_cpu_variants(bundle, precisions, read_posts(calib))
     return out

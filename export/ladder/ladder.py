@@ -5,43 +5,41 @@ the radii within which its answers can be certified. `precision="auto"` takes bf
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from amlr.errors import BackendUnavailableError
-from amlr.export.ladder.choices import LEVELS, PARTS, Mix, mixed_variant, search
 from amlr.export.ladder.int8 import record_feeds, write_int8
 from amlr.export.ladder.measure import Measurements
-from amlr.export.parity import Comparison, compare
 from amlr.export.posts import CalibrationPosts
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle
 from amlr.runtime.manifest import Variant
 
 CALIBRATION_POSTS = 96
-SEARCH_POSTS = 64
 # Share of the regions' spread by which bfloat16 may move them.
 LARGEST_PICTURE_ERROR = 0.03
 _INVENTED = 8
+# A post passes through three parts; padded and packed forms of one belong together.
+PARTS = {
+    "text": ("text", "text_packed"),
+    "image": ("image",),
+    "fusion": ("fusion", "fusion_packed", "fusion_closed"),
+}
 log = logging.getLogger(__name__)
 
 
 def add_cpu_variants(
-    bundle: StagedBundle,
-    precisions: Sequence[str],
-    posts: CalibrationPosts,
-    *,
-    has_mixes: bool = True,
+    bundle: StagedBundle, precisions: Sequence[str], posts: CalibrationPosts
 ) -> None:
     """Add CPU variants to a staged bundle, in the order in which `auto` tries them.
 
     Args:
         bundle: Complete in float32; changed in place.
         precisions: Of `CPU_PRECISIONS`.
-        posts: Scales and mixes are chosen on one half of them, and measured on the other.
-        has_mixes: Also search the fastest mix of precisions per graph that changes nothing.
+        posts: Scales are chosen on one half of them, and variants measured on the other.
 
     Raises:
         ExportError: A graph is not valid, or a variant fails the golden check at any tolerance.
@@ -49,7 +47,7 @@ def add_cpu_variants(
     ladder = _Ladder(bundle, posts)
     if "int8" in precisions:
         ladder.write_int8()
-    variants = ladder.variants(precisions, has_mixes)
+    variants = ladder.variants(precisions)
     # Manifest order is the order in which `auto` tries: the fastest first.
     ordered = dict(sorted(variants.items(), key=lambda item: item[1].parity["ms_per_post"]))
     fp32 = bundle.manifest.variants["fp32"]
@@ -63,7 +61,6 @@ class _Ladder:
         self._folder, self._bundle, self._posts = staged.folder, staged.open(), posts
         self._fp32 = staged.manifest.variants["fp32"]
         self._int8: dict[str, str] = {}
-        self._search_posts = posts.tuning[:SEARCH_POSTS]
         self.measurements = Measurements(self._bundle, posts)
 
     def write_int8(self) -> None:
@@ -83,20 +80,16 @@ class _Ladder:
         files = write_int8(sources, feeds, self._folder / "onnx" / "int8")
         self._int8 = {n: path.relative_to(self._folder).as_posix() for n, path in files.items()}
 
-    def variants(self, precisions: Sequence[str], has_mixes: bool) -> dict[str, Variant]:
+    def variants(self, precisions: Sequence[str]) -> dict[str, Variant]:
         """Measured variants by name; logs those that are left out for want of their provider."""
         wanted: dict[str, Variant] = {}
         if "bf16" in precisions:
-            mix = {"text": "bf16", "image": self._picture_level(), "fusion": "bf16"}
-            wanted["bf16"] = self._variant(mix, "bf16", "openvino")
+            levels = {"text": "bf16", "image": self._picture_level(), "fusion": "bf16"}
+            wanted["bf16"] = self._variant(levels, "bf16", "openvino")
         if "int8" in precisions:
             low = dict.fromkeys(PARTS, "int8")
             wanted["int8-openvino"] = self._variant(low, "int8", "openvino")
             wanted["int8"] = self._variant(low, "int8", None)
-        for provider in ("openvino", None) if has_mixes else ():
-            mixed = self._search(precisions, provider)
-            if mixed is not None:
-                wanted["mixed" if provider is None else f"mixed-{provider}"] = mixed
         measured = {}
         for name, variant in wanted.items():
             try:
@@ -105,10 +98,18 @@ class _Ladder:
                 log.info(f"  {name} left out: {error}")
         return measured
 
-    def _variant(self, mix: Mix, precision: str, provider: str | None) -> Variant:
-        return mixed_variant(
-            mix, self._fp32.graphs, self._int8, precision=precision, provider=provider
-        )
+    def _variant(self, levels: Mapping[str, str], precision: str, provider: str | None) -> Variant:
+        """The variant that runs each of `PARTS` at its level."""
+        graphs, compute = dict(self._fp32.graphs), {}
+        for part, names in PARTS.items():
+            for name in filter(graphs.__contains__, names):
+                if levels[part] == "int8":
+                    graphs[name] = self._int8.get(name, graphs[name])
+                # What int8 leaves in float is worth bfloat16 as well.
+                is_float = levels[part] == "fp32" or (levels[part] == "int8" and part == "image")
+                if provider == "openvino" and not is_float:
+                    compute[name] = "bf16"
+        return Variant(precision=precision, provider=provider, graphs=graphs, compute=compute)
 
     def _picture_level(self) -> str:
         """`bf16` where the picture encoder bears it, which small convolutional ones do not."""
@@ -126,25 +127,3 @@ class _Ladder:
                 return "fp32"
         moved = np.sqrt(np.square(regions[1] - regions[0]).mean())
         return "bf16" if moved <= LARGEST_PICTURE_ERROR * regions[0].std() else "fp32"
-
-    def _search(self, precisions: Sequence[str], provider: str | None) -> Variant | None:
-        """The fastest mix of a provider; None where it is float32 or a variant of its own."""
-        levels = [p for p in LEVELS if p in precisions or p == "fp32"]
-        if provider is None:
-            levels = [p for p in levels if p != "bf16"]
-        if len(levels) < 2:
-            return None
-        posts = self._search_posts
-
-        def measure(mix: Mix) -> tuple[Comparison, float]:
-            timed = self.measurements.run(self._variant(mix, "mixed", provider), posts)
-            exact = self.measurements.exact(posts, provider)
-            return compare(exact.answers, timed.answers), timed.cold_ms
-
-        try:
-            mix, _ = search({part: tuple(levels) for part in PARTS}, measure)
-        except BackendUnavailableError as error:
-            log.info(f"  no search for {provider}: {error}")
-            return None
-        log.info(f"  mix for {provider or 'onnxruntime'}: {mix}")
-        return None if len(set(mix.values())) == 1 else self._variant(mix, "mixed", provider)

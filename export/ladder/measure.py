@@ -82,7 +82,7 @@ class Measurements:
     def __init__(self, bundle: Bundle, posts: CalibrationPosts) -> None:
         self.bundle, self._posts = bundle, posts
         self._fp32 = bundle.manifest.variants["fp32"]
-        self._exact: dict[tuple[Posts, str | None], Timed] = {}
+        self._exact: dict[Posts, Timed] = {}
 
     def engine(self, variant: Variant) -> Engine:
         """An engine on one thread.
@@ -102,12 +102,11 @@ class Measurements:
         with self.engine(variant) as engine:
             return time_answers(engine, posts)
 
-    def exact(self, posts: Posts, provider: str | None = None) -> Timed:
+    def exact(self, posts: Posts) -> Timed:
         """Answers of float32, kept for the next variant."""
-        key = posts, provider
-        if key not in self._exact:
-            self._exact[key] = self.run(replace(self._fp32, provider=provider), posts)
-        return self._exact[key]
+        if posts not in self._exact:
+            self._exact[posts] = self.run(self._fp32, posts)
+        return self._exact[posts]
 
     def measured(self, name: str, variant: Variant) -> Variant:
         """The variant with its record and its tolerance at load.

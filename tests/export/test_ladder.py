@@ -11,12 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import InputError
-from amlr.export.ladder.choices import search
 from amlr.export.ladder.int8 import fit_scales
 from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
 from amlr.export.ladder.scales import Scale, fit_values, observe, round_weight
 from amlr.export.options import ExportOptions
-from amlr.export.parity import Answer, Comparison
+from amlr.export.parity import Answer
 from amlr.export.posts import CalibrationPost, read_posts, strict_f1
 from amlr.export.precision.graph_tools import prepare
 from amlr.export.samples import sample_posts
@@ -132,32 +131,6 @@ def test_sums_of_convolutions_are_found() -> None:
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], []))
     assert residuals(model) == {"a", "b"}
-
-
-def parity(changed: int, error: float) -> Comparison:
-    return Comparison(
-        posts=4,
-        entities=9,
-        changed_entities=changed,
-        changed=tuple(range(changed)),
-        max_abs_error={},
-        errors_p2=np.full((4, 2), error),
-    )
-
-
-def test_search_raises_the_part_that_pays_most() -> None:
-    error = {"text": 0.5, "image": 0.1, "fusion": 0.05}
-    saved = {"text": 2.0, "image": 2.0, "fusion": 1.0}
-
-    def measure(mix: dict[str, str]) -> tuple[Comparison, float]:
-        low = [part for part, level in mix.items() if level == "int8"]
-        ms = 10.0 - sum(saved[part] for part in low)
-        return parity(int("text" in low), max((error[p] for p in low), default=0.0)), ms
-
-    levels = dict.fromkeys(error, ("int8", "fp32"))
-    mix, steps = search(levels, measure)
-    assert mix == {"text": "fp32", "image": "int8", "fusion": "int8"}
-    assert steps["text:int8"].error == pytest.approx(0.5)
 
 
 def test_variants_carry_what_they_change(ladder_plan: Path) -> None:

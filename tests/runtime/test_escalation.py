@@ -50,9 +50,7 @@ def test_every_post_is_counted_once_and_names_its_stage(climbing: Engine) -> Non
     results = climbing.tag_batch(sample_posts(20, seed=12))
     after = sum(getattr(stage_of(climbing).stats, stage) for stage in ("low", "picture", "exact"))
     assert after - before == 20
-    assert {result.precision for result in results} <= {"int8", "int8+fp32", "fp32", "mixed"} | {
-        "mixed+fp32"
-    }
+    assert {result.precision for result in results} <= {"int8", "int8+fp32", "fp32"}
 
 
 def test_impossible_radii_send_everything_up(climbing: Engine) -> None:
@@ -72,7 +70,7 @@ def test_impossible_radii_send_everything_up(climbing: Engine) -> None:
         assert result.certified is None
         stage_of(climbing).radii = scaled(0.0)
         (result,) = climbing.tag_batch(posts)
-        assert result.precision in ("int8", "mixed")
+        assert result.precision == "int8"
         assert result.certified is True
     finally:
         stage_of(climbing).radii = before

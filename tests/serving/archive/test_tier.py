@@ -60,7 +60,7 @@ def test_two_tiers_are_named_by_both_precisions(ladder_plan: Path, tmp_path: Pat
     asked = settings(ladder_plan, tmp_path, provider="onnxruntime", precision="escalate")
     chosen = choose_tier(asked)
     assert chosen["provider"] == "onnxruntime"
-    assert chosen["precision"] in ("int8+fp32", "mixed+fp32")
+    assert chosen["precision"] == "int8+fp32"
     again = replace(asked, engine=replace(asked.engine, **chosen))
     assert settle_tier(again, refuse) == again
     assert choose_tier(again) == chosen
