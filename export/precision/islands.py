@@ -1,21 +1,20 @@
 """The island search: which parts must stay float32 so that no entity changes, and no more.
 
 Start from all-half. Tensors whose measured range comes too near the end of float16 stay float32
-with everything that reads them. If entities still change, blocks (what lies between two
-LayerNormalizations) are made float32 one by one, always the one that repairs most posts for the
-fewest casts, and at the end every block that turned out not to be needed becomes half again.
-
-Unchanged is not enough, for that can be luck: every post's lead must be `MARGIN` times its error.
-While it is not, what takes most of the error away is made float32, as long as it takes a tenth.
+with everything that reads them. Unchanged entities can be luck, so every post's lead must be
+`MARGIN` times its error as well. While an entity changes or a lead is too small, the part is made
+float32 that repairs most posts, then takes most of the error away, as long as it takes a tenth. A
+part is a block (what lies between two LayerNormalizations) or, where leads alone are too small, all
+between a graph's products. At the end every part that turned out not to be needed becomes half
+again.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx
-from onnx import numpy_helper
 
 from amlr.export.parity import Comparison
 from amlr.export.precision.graph_tools import (
@@ -35,11 +34,8 @@ BLOCK_NODES = 24
 MARGIN = 3.0
 # Least share of the error that a part must take away to be worth float32.
 PAYS = 0.1
-# Parts looked at again after one was chosen.
+# Parts looked at again after one was chosen and no post changes any more.
 RUNNERS_UP = 4
-# "Minus infinity" of a mask: no scale factor of a graph is this large.
-MASK_LEAST = 1000.0
-MASK_ENDS = {"Softmax"}
 log = logging.getLogger(__name__)
 Keep = dict[str, dict[str, str]]
 
@@ -116,84 +112,76 @@ class _Search:
                 log.info(f"float32: {name} {node}: {reason}")
         chosen: list[Block] = []
         graphs, best = self._try(chosen)
-        candidates = [b for name, model in self.models.items() for b in blocks(name, model)]
-        if best.changed:
-            log.info(
-                f"{best.changed_entities} of {best.entities} entities change in float16; trying "
-                f"which of {len(candidates)} blocks must stay float32"
-            )
-        while best.changed and candidates and self.trials < self.max_trials:
-            block = self._best_addition(chosen, candidates, best.changed)
-            candidates.remove(block)
-            chosen.append(block)
-            graphs, best = self._try(chosen)
-            log.info(f"float32: {block.label}; {len(best.changed)} posts still change")
-        for block in list(chosen):
-            if best.changed or self.trials >= self.max_trials or len(chosen) == 1:
-                break
-            rest = [b for b in chosen if b is not block]
-            fewer, result = self._try(rest)
-            if not result.changed:
-                chosen, graphs, best = rest, fewer, result
-                log.info(f"float16 again: {block.label}")
         stopped = ""
-        if not best.changed and best.lead.times < MARGIN:
-            log.info(
-                f"the closest lead is {best.lead.times:.1f} times the error, {MARGIN:g} wanted: "
-                "trying what takes the error away"
-            )
-            rest = [b for b in self._parts() if b not in chosen]
-            graphs, best, stopped = self._shrink(chosen, rest, graphs, best)
+        if not _is_good(best):
+            graphs, best, stopped = self._grow(chosen, graphs, best)
+        for part in list(chosen):
+            if not _is_good(best) or self.trials >= self.max_trials or len(chosen) == 1:
+                break
+            rest = [other for other in chosen if other is not part]
+            fewer, result = self._try(rest)
+            if _is_good(result):
+                chosen, graphs, best = rest, fewer, result
+                log.info(f"float16 again: {part.label}")
         return Search(
             graphs=graphs,
             evaluation=best,
-            chosen=tuple(block.label for block in chosen),
+            chosen=tuple(part.label for part in chosen),
             trials=self.trials,
             stopped=stopped,
         )
 
-    def _parts(self) -> list[Block]:
-        """All between a graph's products, which costs no product its float16; then blocks."""
-        arithmetic = [between_products(name, model) for name, model in self.models.items()]
-        return [b for b in arithmetic if b.nodes] + [
-            b for name, model in self.models.items() for b in blocks(name, model)
-        ]
-
-    def _shrink(
-        self,
-        chosen: list[Block],
-        parts: list[Block],
-        graphs: dict[str, HalfGraph],
-        best: Comparison,
+    def _grow(
+        self, chosen: list[Block], graphs: dict[str, HalfGraph], best: Comparison
     ) -> tuple[dict[str, HalfGraph], Comparison, str]:
-        """Add what takes most of the error away, until leads are large enough or nothing pays.
-
-        Parts are compared on the posts with the smallest leads, and one is taken if no answer
-        changes on any post.
-        """
-        near = best.lead.nearest or None
-        _, here = self._try(chosen, near)
-        while best.lead.times < MARGIN:
-            tried = []
-            for part in parts:
-                if self.trials >= self.max_trials:
-                    return graphs, best, f"{self.max_trials} trials were made"
-                tried.append((part, self._try([*chosen, part], near)[1]))
-            tried.sort(key=lambda item: item[1].score_error)
-            limit = (1 - PAYS) * here.score_error
-            for part, result in tried:
-                if result.changed or result.score_error > limit:
-                    continue
+        """Choose parts until nothing changes and leads are large enough, or nothing pays."""
+        pieces = [b for name, model in self.models.items() for b in blocks(name, model)]
+        arithmetic = [between_products(name, model) for name, model in self.models.items()]
+        log.info(
+            f"{best.changed_entities} of {best.entities} entities change in float16, the closest "
+            f"lead is {best.lead.times:.1f} times the error, {MARGIN:g} wanted: trying which of "
+            f"{len(pieces)} blocks must stay float32"
+        )
+        runners_up: list[Block] = []
+        while not _is_good(best):
+            is_repair = bool(best.changed)
+            parts = pieces if is_repair else runners_up or [*arithmetic, *pieces]
+            ranked = self._ranked(chosen, [b for b in parts if b.nodes and b not in chosen], best)
+            if ranked is None:
+                return graphs, best, f"{self.max_trials} trials were made"
+            for part in (part for part, pays in ranked if pays):
                 more, full = self._try([*chosen, part])
-                if not full.changed:
-                    graphs, best, here = more, full, result
+                if len(full.changed) <= len(best.changed):
+                    graphs, best = more, full
                     break
             else:
                 return graphs, best, f"no part takes another {PAYS:.0%} of the error away"
             chosen.append(part)
-            log.info(f"float32: {part.label}; lead now {best.lead.times:.1f} times the error")
-            parts = [other for other, _ in tried if other is not part][:RUNNERS_UP]
+            log.info(
+                f"float32: {part.label}; {len(best.changed)} posts still change, lead now "
+                f"{best.lead.times:.1f} times the error"
+            )
+            others = [other for other, _ in ranked if other is not part]
+            runners_up = [] if is_repair else others[:RUNNERS_UP]
         return graphs, best, ""
+
+    def _ranked(
+        self, chosen: Sequence[Block], parts: Sequence[Block], best: Comparison
+    ) -> list[tuple[Block, bool]] | None:
+        """Parts, the best first, and whether they pay; None where no trials are left.
+
+        They are compared on the posts that change and those with the smallest leads.
+        """
+        watched = sorted({*best.changed, *best.lead.nearest}) or None
+        _, here = self._try(chosen, watched)
+        tried = []
+        for part in parts:
+            if self.trials >= self.max_trials:
+                return None
+            tried.append((part, self._try([*chosen, part], watched)[1]))
+        tried.sort(key=lambda item: (len(item[1].changed), item[1].score_error))
+        changed, limit = len(here.changed), (1 - PAYS) * here.score_error
+        return [(part, (len(r.changed), r.score_error) <= (changed, limit)) for part, r in tried]
 
     def _convert(self, chosen: Sequence[Block]) -> dict[str, HalfGraph]:
         result = {}
@@ -217,18 +205,9 @@ class _Search:
         self.trials += 1
         return graphs, self.judge(graphs, only)
 
-    def _best_addition(
-        self, chosen: Sequence[Block], candidates: Sequence[Block], changed: Sequence[int]
-    ) -> Block:
-        """Try each block on the changed posts only: repaired posts, then casts, then error."""
-        scored: list[tuple[int, float, int, int]] = []
-        for place, block in enumerate(candidates):
-            if scored and self.trials >= self.max_trials:
-                break
-            graphs, result = self._try([*chosen, block], changed)
-            casts = sum(graph.casts for graph in graphs.values())
-            scored.append((len(result.changed), result.largest_error, casts, place))
-        return candidates[min(scored)[3]]
+
+def _is_good(result: Comparison) -> bool:
+    return not result.changed and result.lead.times >= MARGIN
 
 
 def blocks(name: str, model: onnx.ModelProto) -> list[Block]:
@@ -281,46 +260,3 @@ def out_of_range(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[s
         elif reached:
             reasons[node.name] = f"reads a tensor that reaches {reached:.3g}"
     return reasons
-
-
-def headroom_table(
-    ranges: Mapping[str, Mapping[str, float]],
-    masks: Mapping[str, Collection[str]] | None = None,
-    top: int = 5,
-) -> list[tuple[str, str, float, float]]:
-    """The largest activations: graph, node, magnitude, how many times it fits below 65504.
-
-    Args:
-        ranges: As for `search_islands`.
-        masks: Nodes to leave out, by graph: a mask is large on purpose, and hides the rest.
-        top: Rows at most.
-    """
-    rows = [
-        (graph, node, value, HALF_MAX / value if value else float("inf"))
-        for graph, values in ranges.items()
-        for node, value in values.items()
-        if masks is None or node not in masks.get(graph, ())
-    ]
-    return sorted(rows, key=lambda row: -row[2])[:top]
-
-
-def mask_nodes(model: onnx.ModelProto) -> set[str]:
-    """Nodes whose values hold an attention mask: from its large constant up to the Softmax."""
-    ready = prepare(model)
-    large = {
-        tensor.name
-        for tensor in ready.graph.initializer
-        if tensor.data_type == FLOAT and abs(_scalar(tensor)) >= MASK_LEAST
-    }
-    holding, found = set(large), set()
-    for node in ready.graph.node:
-        if node.op_type in MASK_ENDS or not holding.intersection(node.input):
-            continue
-        holding.update(node.output)
-        found.add(node.name)
-    return found
-
-
-def _scalar(tensor: onnx.TensorProto) -> float:
-    value = numpy_helper.to_array(tensor)
-    return float(value.ravel()[0]) if value.size == 1 else 0.0

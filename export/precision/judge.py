@@ -113,12 +113,6 @@ class PostJudge:
         """Emulate the graphs over all posts, or some, and compare."""
         return self.compare(self.ask(graphs, only), only)
 
-    def witness(self, graphs: Mapping[str, HalfGraph]) -> Comparison:
-        """The same posts with onnxruntime's own idea of half arithmetic."""
-        run = {name: session_runner(graph.model, self._threads) for name, graph in graphs.items()}
-        provider = GraphProvider(run, self._bundle, name="fp16-onnxruntime")
-        return self.compare(self.ask_provider(provider))
-
     def _runner(self, name: str, graph: HalfGraph) -> Run:
         known = self._runners.get(name)
         if known is None or known[0] is not graph:

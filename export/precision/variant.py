@@ -1,8 +1,8 @@
 """The fp16 variant of a bundle: convert, search islands, judge, write."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,7 @@ import onnx
 from amlr.errors import ParityError
 from amlr.export.parity import Answer, Comparison
 from amlr.export.precision.half import HalfGraph
-from amlr.export.precision.islands import (
-    MARGIN,
-    Search,
-    headroom_table,
-    mask_nodes,
-    search_islands,
-)
+from amlr.export.precision.islands import MARGIN, Search, search_islands
 from amlr.export.precision.judge import GRAPHS, Judged, PostJudge, emulated_radii, scan_ranges
 from amlr.export.to_onnx import trace, write_models
 from amlr.runtime.bundle import Bundle
@@ -34,82 +28,48 @@ LEAST_TOLERANCE = 2.0**-6
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fp16Report:
-    """What the export of a half variant found.
+def parity_record(search: Search, held_out: Comparison) -> dict[str, Any]:
+    """What the manifest says of a half variant: its decisions, and other posts' numbers."""
+    best = search.evaluation
+    return {
+        **held_out.to_dict(),
+        "judged_by": "emulated float16",
+        "lead": held_out.lead.to_dict(),
+        "search": {
+            "posts": best.posts,
+            "lead": best.lead.to_dict(),
+            "stopped": search.stopped,
+            "entities": best.entities,
+            "changed_entities": best.changed_entities,
+            "max_abs_error": dict(best.max_abs_error),
+        },
+        "islands": {
+            name: [[i.node, i.op, i.reason] for i in graph.islands]
+            for name, graph in search.graphs.items()
+        },
+        "casts": {name: graph.casts for name, graph in search.graphs.items()},
+    }
 
-    Attributes:
-        search: The graphs and the decisions.
-        held_out: The same graphs on posts that the search never saw.
-        witness: onnxruntime's half arithmetic on those posts.
-        ranges: Largest activations, masks left out: graph, node, magnitude, headroom.
-    """
 
-    search: Search
-    held_out: Comparison
-    witness: Comparison
-    ranges: list[tuple[str, str, float, float]]
-
-    def parity(self) -> dict[str, Any]:
-        """For the manifest."""
-        best, witness = self.search.evaluation, self.witness
-        return {
-            **self.held_out.to_dict(),
-            "judged_by": "emulated float16",
-            "lead": self.held_out.lead.to_dict(),
-            "search": {
-                "posts": best.posts,
-                "lead": best.lead.to_dict(),
-                "stopped": self.search.stopped,
-                "entities": best.entities,
-                "changed_entities": best.changed_entities,
-                "max_abs_error": dict(best.max_abs_error),
-            },
-            "witness": {
-                "by": "onnxruntime-cpu float16",
-                "changed_entities": witness.changed_entities,
-                "max_abs_error": dict(witness.max_abs_error),
-            },
-            "islands": {
-                name: [[i.node, i.op, i.reason] for i in graph.islands]
-                for name, graph in self.search.graphs.items()
-            },
-            "casts": {name: graph.casts for name, graph in self.search.graphs.items()},
-            "largest": [list(row) for row in self.ranges],
-        }
-
-    def lines(self) -> Iterable[str]:
-        """For people."""
-        for where, node, value, room in self.ranges[:3]:
-            yield f"  largest: {value:.4g} in {where} {node} ({room:.1f}x below 65504)"
-        for name, graph in self.search.graphs.items():
-            yield f"  {name}: {graph.half_nodes} nodes float16, {graph.casts} casts, float32:"
-            reasons: dict[tuple[str, str], int] = {}
-            for island in graph.islands:
-                key = (island.op, island.reason)
-                reasons[key] = reasons.get(key, 0) + 1
-            for (op, reason), count in reasons.items():
-                yield f"    {count} x {op}: {reason}"
-            if not reasons:
-                yield "    nothing"
-        for kind, result in (("searched", self.search.evaluation), ("held-out", self.held_out)):
-            yield (
-                f"  {result.changed_entities} of {result.entities} entities changed on "
-                f"{result.posts} {kind} posts; raw scores within {result.largest_error:.2e}"
-            )
-            lead = result.lead
-            yield (
-                f"    closest lead {lead.closest:.3g}, error of leads {lead.error:.2g}, least lead "
-                f"over error {lead.times:.2g} ({MARGIN:g} wanted on the searched posts); expected "
-                f"to change: {1000 * lead.expected:.2g} posts in 1,000"
-            )
-        if self.search.stopped:
-            yield f"  the search ended below {MARGIN:g}: {self.search.stopped}"
-        yield (
-            f"  second witness, onnxruntime float16 on the held-out posts: "
-            f"{self.witness.changed_entities} changed, raw scores within "
-            f"{self.witness.largest_error:.2e}"
+def _log_search(search: Search, held_out: Comparison) -> None:
+    for name, graph in search.graphs.items():
+        reasons = Counter((island.op, island.reason) for island in graph.islands)
+        log.info(f"  {name}: {graph.half_nodes} nodes float16, {graph.casts} casts, float32:")
+        for (op, reason), count in reasons.items():
+            log.info(f"    {count} x {op}: {reason}")
+    for kind, result in (("searched", search.evaluation), ("held-out", held_out)):
+        lead = result.lead
+        log.info(
+            f"  {result.changed_entities} of {result.entities} entities changed on "
+            f"{result.posts} {kind} posts; raw scores within {result.largest_error:.2e}"
         )
+        log.info(
+            f"    closest lead {lead.closest:.3g}, error of leads {lead.error:.2g}, least lead "
+            f"over error {lead.times:.2g} ({MARGIN:g} wanted on the searched posts); expected "
+            f"to change: {1000 * lead.expected:.2g} posts in 1,000"
+        )
+    if search.stopped:
+        log.info(f"  the search ended below {MARGIN:g}: {search.stopped}")
 
 
 def fp32_models(
@@ -137,7 +97,7 @@ def write_fp16(
     *,
     given: bool = False,
     specs: Sequence["GraphSpec"] | None = None,
-) -> tuple[Variant, Fp16Report]:
+) -> tuple[Variant, Search]:
     """Add the fp16 variant to a staged bundle.
 
     Args:
@@ -150,28 +110,21 @@ def write_fp16(
         specs: Graphs with centred regions; None converts the bundle's own fp32 graphs.
 
     Returns:
-        The variant for the manifest, and the report.
+        The variant for the manifest, and the search.
 
     Raises:
         ExportError: A graph cannot be converted.
-        ParityError: Entities change on the calibration posts, even with every block float32.
+        ParityError: Entities change on the calibration posts, whatever stays float32.
     """
     models = fp32_models(bundle, specs)
     log.info(f"scanning activation ranges over {len(posts)} posts")
-    ranges = scan_ranges(bundle, models, posts)
     judge = PostJudge(bundle, eager, posts)
-    search = search_islands(models, ranges, judge)
+    search = search_islands(models, scan_ranges(bundle, models, posts), judge)
     log.info(f"verifying on {len(held_out)} other posts")
     verifier = PostJudge(bundle, eager, held_out)
     verified = Judged(judge=verifier, low=verifier.ask(search.graphs))
-    report = Fp16Report(
-        search=search,
-        held_out=verifier.compare(verified.low),
-        witness=verifier.witness(search.graphs),
-        ranges=headroom_table(ranges, {n: mask_nodes(m) for n, m in models.items()}, top=8),
-    )
-    for line in report.lines():
-        log.info(line)
+    compared = verifier.compare(verified.low)
+    _log_search(search, compared)
     best = search.evaluation
     if best.changed:
         raise ParityError(
@@ -186,12 +139,10 @@ def write_fp16(
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
         provider="tensorrt",
         graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
-        parity=report.parity() | radii,
-        tolerance=half_tolerance(
-            max(best.largest_error, report.held_out.largest_error), judge.answers
-        ),
+        parity=parity_record(search, compared) | radii,
+        tolerance=half_tolerance(max(best.largest_error, compared.largest_error), judge.answers),
     )
-    return variant, report
+    return variant, search
 
 
 def half_tolerance(worst: float, answers: Iterable[Answer]) -> float:
