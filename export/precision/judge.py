@@ -14,10 +14,10 @@ from amlr.export.precision.emulate import RangeScan, emulate
 from amlr.export.precision.graph_tools import open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.radii import Pair, by_kind, count_photos, radii_record
-from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
+from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.results import Post
 
 Floats = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ EMULATED = 2.0
 GRAPHS = ("text", "image", "fusion")
 
 
-class GraphProvider:
+class GraphProvider(ByGraphs):
     """Padded graphs in onnxruntime sessions that run them exactly as written.
 
     Attributes:
@@ -38,24 +38,16 @@ class GraphProvider:
 
     def __init__(self, run: Mapping[str, Run], bundle: Bundle, *, name: str) -> None:
         """Wrap callables by graph name: feeds to outputs by name."""
-        self.name, self.precision, self.batch_sizes = name, "fp16", CPU_BATCHES
-        self._run, self._bundle = run, bundle
+        super().__init__(bundle, bundle.manifest.variants["fp32"], packed=False)
+        self.name, self.precision = name, "fp16"
+        self._runs = run
+
+    def _run(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
+        return self._runs[graph](feed)
 
     def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
         """Regions (P, D) of each picture."""
-        return list(self._run["image"]({"pixel_values": pixels_bchw})["regions_bpd"])
-
-    def score(self, batch: Batch, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits through the padded graphs."""
-        manifest = self._bundle.manifest
-        pool = pool_images(images)
-        nothing = np.zeros((1, manifest.regions, manifest.width), np.float32)
-        regions = np.stack(pool.features) if pool.features else nothing
-        feed = batch.padded_text(min_steps=manifest.scales, shapes=manifest.shape_embedding)
-        hidden = self._run["text"](feed)["hidden_btd"]
-        return batch.from_padded(
-            self._run["fusion"](batch.padded_fusion(hidden, regions, pool.slot_b))
-        )
+        return list(self._run("image", {"pixel_values": pixels_bchw})["regions_bpd"])
 
     def close(self) -> None:
         """Nothing to release."""
