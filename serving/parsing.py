@@ -1,18 +1,19 @@
 """Request bodies to posts: JSON with base64 pictures, or forms with picture files."""
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import pybase64
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 
 from amlr.errors import InputError
 from amlr.runtime.results import Post, Problem
-from amlr.serving.encoding import decode_base64
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody, first_problem
@@ -23,6 +24,7 @@ _MANY_FIELDS = 100
 _INLINE_FIELDS = 64_000
 _FIELDS = ("posts", "deadline_ms", "words")
 _URLENCODED = "application/x-www-form-urlencoded"
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -206,6 +208,34 @@ async def _fetch(posts: Sequence[PreparedPost], fetcher: UrlFetcher) -> tuple[Pr
     if all(post.image_url is None for post in posts):
         return tuple(posts)
     return tuple(await asyncio.gather(*map(one, posts)))
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of strict base64 (standard alphabet, padded).
+
+    Lines may be broken, as mail and many tools do, and a data URI may hold it, as browsers do.
+
+    Raises:
+        InputError: It is none; code `image_invalid`.
+    """
+    if (uri := _DATA_URI.match(text)) is not None:
+        text = text[uri.end() :]
+    try:
+        return _strict(text)
+    except ValueError:  # so are the library's errors
+        pass
+    try:
+        # Only what is white space in ASCII may be left out.
+        return _strict("".join(text.split()) if text.isascii() else text)
+    except ValueError:
+        raise InputError("the picture is not valid base64", code="image_invalid") from None
+
+
+def _strict(text: str) -> bytes:
+    # The library lets some needless padding pass.
+    if len(text) % 4 or text.endswith("===") or text.find("=", 0, -2) >= 0:
+        raise ValueError
+    return pybase64.b64decode(text, validate=True)
 
 
 # JSON -----------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlr.errors import InputError
-from amlr.serving.encoding import decode_base64, encode_bytes
+from amlr.serving.encoding import encode_bytes
 from amlr.serving.json_reading import load_json
+from amlr.serving.parsing import decode_base64
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import V2Data, first_problem
 

@@ -1,22 +1,11 @@
-"""Base64 is taken strictly, whichever library decodes it."""
+"""Base64 is taken strictly."""
 
 import base64
-import sys
 
 import pytest
 
 from amlr.errors import InputError
-from amlr.serving import encoding
-from amlr.serving.encoding import decode_base64
-
-
-@pytest.fixture(params=["found", "standard library"], autouse=True)
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "standard library":
-        monkeypatch.setitem(sys.modules, "pybase64", None)
-    else:
-        pytest.importorskip("pybase64")
-    monkeypatch.setattr(encoding, "_DECODE", encoding._decoder())
+from amlr.serving.parsing import decode_base64
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 47, 48, 49, 10_000])
