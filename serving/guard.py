@@ -18,14 +18,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amlr.serving.inflating import inflated
-from amlr.serving.paths import (
-    STREAM_PATH,
-    is_open,
-    is_quiet,
-    is_v2,
-    route_path,
-    strip_repeated_prefix,
-)
 from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
 from amlr.serving.service import TaggingService
 
@@ -33,6 +25,11 @@ LOG = logging.getLogger("amlr.serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 # A stream's length is unknown and may be endless; it limits itself line by line.
 _STREAM_RESERVE = 1_000_000
+_METHODS: Iterable[str] = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+STREAM_PATH = "/v1/tag/stream"
+# Answered without a key: probes have none, and the page asks for one itself.
+_OPEN = ("", "/", "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_BELOW = ("/static/", "/v2/health/")
 
 
 @dataclass(slots=True)
@@ -224,9 +221,6 @@ class Guard:
         )
 
 
-_METHODS: Iterable[str] = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
 def _new_id() -> str:
     # A name to look for in a log, not a secret: no need to ask the system for randomness.
     return f"{random.getrandbits(128):032x}"
@@ -239,3 +233,36 @@ def _too_large(limit: int) -> ApiError:
         f"the body may have at most {limit} bytes; send fewer posts or smaller pictures",
         {"Connection": "close"},
     )
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix (`root_path`) of a proxy or of a mounting application."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+        return path[len(prefix) :]
+    return path
+
+
+def strip_repeated_prefix(scope: Scope) -> None:
+    """Treat a proxy that keeps the prefix like one that removes it.
+
+    uvicorn puts `root_path` before every path, also before one that has it already.
+    """
+    prefix, rest = str(scope.get("root_path", "")), route_path(scope)
+    if prefix and (rest == prefix or rest.startswith(f"{prefix}/")):
+        scope["path"] = rest
+
+
+def is_v2(path: str) -> bool:
+    """Whether a route path belongs to the Open Inference Protocol."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def is_open(path: str) -> bool:
+    """Whether a route path is answered without a key."""
+    return path in _OPEN or path.startswith(_OPEN_BELOW)
+
+
+def is_quiet(path: str) -> bool:
+    """Whether requests for a route path come too often for the log: probes, the page's files."""
+    return path.startswith(_OPEN_BELOW)

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from amlr.serving.answers import check_open, exchange_of, in_turn, service_of, tag_posts
 from amlr.serving.encoding import json_bytes
+from amlr.serving.guard import STREAM_PATH
 from amlr.serving.parsing import content_type, read_tag_request
-from amlr.serving.paths import STREAM_PATH
 from amlr.serving.problems import ApiError
 from amlr.serving.schemas import errors
 from amlr.serving.settings import MAX_DEADLINE_MS

@@ -72,7 +72,7 @@ def eval_command(**options: Any) -> None:
 
 def _warn(path: Path, posts: Sequence[LabelledPost]) -> None:
     """Say what makes scores of this file mean something else than they seem to."""
-    from amlr.training.corpus_checks import has_entities, iob1_note, no_entities_note
+    from amlr.training.conll import has_entities, iob1_note, no_entities_note
 
     if not has_entities(posts):
         click.echo(f"warning: {no_entities_note(path)}", err=True)

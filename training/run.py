@@ -20,8 +20,7 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
 from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_decoder
 from amlr.training.config import AmlrConfig
-from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels
-from amlr.training.corpus_checks import read_corpora
+from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels, read_corpora
 from amlr.training.data import Pictures, Scope, make_examples
 from amlr.training.encoders import (
     LoadedImage,

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from amlr.errors import InputError
-from amlr.training.losses import Reduction
 
 LossName = Literal["ce", "semi-crf"]
+Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

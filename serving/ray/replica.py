@@ -5,9 +5,12 @@ Ray Serve starts it in this order: constructor, lifespan of the door, `reconfigu
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +21,6 @@ from amlr.runtime import Engine
 from amlr.serving.logs import configure
 from amlr.serving.ray.arguments import BundleChoice, FleetArguments, one_line
 from amlr.serving.ray.bundles import fetch_bundle, locked
-from amlr.serving.ray.cores import CoreClaim
 from amlr.serving.ray.switch import BundleSwitch
 from amlr.serving.service import State
 from amlr.serving.settings import environment_keys
@@ -154,3 +156,60 @@ def _choice(config: dict[str, Any]) -> BundleChoice:
         return BundleChoice.model_validate(config)
     except ValidationError as error:
         raise InputError(f"user_config: {one_line(error)}") from error
+
+
+class CoreClaim:
+    """Cores that no other replica of this node holds."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Claim and pin.
+
+        Args:
+            folder: Where this node's replicas keep their locks.
+            count: How many cores are wanted. Where fewer are free, nothing is pinned: half a
+                claim would be slower than none.
+        """
+        self.cores: tuple[int, ...] = ()
+        self._handles: list[int] = []
+        # Neither macOS nor Windows pins processes this way.
+        if sys.platform == "linux":
+            self.cores = self._claimed(folder.expanduser(), count)
+            if self.cores:
+                pin_process(self.cores)
+
+    def _claimed(self, folder: Path, count: int) -> tuple[int, ...]:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        cores: list[int] = []
+        for core in sorted(os.sched_getaffinity(0)):
+            if len(cores) == count:
+                break
+            handle = os.open(
+                folder / f"core-{core}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+            )
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(handle)
+                continue
+            self._handles.append(handle)
+            cores.append(core)
+        if len(cores) < count:
+            self.release()
+            return ()
+        return tuple(cores)
+
+    def release(self) -> None:
+        """Let others have them."""
+        for handle in self._handles:
+            os.close(handle)
+        self._handles, self.cores = [], ()
+
+
+def pin_process(cores: tuple[int, ...]) -> None:
+    """Pin every thread there is; threads that start later inherit it."""
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(int(task.name), cores)

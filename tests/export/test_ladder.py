@@ -11,8 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import InputError
-from amlr.export.ladder.int8 import fit_scales
-from amlr.export.ladder.qdq import find_products, insert_qdq, residuals
+from amlr.export.ladder.int8 import find_products, fit_scales, insert_qdq, residuals
 from amlr.export.ladder.scales import Scale, fit_values, observe, round_weight
 from amlr.export.options import ExportOptions
 from amlr.export.parity import Answer

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amlr.serving.app import create_app
-from amlr.serving.paths import route_path, strip_repeated_prefix
+from amlr.serving.guard import route_path, strip_repeated_prefix
 from amlr.serving.settings import ServerSettings
 from fake_engine import FakeEngine
 from live_server import LiveServer

@@ -210,7 +210,7 @@ def test_keys_come_from_the_environment(
 def test_replicas_share_no_core(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from amlr.serving.ray.cores import CoreClaim\n"
+        "from amlr.serving.ray.replica import CoreClaim\n"
         "claim = CoreClaim(Path(sys.argv[1]), 1)\n"
         "print(list(claim.cores), sorted(os.sched_getaffinity(0)), flush=True)\n"
         "sys.stdin.read()"

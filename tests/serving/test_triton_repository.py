@@ -14,8 +14,7 @@ from amlr.errors import BundleError, ExportError
 from amlr.export.cli import export_command
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
-from amlr.serving.triton.config import quoted
-from amlr.serving.triton.repository import write_repository
+from amlr.serving.triton.repository import quoted, write_repository
 from doubles.bundle import double_bundle
 from doubles.triton_backend import parse_config
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from amlr.errors import CheckpointError, InputError
 from amlr.training.cli import train_command
-from amlr.training.conll import LabelledPost, write_conll
-from amlr.training.corpus_checks import iob1_note, read_corpora
+from amlr.training.conll import LabelledPost, iob1_note, read_corpora, write_conll
 from amlr.training.eval_cli import eval_command
 from amlr.training.score import write_tags
 from amlr.training.state import require_state

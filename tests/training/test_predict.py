@@ -14,6 +14,7 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.training.conll import LabelledPost
 from amlr.training.eval_cli import to_words
 from amlr.training.evaluate import (
+    calibrated,
     gold_spans,
     score_decoders,
     table,
@@ -25,7 +26,6 @@ from amlr.training.predict import PostScores, decode_segments, legal_moves, pred
 from amlr.training.run import make_corpus
 from amlr.training.score import Span
 from amlr.training.scorer import Scorer
-from amlr.training.temperature import calibrated
 from corpora import first_posts
 from tiny import tiny_checkpoint
 
