@@ -36,5 +36,5 @@ def test_probes_are_answered_while_eight_clients_post_the_worst_texts(tiny_plan:
             assert probe.get("/v2/health/live").status_code == 200
             slowest = max(slowest, time.monotonic() - start)
         assert [answer.result() for answer in posts] == [200] * 16
-    # About 30 ms on a quiet machine; many times that on a busy one, but never one text's seconds.
-    assert slowest < 1.5
+    # About 30 ms on a quiet machine; a busy one may take a second, never the seconds of many texts.
+    assert slowest < 5
