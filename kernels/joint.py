@@ -63,42 +63,89 @@ def joint_scores(
     if logits.shape[1] < 2:
         raise ShapeError(f"unit_logits_uc must have 'none' and C classes, got {logits.shape}")
     offsets, start, end = check_unit_table(post_offsets, start_u, end_u, len(logits))
-    b, w = np.float32(bias), np.float32(weight)
-    scores = (logits[:, 1:] - logits[:, :1]) - b
     if weight == 0:
-        return Units(offsets, start, end, scores)
+        return Units(offsets, start, end, _class_gains(logits, bias))
     if weight < 0:
         raise ShapeError(f"weight must not be negative, got {weight}; tune it on dev data")
     if word_offsets is None or word_emissions_wy is None:
         raise ShapeError("weight > 0 needs word_offsets and word_emissions_wy; pass them or w = 0")
-    begin, inside = _tag_gains(word_emissions_wy, tags, labels, logits.shape[1] - 1)
-    bounds = check_offsets("word_offsets", word_offsets, len(begin))
+    if len(labels) != logits.shape[1] - 1:
+        raise ShapeError(
+            f"unit_logits_uc has {logits.shape[1] - 1} classes, labels names {len(labels)}"
+        )
+    emissions = as_scores("word_emissions_wy", word_emissions_wy, (None, len(tags)))
+    bounds = check_offsets("word_offsets", word_offsets, len(emissions))
     if bounds.shape != offsets.shape:
         raise ShapeError(
             f"word_offsets must have {len(offsets)} entries like post_offsets, got {len(bounds)}"
         )
-    post_u = np.arange(len(offsets) - 1).repeat(offsets[1:] - offsets[:-1])
-    words_b = bounds[1:] - bounds[:-1]
-    if (end >= words_b[post_u]).any():
+    if (end >= np.diff(bounds).repeat(np.diff(offsets))).any():
         raise ShapeError("a unit ends past its post's last word; word_offsets counts words")
-    extra = end - start
+    return add_scores(
+        post_offsets=offsets,
+        start_u=start,
+        end_u=end,
+        unit_logits_uc=logits,
+        bias=bias,
+        weight=weight,
+        word_offsets=bounds,
+        word_emissions_wy=emissions,
+        tags=tags,
+        labels=labels,
+        max_entity_words=max_entity_words,
+    )
+
+
+def add_scores(
+    *,
+    post_offsets: AnyInts,
+    start_u: AnyInts,
+    end_u: AnyInts,
+    unit_logits_uc: Floats,
+    bias: float,
+    weight: float,
+    word_offsets: AnyInts,
+    word_emissions_wy: Floats,
+    tags: Sequence[str],
+    labels: Sequence[str],
+    max_entity_words: int,
+) -> Units:
+    """As `joint_scores` of what is known to be right; only the sums are checked.
+
+    Raises:
+        ShapeError: A tag is missing, or a sum is NaN or +inf.
+    """
+    scores = _class_gains(unit_logits_uc, bias)
+    if weight == 0:
+        return Units.sorted(post_offsets, start_u, end_u, scores)
+    extra_u = end_u - start_u
+    words_b = word_offsets[1:] - word_offsets[:-1]
     # No run is longer than its post.
     most = min(max_entity_words, int(words_b.max(initial=0)))
-    longest = max(most, int(extra.max(initial=0)) + 1)
-    sums = _run_sums(begin, inside, longest)
-    return _merge(bounds, bounds[post_u] + end, extra, scores, sums, b, w, most)
+    longest = max(most, int(extra_u.max(initial=0)) + 1)
+    last_word_u = word_offsets[:-1].repeat(post_offsets[1:] - post_offsets[:-1]) + end_u
+    runs = lay_out_runs(word_offsets, last_word_u, extra_u, longest, most)
+    sums_wlc = _run_sums(word_emissions_wy, _tag_columns(tuple(tags), tuple(labels)), longest)
+    # The table of sums becomes the table of scores in place: fresh memory costs more.
+    table = sums_wlc.reshape(-1, scores.shape[1])
+    table *= np.float32(weight)
+    scores += table.take(runs.unit_cell_v, axis=0)
+    table -= np.float32(bias)
+    table[runs.unit_cell_v] = scores
+    return Units.sorted(
+        runs.post_offsets,
+        runs.start_u,
+        runs.end_u,
+        table.take(runs.cell_u, axis=0),
+        runs.has_unit_u,
+    )
 
 
-def _tag_gains(
-    emissions: npt.ArrayLike, tags: Sequence[str], labels: Sequence[str], classes: int
-) -> tuple[Floats, Floats]:
-    """Gain of B-c and of I-c over O at each word, each (W, C)."""
-    if len(labels) != classes:
-        raise ShapeError(f"unit_logits_uc has {classes} classes, labels names {len(labels)}")
-    em = as_scores("word_emissions_wy", emissions, (None, len(tags)))
-    outside, begin, inside = _tag_columns(tuple(tags), tuple(labels))
-    base = em[:, outside, None]
-    return em.take(begin, axis=1) - base, em.take(inside, axis=1) - base
+def _class_gains(logits_uc: Floats, bias: float) -> Floats:
+    """What each class gains over "none", less the bias, (U, C)."""
+    gains: Floats = logits_uc[:, 1:] - logits_uc[:, :1]
+    gains -= np.float32(bias)
+    return gains
 
 
 @lru_cache(maxsize=16)
@@ -113,62 +160,39 @@ def _tag_columns(tags: tuple[str, ...], labels: tuple[str, ...]) -> tuple[int, I
     return column["O"], np.array(begin, np.intp), np.array(inside, np.intp)
 
 
-def _run_sums(begin: Floats, inside: Floats, longest: int) -> Floats:
-    """S of the run of l+1 words that ends at word w, shape (L, W, C); 0 before the first word."""
-    words, classes = begin.shape
-    sums = np.zeros((longest, words, classes), np.float32)
+def _run_sums(emissions_wy: Floats, columns: tuple[int, Indices, Indices], longest: int) -> Floats:
+    """S of each run of at most L words, by its last word, longest first; 0 before the first word.
+
+    Returns:
+        Shape (W, L, C).
+    """
+    outside, begin, inside = columns
+    base = emissions_wy[:, outside, None]
+    inside_wc = emissions_wy.take(inside, axis=1) - base
+    words, classes = inside_wc.shape
+    sums = np.zeros((words, longest, classes), np.float32)
     if longest:
-        sums[0] = begin
+        np.subtract(emissions_wy.take(begin, axis=1), base, out=sums[:, -1])
     for extra in range(1, min(longest, words)):
         # The run that is one word shorter and ends one word earlier, then this word's tag.
-        np.add(sums[extra - 1, extra - 1 : -1], inside[extra:], out=sums[extra, extra:])
+        slot = longest - 1 - extra
+        np.add(sums[extra - 1 : -1, slot + 1], inside_wc[extra:], out=sums[extra:, slot])
     return sums
-
-
-def _merge(
-    bounds: AnyInts,
-    last_word_u: AnyInts,
-    extra_u: AnyInts,
-    scores: Floats,
-    sums_lwc: Floats,
-    b: np.float32,
-    w: np.float32,
-    max_entity_words: int,
-) -> Units:
-    """Units and runs in one table of (length, last word, class), read out in order.
-
-    The table of sums becomes the table of scores in place, and is read by flat indices: fresh
-    memory and masks over several axes cost several times the arithmetic.
-    """
-    longest, words, classes = sums_lwc.shape
-    table = sums_lwc.reshape(-1, classes)
-    cell_u = extra_u * words + last_word_u
-    table *= w
-    own = table.take(cell_u, axis=0)
-    np.add(scores, own, out=own)
-    table -= b
-    table[cell_u] = own
-
-    runs = lay_out_runs(bounds, last_word_u, extra_u, longest, max_entity_words)
-    return Units.sorted(
-        runs.post_offsets,
-        runs.start_u,
-        runs.end_u,
-        table.take(runs.cell_u, axis=0),
-        runs.has_unit_u,
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunLayout:
-    """Units and the runs of words between them, sorted by (post, end, start).
+    """Units and the runs of words between them, sorted by (post, end, start): U rows of V units.
+
+    Cells are of a flat table of (last word over all posts, L runs that end there, longest first).
 
     Attributes:
         post_offsets: Rows of each post, (B+1,).
         start_u: First word within the post, (U,) int32.
         end_u: Last word, inclusive, (U,) int32.
         has_unit_u: False for a run that no unit covers, (U,).
-        cell_u: Row in a table of (length - 1, last word), flattened, (U,).
+        cell_u: Cell of each row, (U,).
+        unit_cell_v: Cell of each unit as they were given, (V,).
     """
 
     post_offsets: AnyInts
@@ -176,37 +200,40 @@ class RunLayout:
     end_u: Ints32
     has_unit_u: Bools
     cell_u: AnyInts
+    unit_cell_v: AnyInts
 
 
 def lay_out_runs(
-    bounds: AnyInts, last_word_u: AnyInts, extra_u: AnyInts, longest: int, max_entity_words: int
+    bounds: AnyInts, last_word_v: AnyInts, extra_v: AnyInts, longest: int, max_entity_words: int
 ) -> RunLayout:
     """Where the units and every run of at most `max_entity_words` words without a unit come.
 
     Args:
         bounds: Words of post b are bounds[b]:bounds[b+1], shape (B+1,).
-        last_word_u: Last word of each unit, counted over all posts, (U,).
-        extra_u: Words of each unit less one, (U,).
-        longest: Longest unit or run in words.
+        last_word_v: Last word of each unit, counted over all posts, (V,).
+        extra_v: Words of each unit less one, (V,).
+        longest: Longest unit or run in words, L.
         max_entity_words: Longest run without a unit.
     """
     words = int(bounds[-1])
-    # For each last word, longest first.
-    extra = np.arange(longest - 1, -1, -1)
-    every = np.arange(words)
-    end_w = every - bounds[:-1].repeat(bounds[1:] - bounds[:-1])
+    extra = np.arange(longest - 1, -1, -1, dtype=np.int32)
+    end_w = np.arange(words, dtype=np.int32)
+    end_w -= bounds[:-1].astype(np.int32).repeat(bounds[1:] - bounds[:-1])
     start_wl = end_w[:, None] - extra
-    has_unit = np.zeros((words, longest), np.bool_)
-    has_unit[last_word_u, longest - 1 - extra_u] = True
-    used = (start_wl >= 0) & (extra < max_entity_words)
-    used |= has_unit
-    place = np.flatnonzero(used)
-    word = place // longest
+    unit_cell = last_word_v * longest + (longest - 1 - extra_v)
+    has_unit = np.zeros(words * longest, np.bool_)
+    has_unit[unit_cell] = True
+    used = start_wl >= 0
+    used &= extra < max_entity_words
+    used |= has_unit.reshape(used.shape)
+    cell = np.flatnonzero(used)
     # Rows come by their last word.
+    word = cell // longest
     return RunLayout(
         word.searchsorted(bounds),
-        start_wl.take(place).astype(np.int32),
-        end_w.take(word).astype(np.int32),
-        has_unit.take(place),
-        (every[:, None] + extra * words).take(place),
+        start_wl.take(cell),
+        end_w.take(word),
+        has_unit.take(cell),
+        cell,
+        unit_cell,
     )

@@ -54,17 +54,17 @@ def segmental_decode(
         from amlr.kernels.cuda import default_decoders
 
         return default_decoders().segmental_decode(units, lengths_b)
-    found, scores = find_segments(units, lengths_b)
+    units.check_lengths(lengths_b)
+    found, scores = find_segments(units)
     return found.split(), scores
 
 
-def find_segments(units: Units, lengths_b: npt.ArrayLike) -> tuple["Found", Floats]:
+def find_segments(units: Units) -> tuple["Found", Floats]:
     """As `segmental_decode` in NumPy, with the chosen units of all posts in one table.
 
     Raises:
-        ShapeError: As `segmental_decode`.
+        ShapeError: Scores overflow.
     """
-    units.check_lengths(lengths_b)
     with np.errstate(invalid="ignore", over="ignore"):  # found in the sums below
         found, scores = decode_table(units, units.scores_uc)
     if scores.size and not float(scores.max()) < INF:

@@ -73,7 +73,7 @@ class Units:
         start_u: AnyInts,
         end_u: AnyInts,
         scores_uc: npt.ArrayLike,
-        has_logits_u: Bools,
+        has_logits_u: Bools | None = None,
     ) -> "Units":
         """Units known to be sorted by (post, end, start), each once; only scores are checked."""
         units = object.__new__(cls)

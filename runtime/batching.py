@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.runtime.text import TextWindow
-from amlr.runtime.units import UnitTable
+from amlr.runtime.units import UnitTable, scale_major_index
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -129,6 +129,7 @@ class Batch:
     Attributes:
         windows, units: As given.
         lengths_b: Steps of each window.
+        unit_counts_b: Units of each window.
         step_offsets_b, unit_offsets_b: Where its steps and units begin, then the end, (B+1,).
         start_m, scale_m, window_m: First step within the window, steps, window of each unit.
     """
@@ -156,6 +157,7 @@ class Batch:
         counts = [len(u.scale_u) for u in units]
         self.lengths_b = np.array(lengths, np.int64)
         self.step_offsets_b = np.array([0, *accumulate(lengths)], np.int64)
+        self.unit_counts_b = np.array(counts, np.int64)
         self.unit_offsets_b = np.array([0, *accumulate(counts)], np.int64)
         self.scale_m = np.concatenate([u.scale_u for u in units], dtype=np.int64)
         self.start_m = np.concatenate([u.start_step_u for u in units], dtype=np.int64)
@@ -246,7 +248,7 @@ class Batch:
     def from_padded(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Scores:
         """Scores out of graph `fusion`'s padded outputs."""
         logits, emissions = outputs["unit_logits_bsc"], outputs["emissions_bty"]
-        counts = np.diff(self.unit_offsets_b)
+        counts = self.unit_counts_b
         return Scores(
             unit_logits_mc=logits[np.arange(logits.shape[1]) < counts[:, None]],
             emissions_ny=emissions[np.arange(emissions.shape[1]) < self.lengths_b[:, None]],
@@ -273,7 +275,7 @@ class Batch:
         """
         feed = self.closed_fusion(hidden_nd, round_up=round_up)
         place_m, count = self._graph_places(round_up)
-        feed |= _attended(place_m, count, self.window_m, self.unit_offsets_b, slot_b, round_up)
+        feed |= _attended(place_m, count, self.window_m, self.unit_counts_b, slot_b, round_up)
         if allow_empty and not (slot_b >= 0).any():
             feed |= _nothing_attended(count)
         return feed | {"pool_npd": pool_npd}
@@ -284,12 +286,13 @@ class Batch:
         """Inputs of graph `fusion_closed`: those of `fusion_packed` that are not about pictures."""
         first_row_m = (self.step_offsets_b[self.window_m] + self.start_m)[self._by_scale]
         feed: dict[str, npt.NDArray[Any]] = {"hidden_nd": hidden_nd}
+        steps = np.arange(self.scales)
         last, stop = hidden_nd.shape[0] - 1, 0
         for scale, count in enumerate(self._scale_counts, start=1):
             rows, stop = first_row_m[stop : stop + count], stop + count
             # The graph wants no empty input: a scale without units scores one that nobody reads.
             size = round_up(max(1, count))
-            rows = _lengthened(rows, size)[:, None] + np.arange(scale)
+            rows = _lengthened(rows, size)[:, None] + steps[:scale]
             # Only a dummy may look past the end.
             feed[f"rows_{scale}"] = rows if size == count else np.minimum(rows, last)
         return feed
@@ -328,9 +331,9 @@ class Batch:
 
 def unit_table(batch: Batch, steps: int) -> Ints:
     """Index of each window's units among the scale-major units of `steps` steps, (B, S), 0 else."""
-    counts = np.diff(batch.unit_offsets_b)
+    counts = batch.unit_counts_b
     table = np.zeros((len(batch), max(1, int(counts.max()))), np.int64)
-    table[np.arange(table.shape[1]) < counts[:, None]] = _scale_major(
+    table[np.arange(table.shape[1]) < counts[:, None]] = scale_major_index(
         batch.start_m, batch.scale_m, steps
     )
     return table
@@ -343,10 +346,6 @@ def _lengthened(column: Ints, size: int) -> Ints:
     longer = np.zeros(size, np.int64)
     longer[: len(column)] = column
     return longer
-
-
-def _scale_major(start_m: Ints, scale_m: Ints, steps: int) -> Ints:
-    return (scale_m - 1) * steps - (scale_m - 1) * (scale_m - 2) // 2 + start_m
 
 
 def _nothing_attended(count: int) -> dict[str, Ints]:
@@ -364,12 +363,11 @@ def _attended(
     place_m: Ints,
     count: int,
     window_m: Ints,
-    unit_offsets_b: Ints,
+    counts_b: Ints,
     slot_b: Ints,
     round_up: RoundUp,
 ) -> dict[str, Ints]:
     """Which units look at a picture, padded by window, and where each unit finds its result."""
-    counts_b = np.diff(unit_offsets_b)
     seen_b = np.flatnonzero((slot_b >= 0) & (counts_b > 0))
     if not len(seen_b):
         zero = np.zeros(1, np.int64)

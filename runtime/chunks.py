@@ -29,27 +29,17 @@ URL_PREFIXES = ("http://", "https://", "www.")
 MOST_KNOWN, LONGEST_KNOWN = 20_000, 64
 
 
-class Word(NamedTuple):
-    """Token ids of a word, at least one, and its shape class."""
-
-    ids: tuple[int, ...]
-    shape: int
-
-
 class Chunk(NamedTuple):
-    """What one chunk gives; places count from its first character. N words, T subwords.
+    """What one chunk gives. N words, T subwords.
 
     Attributes:
-        spans: Start and end of each word, 2 N.
-        counts: Subwords of each word, N.
-        shapes: Shape class of each word, N.
-        ids: Token ids, T.
+        words: Four numbers a word, 4 N: its first character and one past its last, its first and
+            its last subword, all counted within the chunk.
+        steps: Two numbers a subword, 2 T: token id, and shape class of its word.
     """
 
-    spans: tuple[int, ...]
-    counts: tuple[int, ...]
-    shapes: tuple[int, ...]
-    ids: tuple[int, ...]
+    words: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
 class PlacedChunks(NamedTuple):
@@ -99,9 +89,8 @@ class _Known(Generic[T]):
             # Rebuilt from what is in use now: simpler than an order of use, and hardly slower.
             if len(self.values) + len(made) > MOST_KNOWN:
                 self.values = {}
-            for text, value in made.items():
-                if len(text) <= LONGEST_KNOWN and len(self.values) < MOST_KNOWN:
-                    self.values[text] = value
+            short = ((text, value) for text, value in made.items() if len(text) <= LONGEST_KNOWN)
+            self.values.update(islice(short, MOST_KNOWN))
 
 
 class ChunkReader:
@@ -130,7 +119,8 @@ class ChunkReader:
         self._tokenizer, self._split, self._looks_back = tokenizer, split, looks_back
         self._url_text, self._unk_id, self._limit = url_text, unk_id, word_limit
         self._known_chunks: _Known[Chunk] = _Known()
-        self._known_words: _Known[Word] = _Known()
+        # Steps of each word, as in `Chunk`.
+        self._known_words: _Known[tuple[int, ...]] = _Known()
 
     def read(self, texts: Sequence[tuple[str, Spans | None]]) -> PlacedChunks:
         """Chunks of each text, with the place of each.
@@ -177,15 +167,16 @@ class ChunkReader:
     def _chunks(self, pieces: Sequence[str], whole: Mapping[int, Chunk]) -> list[Chunk]:
         """Every chunk that is asked for; those of `whole` are at hand."""
         known = self._known_chunks.values
-        found = [known.get(piece) for piece in pieces]
-        for place, chunk in whole.items():
-            found[place] = chunk
-        new = {piece: None for piece, chunk in zip(pieces, found, strict=True) if chunk is None}
-        if not new:
-            return [chunk for chunk in found if chunk is not None]
-        made = dict(zip(new, self._make(list(new)), strict=True))
+        # The texts of `whole` stand as "", which is no chunk.
+        new = list(dict.fromkeys([piece for piece in pieces if piece and piece not in known]))
+        if not new and not whole:
+            return [known[piece] for piece in pieces]
+        made = dict(zip(new, self._make(new), strict=True)) if new else {}
         self._known_chunks.keep(made)
-        return [chunk or made[piece] for piece, chunk in zip(pieces, found, strict=True)]
+        return [
+            made.get(piece) or (known[piece] if piece else whole[place])
+            for place, piece in enumerate(pieces)
+        ]
 
     def _make(self, wanted: Sequence[str]) -> list[Chunk]:
         """Run the word rule and the tokenizer over several chunks at once."""
@@ -219,20 +210,22 @@ class ChunkReader:
         pairs = [(a, b) for a, b in spans.tolist()]
         return _chunk(pairs, self._words([text[a:b] for a, b in pairs]))
 
-    def _words(self, words: Sequence[str]) -> list[Word]:
-        """Every word that is asked for."""
+    def _words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """Steps of every word that is asked for, at least one each."""
         known = self._known_words.values
-        found = [known.get(word) for word in words]
-        new = {word: self._read_as(word) for word, of in zip(words, found, strict=True) if not of}
-        # What stands for URLs is known as a word of its own.
+        new = {word: self._read_as(word) for word in words if word not in known}
+        if not new:
+            return [known[word] for word in words]
         unread = [text for text in dict.fromkeys(new.values()) if text not in known]
         ids = dict(zip(unread, self._tokenize(unread), strict=True))
+        # What stands for URLs is known as a word of its own.
+        new |= zip(unread, unread, strict=True)
         made = {
-            word: Word(ids[text] if text in ids else known[text].ids, word_shape(word))
-            for word, text in (new | dict(zip(unread, unread, strict=True))).items()
+            word: _steps(ids.get(text) or known[text][::2], word_shape(word))
+            for word, text in new.items()
         }
         self._known_words.keep(made)
-        return [of or made[word] for word, of in zip(words, found, strict=True)]
+        return [made.get(word) or known[word] for word in words]
 
     def _read_as(self, word: str) -> str:
         is_url = word[:8].lower().startswith(URL_PREFIXES)
@@ -286,13 +279,17 @@ class ChunkReader:
         return np.array(offsets, np.int32).reshape(-1, 2)
 
 
-def _chunk(spans: Sequence[tuple[int, int]], words: Sequence[Word]) -> Chunk:
-    if len(words) == 1:
-        ((ids, shape),) = words
-        return Chunk(spans[0], (len(ids),), (shape,), ids)
-    return Chunk(
-        spans=tuple(chain.from_iterable(spans)),
-        counts=tuple(len(word.ids) for word in words),
-        shapes=tuple(word.shape for word in words),
-        ids=tuple(chain.from_iterable(word.ids for word in words)),
-    )
+def _steps(ids: Sequence[int], shape: int) -> tuple[int, ...]:
+    """Steps of a word, as in `Chunk`."""
+    return (ids[0], shape) if len(ids) == 1 else tuple(chain(*[(each, shape) for each in ids]))
+
+
+def _chunk(spans: Sequence[tuple[int, int]], steps: Sequence[tuple[int, ...]]) -> Chunk:
+    """A chunk of words with their steps."""
+    words: list[int] = []
+    first = 0
+    for span, of_word in zip(spans, steps, strict=True):
+        stop = first + len(of_word) // 2
+        words += (*span, first, stop - 1)
+        first = stop
+    return Chunk(tuple(words), tuple(chain.from_iterable(steps)))

@@ -15,13 +15,13 @@ from amlr.kernels import (
     Units,
     box_redecode,
     entity_marginals,
-    joint_scores,
     margin,
     n_best,
     tag_marginals,
     viterbi_decode,
 )
 from amlr.kernels.confidence import segment_marginals
+from amlr.kernels.joint import add_scores
 from amlr.kernels.segmental import find_segments
 from amlr.runtime.bundle import Bundle, DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
@@ -170,18 +170,16 @@ class Decoder:
     def units(self, posts: Sequence[PostScores]) -> tuple[Units, npt.NDArray[np.int64]]:
         """What the segmental and the joint decoder read: scored units, and words of each post."""
         lengths = [len(post.encoded.word_spans_n2) for post in posts]
-        weight = self._weight()
-        units = joint_scores(
+        # Scoring looked for NaN and infinities; the tables are this package's own.
+        units = add_scores(
             post_offsets=_offsets([len(post.units) for post in posts]),
             start_u=np.concatenate([post.units.start_word_u for post in posts]),
             end_u=np.concatenate([post.units.end_word_u for post in posts]),
             unit_logits_uc=np.concatenate([post.unit_logits_uc for post in posts]),
             bias=self.settings.bias,
-            weight=weight,
-            word_offsets=_offsets(lengths) if weight else None,
-            word_emissions_wy=(
-                np.concatenate([post.word_emissions_ny for post in posts]) if weight else None
-            ),
+            weight=self._weight(),
+            word_offsets=_offsets(lengths),
+            word_emissions_wy=np.concatenate([post.word_emissions_ny for post in posts]),
             tags=self.tags,
             labels=self.labels,
             max_entity_words=self.settings.max_entity_words,
@@ -228,7 +226,7 @@ def _segmental(
 ) -> list[_Spans | None]:
     """Spans of each post; with radii None for those that are not certified."""
     units, lengths = decoder.units(posts)
-    found, _ = find_segments(units, lengths)
+    found, _ = find_segments(units)
     certified = [True] * len(posts)
     if radii is not None:
         certified = decoder._certify_units(units, lengths, found.split(), radii).tolist()

@@ -10,14 +10,14 @@ Shape letters: N words, T subword steps of one window (with its two special toke
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import InputError
-from amlr.runtime.chunks import Chunk, ChunkReader, PlacedChunks
+from amlr.runtime.chunks import ChunkReader, PlacedChunks
 from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter
 
 Ints = npt.NDArray[np.int64]
@@ -255,35 +255,30 @@ class FlatTexts:
 
     def __init__(self, placed: PlacedChunks, cls_id: int, sep_id: int) -> None:
         """Lay chunks out one after another."""
-        chunks = placed.chunks
-        words_c = [len(chunk.counts) for chunk in chunks]
         self._words, self._steps = [0], [0]
-        # Special tokens stand between chunks, as words of shape 0.
-        first, last = _special(cls_id), _special(sep_id)
-        framed: list[Chunk] = []
+        steps: list[tuple[int, ...]] = []
+        first_steps: list[int] = []
         place = 0
         for count in placed.counts:
-            of_text, stop = chunks[place : place + count], place + count
-            words = sum(words_c[place:stop])
-            if words:
-                framed += (first, *of_text, last)
-            steps = sum([len(chunk.ids) for chunk in of_text]) + 2 if words else 0
+            of_text = placed.chunks[place : place + count]
+            place += count
+            steps_of_text = [chunk.steps for chunk in of_text]
+            *firsts, stop = accumulate([len(each) // 2 for each in steps_of_text], initial=1)
+            first_steps += firsts
+            if stop > 1:
+                steps += ((cls_id, 0), *steps_of_text, (sep_id, 0))
+            self._steps.append(self._steps[-1] + (stop + 1 if stop > 1 else 0))
+            words = sum([len(chunk.words) for chunk in of_text]) // 4
             self._words.append(self._words[-1] + words)
-            self._steps.append(self._steps[-1] + steps)
-            place = stop
 
-        spans = _joined([chunk.spans for chunk in chunks], np.int32)
-        spans += np.repeat(np.array(placed.starts, np.int32), 2 * np.array(words_c, np.int64))
-        self.spans_w2 = spans.reshape(-1, 2)
-        self.ids_t = _joined([chunk.ids for chunk in framed], np.int64)
-        counts = _joined([chunk.counts for chunk in framed], np.int64)
-        shapes = _joined([chunk.shapes for chunk in framed], np.int64)
-        self.shapes_t = np.repeat(shapes, counts)
-        is_word = shapes > 0
-        words_of_text = np.subtract(self._words[1:], self._words[:-1])
-        last_w = np.cumsum(counts)[is_word] - 1 - np.repeat(self._steps[:-1], words_of_text)
-        self.last_w = last_w.astype(np.int32)
-        self.first_w = (last_w - counts[is_word] + 1).astype(np.int32)
+        words_of_chunks = [chunk.words for chunk in placed.chunks]
+        table = _joined(words_of_chunks, np.int32).reshape(-1, 4)
+        shifts = np.array((placed.starts, first_steps), np.int32)
+        shifts = shifts.repeat([len(words) // 4 for words in words_of_chunks], axis=1)
+        table[:, :2] += shifts[0, :, None]
+        table[:, 2:] += shifts[1, :, None]
+        self.spans_w2, self.first_w, self.last_w = table[:, :2], table[:, 2], table[:, 3]
+        self.ids_t, self.shapes_t = _joined(steps, np.int64).reshape(-1, 2).T
 
     def words(self, place: int) -> slice:
         """Words of one text."""
@@ -292,10 +287,6 @@ class FlatTexts:
     def steps(self, place: int) -> slice:
         """Steps of one text, with its special tokens."""
         return slice(self._steps[place], self._steps[place + 1])
-
-
-def _special(token_id: int) -> Chunk:
-    return Chunk(spans=(), counts=(1,), shapes=(0,), ids=(token_id,))
 
 
 def _joined(parts: Sequence[tuple[int, ...]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -221,7 +221,7 @@ class DeviceProvider:
         )
 
     def _check(self, batch: Batch) -> None:
-        most = int(np.diff(batch.unit_offsets_b).max())
+        most = int(batch.unit_counts_b.max())
         longest = int(batch.lengths_b.max())
         for what, size, limit in (
             ("steps", longest, self.limits.tokens),

@@ -188,7 +188,7 @@ class Session:
         return decoder.read(run.outputs.host, run.inputs.host, batch)
 
     def _bucket(self, batch: Batch) -> Bucket:
-        most = int(np.diff(batch.unit_offsets_b).max())
+        most = int(batch.unit_counts_b.max())
         return self._limits.bucket(len(batch), int(batch.lengths_b.max()), most)
 
     def _start(self, run: Run, batch: Batch, images: Sequence[Image | None]) -> None:

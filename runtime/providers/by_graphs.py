@@ -104,5 +104,5 @@ class ByGraphs(ABC):
         pool = pool_images(images)
         feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
         weights_isp = self._run(ATTENTION, feed)["attention_isp"]
-        counts = np.diff(batch.unit_offsets_b).tolist()
+        counts = batch.unit_counts_b.tolist()
         return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]

@@ -110,14 +110,14 @@ PYTHON_MUTANTS = (
     PythonMutant(
         "the first word of a run takes the inside tag",
         JOINT,
-        "sums[0] = begin",
-        "sums[0] = inside",
+        "emissions_wy.take(begin, axis=1)",
+        "emissions_wy.take(inside, axis=1)",
         SCORES + "test_every_run_scores_as_defined",
     ),
     PythonMutant(
         "runs without a unit pay no bias",
         JOINT,
-        "    table -= b\n",
+        "    table -= np.float32(bias)\n",
         "",
         SCORES + "test_every_run_scores_as_defined",
     ),
@@ -175,8 +175,8 @@ PYTHON_MUTANTS = (
     PythonMutant(
         "words are counted over the whole batch",
         JOINT,
-        "every - bounds[:-1].repeat(bounds[1:] - bounds[:-1])",
-        "every",
+        "    end_w -= bounds[:-1].astype(np.int32).repeat(bounds[1:] - bounds[:-1])\n",
+        "",
         SCORES + "test_a_post_scores_the_same_in_any_batch",
     ),
     PythonMutant(
