@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import AmlrError, BundleError, InputError
+from amlr.runtime.known_files import FileStamp, file_stamp
 from amlr.runtime.manifest import (
     DECODER,
     GOLDEN,
@@ -79,6 +80,8 @@ class Bundle:
     encoder: TextEncoder
     decoder: DecoderWeights
     golden: tuple[GoldenPost, ...]
+    # Several tiers share their weights, so a file is read again only if its times changed.
+    _verified: dict[str, FileStamp] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, manifest_sha256: str | None = None) -> Self:
@@ -112,8 +115,13 @@ class Bundle:
         Raises:
             BundleError: Not listed, missing, truncated or damaged.
         """
-        check_file(self.path, name, _entry(self.manifest, name))
-        return self.path / name
+        path = self.path / name
+        stamp = file_stamp(path)
+        if stamp is None or self._verified.get(name) != stamp:
+            check_file(self.path, name, _entry(self.manifest, name))
+            if stamp is not None:
+                self._verified[name] = stamp
+        return path
 
     def verify(self, variant: Variant) -> None:
         """Check every file that a variant's graphs need, their external data included.

@@ -1,4 +1,4 @@
-"""Picture files recognised without reading them, by what the system says of them. Opt-in.
+"""Files recognised without reading them, by what the system says of them; for pictures opt-in.
 
 A file counts as the one read before while its device, inode, size, modification and change times
 are the same. A file that changed less than two seconds ago is always read: within a clock tick it
@@ -28,7 +28,7 @@ class FileStamp(NamedTuple):
 
 
 def file_stamp(source: Any) -> FileStamp | None:
-    """Stamp of a picture file; None for what is no regular file, or a young one."""
+    """Stamp of a file; None for what is no regular file, or a young one."""
     if not isinstance(source, (str, Path)):
         return None
     try:

@@ -30,8 +30,8 @@ from amlr.runtime.tiers import (
 if TYPE_CHECKING:
     from amlr.runtime.engine import Engine
 
-# For each tier; two runs of everything are always made.
-TIMING_S = 0.2
+# For each tier; three runs of everything are always made.
+TIMING_S = 0.1
 # With `max_changed` many variants may serve; by the export's record the others are slower.
 MOST_TIMED = 4
 # A later candidate must be faster by more than timing noise.

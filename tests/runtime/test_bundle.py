@@ -3,13 +3,14 @@ import json
 import os
 import pickle
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from amlr.errors import BundleError
-from amlr.runtime import Engine
+from amlr.runtime import Engine, bundle, known_files
 from amlr.runtime.bundle import Bundle, read_manifest
 from amlr.runtime.inspection import describe
 from bundles import relist
@@ -43,6 +44,28 @@ def test_every_file_is_checked_before_use(tiny_plan: Path, tmp_path: Path) -> No
         with pytest.raises(BundleError, match="cannot read"):
             Engine.load(plan)
         shutil.rmtree(plan)
+
+
+def test_weights_of_several_tiers_are_read_once_while_they_stay_as_they_are(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, read = time.time_ns, bundle.check_file
+    monkeypatch.setattr(known_files.time, "time_ns", lambda: now() + 10_000_000_000)
+    names: list[str] = []
+    monkeypatch.setattr(bundle, "check_file", lambda *a: (names.append(a[1]), read(*a)))
+    opened = Bundle.open(plan)
+    variant = opened.manifest.variants["fp32"]
+    opened.verify(variant)
+    opened.verify(variant)
+    assert len(names) == len(set(names)) > 3
+    weights = plan / next(name for name in names if name.endswith(".bin"))
+    times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=times)
+    with pytest.raises(BundleError, match="damaged"):
+        opened.verify(variant)
 
 
 def test_the_reference_is_not_needed_to_serve(plan: Path) -> None:
