@@ -10,9 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 from amlr.errors import InputError
-from amlr.runtime.image import ImageLimits, content_key, read_source
+from amlr.runtime.image import ImageLimits
+from amlr.runtime.known_files import KnownFiles, file_stamp, read_keyed
 from amlr.runtime.results import Post, Result
 
 Ask = Callable[[list[Post]], list[Result]]
@@ -27,17 +30,32 @@ class AnswerStats:
     entries: int
 
 
+class _Keyed(NamedTuple):
+    """A post on its way.
+
+    Attributes:
+        key: None if it cannot have one.
+        post: With its picture read, unless that file is known.
+        picture: Key of the picture, empty without one.
+    """
+
+    key: str | None
+    post: Post
+    picture: str
+
+
 class AnswerCache:
     """Least-recently-used answers, a bounded number of them. Safe for several threads."""
 
-    def __init__(self, entries: int, limits: ImageLimits) -> None:
+    def __init__(self, entries: int, limits: ImageLimits, files: KnownFiles | None = None) -> None:
         """Make an empty cache.
 
         Args:
             entries: Answers to keep.
             limits: Of pictures, which are read to be told apart.
+            files: Picture files that need not be read again; None reads them all.
         """
-        self._most, self._limits = entries, limits
+        self._most, self._limits, self._files = entries, limits, files
         self._held: OrderedDict[str, Result] = OrderedDict()
         self._lock = threading.Lock()
         self._hits = self._misses = 0
@@ -54,7 +72,7 @@ class AnswerCache:
         found: dict[int, Result] = {}
         first: dict[str, int] = {}
         with self._lock:
-            for place, (key, _) in enumerate(keyed):
+            for place, (key, _, _) in enumerate(keyed):
                 if key is not None and key in self._held:
                     self._held.move_to_end(key)
                     found[place] = self._held[key]
@@ -63,13 +81,14 @@ class AnswerCache:
                     self._misses += 1
                     first.setdefault(key or f"#{place}", place)
         asked = list(first.values())
-        answers = dict(zip(asked, ask([keyed[place][1] for place in asked]), strict=True))
+        answers = dict(zip(asked, ask([keyed[place].post for place in asked]), strict=True))
+        kept = [place for place in asked if self._is_unchanged(keyed[place])]
         with self._lock:
-            for place, result in answers.items():
-                self._hold(keyed[place][0], result)
+            for place in kept:
+                self._hold(keyed[place].key, answers[place])
         return [
             found[place] if place in found else answers[first[key or f"#{place}"]]
-            for place, (key, _) in enumerate(keyed)
+            for place, (key, _, _) in enumerate(keyed)
         ]
 
     def stats(self) -> AnswerStats:
@@ -77,24 +96,30 @@ class AnswerCache:
         with self._lock:
             return AnswerStats(hits=self._hits, misses=self._misses, entries=len(self._held))
 
-    def _key(self, post: Post, engine_key: str) -> tuple[str | None, Post]:
-        """Key of a post, None if it cannot have one, and the post with its picture read."""
+    def _key(self, post: Post, engine_key: str) -> _Keyed:
         kinds: tuple[object, object] = (post, getattr(post, "text", None))
         if not isinstance(kinds[0], Post) or not isinstance(kinds[1], str):
-            return None, post
+            return _Keyed(None, post, "")
         picture = ""
         try:
             if post.image is not None:
-                content = read_source(post.image, self._limits)
-                picture = content_key(content, self._limits)
+                picture, content = read_keyed(post.image, self._limits, self._files)
                 # Read once: the file may be another one a moment later.
                 post = replace(post, image=content)
             words = "" if post.words is None else repr([(int(a), int(b)) for a, b in post.words])
         # What is wrong with it, the engine will say.
         except (InputError, TypeError, ValueError):
-            return None, post
+            return _Keyed(None, post, "")
         text = "\0".join((engine_key, picture, words, post.text))
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), post
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return _Keyed(digest, post, picture)
+
+    def _is_unchanged(self, keyed: _Keyed) -> bool:
+        """Whether a picture that the engine read by its path is still the one of the key."""
+        if self._files is None or not isinstance(keyed.post.image, (str, Path)):
+            return True
+        stamp = file_stamp(keyed.post.image)
+        return stamp is not None and self._files.get(stamp) == keyed.picture
 
     def _hold(self, key: str | None, result: Result) -> None:
         if key is None or result.error is not None or result.warnings:

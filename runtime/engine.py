@@ -16,6 +16,7 @@ from amlr.runtime.decode import MAX_ALTERNATIVES, Decoder
 from amlr.runtime.golden import check_golden
 from amlr.runtime.image import ImageSource
 from amlr.runtime.image_cache import CacheStats
+from amlr.runtime.known_files import KnownFiles
 from amlr.runtime.manifest import DecoderSettings, Manifest, Variant
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import Pipeline
@@ -151,7 +152,9 @@ class Engine:
             engine.close()
             raise
         if options.answer_cache > 0:
-            engine._answers = AnswerCache(options.answer_cache, bundle.manifest.limits)
+            engine._answers = AnswerCache(
+                options.answer_cache, bundle.manifest.limits, engine._pipeline.images.files
+            )
         if margin is not None:
             engine.strategy = WhenNeeded(engine._pipeline, margin)
         return engine
@@ -160,8 +163,9 @@ class Engine:
         """Run a few posts where users' posts will go, so that none of them is slow."""
         if options.check != "off":
             warm_up(self.strategy.first, pictures=options.checks_pictures)
+        files = KnownFiles() if options.trust_file_times else None
         for cache in (self.strategy.first.images, self._pipeline.images):
-            cache.remember_files(options.trust_file_times)
+            cache.files = files
             cache.reset()  # statistics count only the user's pictures
 
     def _low_tier(self, tier: Tier, options: EngineOptions, is_checked: bool) -> Certified:

@@ -99,10 +99,6 @@ class ImageCache:
             results[position] = future.result()
         return results
 
-    def remember_files(self, is_wanted: bool) -> None:
-        """Whether files whose times are known need not be read again."""
-        self.files = KnownFiles() if is_wanted else None
-
     def holds(self, key: Hashable) -> bool:
         """Whether a value is there now; neither a hit nor a miss."""
         return key in self._held

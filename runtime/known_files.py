@@ -9,8 +9,11 @@ times the system has not updated yet, and file systems that keep no change time.
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from amlr.runtime.image import ImageLimits, content_key, read_source
 
 # Files to remember; some 300 bytes each.
 MOST_FILES = 50_000
@@ -62,3 +65,33 @@ class KnownFiles:
             if len(self._keys) >= MOST_FILES:
                 self._keys = {}
             self._keys[stamp] = key
+
+
+def read_keyed(
+    source: Any,
+    limits: ImageLimits,
+    files: KnownFiles | None,
+    is_enough: Callable[[str], bool] = lambda key: True,
+) -> tuple[str, Any]:
+    """Key of a picture and its content; in its place the source, if the key of that file is known.
+
+    Args:
+        source: As for `read_source`.
+        limits: What to refuse.
+        files: Files that need not be read again; None reads them all.
+        is_enough: Whether a known key will do without the content.
+
+    Raises:
+        InputError: As `read_source` and `content_key`.
+    """
+    stamp = None if files is None else file_stamp(source)
+    if files is None or stamp is None:
+        content = read_source(source, limits)
+        return content_key(content, limits), content
+    key = files.get(stamp)
+    if key is not None and is_enough(key):
+        return key, source
+    content = read_source(source, limits)
+    key = content_key(content, limits)
+    files.keep(source, stamp, key)
+    return key, content

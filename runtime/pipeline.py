@@ -13,9 +13,9 @@ import numpy.typing as npt
 from amlr.errors import AmlrError, InputError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
-from amlr.runtime.image import content_key, decode_pixels, read_source
+from amlr.runtime.image import decode_pixels
 from amlr.runtime.image_cache import ImageCache
-from amlr.runtime.known_files import file_stamp
+from amlr.runtime.known_files import read_keyed
 from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import DecodesItself, ImageFeatures, Provider
 from amlr.runtime.results import Post, Problem, problem
@@ -222,23 +222,13 @@ class Pipeline:
 
     def _read(self, source: Any) -> "tuple[str, Any] | InputError":
         """Key of a picture and its content; in its place the path of a file whose key is known."""
-        files = self.images.files
-        stamp = None if files is None else file_stamp(source)
-        known = None if files is None or stamp is None else files.get(stamp)
-        if known is not None and self.images.holds((known, *self._image_key)):
-            return known, source
+        images, limits = self.images, self.bundle.manifest.limits
         try:
-            content, key = self._read_all(source)
+            return read_keyed(
+                source, limits, images.files, lambda key: images.holds((key, *self._image_key))
+            )
         except InputError as error:
             return error
-        if files is not None and stamp is not None:
-            files.keep(source, stamp, key)
-        return key, content
-
-    def _read_all(self, source: Any) -> tuple[Any, str]:
-        limits = self.bundle.manifest.limits
-        content = read_source(source, limits)
-        return content, content_key(content, limits)
 
     def _decode(self, keyed: tuple[str, Any]) -> "npt.NDArray[np.float32] | InputError":
         manifest = self.bundle.manifest
@@ -246,7 +236,7 @@ class Pipeline:
         try:
             if isinstance(content, (str, Path)):
                 # Its features left the cache since the key was looked up.
-                content, read_key = self._read_all(content)
+                read_key, content = read_keyed(content, manifest.limits, None)
                 if read_key != key:
                     raise InputError(
                         "the picture file changed while it was read; tag the post again",

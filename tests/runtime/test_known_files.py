@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from amlr.errors import AmlrError, InputError
-from amlr.runtime import Engine, Post, known_files, pipeline
+from amlr.runtime import Engine, Post, known_files
+from amlr.runtime.answer_cache import AnswerCache
+from amlr.runtime.image import ImageLimits
 from amlr.runtime.image_cache import ImageCache
 from amlr.runtime.known_files import KnownFiles, file_stamp
+from amlr.runtime.results import Result
 
 
 def bmp(seed: int) -> bytes:
@@ -43,13 +46,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every picture that is read."""
     sources: list[Any] = []
-    read = pipeline.read_source
+    read = known_files.read_source
 
     def counted(source: Any, limits: Any) -> Any:
         sources.append(source)
         return read(source, limits)
 
-    monkeypatch.setattr(pipeline, "read_source", counted)
+    monkeypatch.setattr(known_files, "read_source", counted)
     return sources
 
 
@@ -139,7 +142,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 ) -> None:
     path = tmp_path / "a.bmp"
     path.write_bytes(bmp(1))
-    read = pipeline.read_source
+    read = known_files.read_source
 
     def changing(source: Any, limits: Any) -> Any:
         content = read(source, limits)
@@ -147,9 +150,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         path.write_bytes(bmp(200))
         return content
 
-    monkeypatch.setattr(pipeline, "read_source", changing)
+    monkeypatch.setattr(known_files, "read_source", changing)
     first = features(trusting, path)
-    monkeypatch.setattr(pipeline, "read_source", read)
+    monkeypatch.setattr(known_files, "read_source", read)
     second = features(trusting, path)
     assert second is not first
     assert reads == [path, path]
@@ -223,3 +226,49 @@ def test_the_number_of_files_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
         files.keep(path, stamp, str(number))
         assert files.get(stamp) == str(number)
         assert len(files._keys) <= 3
+
+
+@pytest.mark.usefixtures("clock")
+def test_kept_answers_are_found_without_reading_the_picture(
+    tiny_plan: Path, reads: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bmp"
+    path.write_bytes(bmp(1))
+    post, other = Post("Paris", path), Post("Rome", path)
+    with Engine.load(
+        tiny_plan,
+        provider="onnxruntime",
+        threads=1,
+        check="off",
+        answer_cache=8,
+        trust_file_times=True,
+    ) as engine:
+        first = engine.tag_batch([post])
+        del reads[1:]  # the content, handed on to the pipeline
+        assert engine.tag_batch([post, other]) == [*first, *engine.tag_batch([other])]
+        assert reads == [path]
+        time.sleep(0.02)
+        path.write_bytes(bmp(200))
+        engine.tag_batch([post])
+        assert engine.answer_cache is not None
+        assert (engine.answer_cache.hits, engine.answer_cache.entries) == (2, 3)
+
+
+@pytest.mark.usefixtures("clock")
+def test_an_answer_to_a_file_that_changed_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    path.write_bytes(bmp(1))
+    cache = AnswerCache(8, ImageLimits(), KnownFiles())
+
+    def tag(posts: list[Post]) -> list[Result]:
+        return [Result(image_used=True, provider="double", precision="fp32") for _ in posts]
+
+    def tag_late(posts: list[Post]) -> list[Result]:
+        assert posts == [Post("new", path)]
+        time.sleep(0.02)
+        path.write_bytes(bmp(200))
+        return tag(posts)
+
+    cache.tag_batch([Post("old", path)], "engine", tag)
+    cache.tag_batch([Post("new", path)], "engine", tag_late)
+    assert cache.stats().entries == 1
