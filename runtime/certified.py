@@ -12,7 +12,7 @@ small share of the certified answers again, and takes the low tier out of servic
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.decode import Decoder
 from amlr.runtime.joined_calls import JoinedCalls
-from amlr.runtime.pipeline import Pipeline, ScoredPost, post_chunks
+from amlr.runtime.pipeline import Pipeline, ScoredPost, ahead, post_chunks
 from amlr.runtime.providers.base import ImageFeatures, Provider
 from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
 from amlr.runtime.results import Entity, Post
@@ -111,8 +111,8 @@ class Certified:
             EXACT: (exact.provider.name, names[1]),
         }
         # The picture of the middle stage is the low tier's, so the two share one cache of them.
-        middle = Pipeline(exact.bundle, MixedProvider(low.provider, exact.provider))
-        middle.share_pictures(low)
+        mixed = MixedProvider(low.provider, exact.provider)
+        middle = Pipeline(exact.bundle, mixed, pictures=low)
         # Few posts of each call climb: those of calls that wait for each other share a batch.
         self._scorers: dict[str, Scorer] = {
             LOW: _scorer(low),
@@ -162,33 +162,42 @@ class Certified:
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
-        for start, stop in post_chunks(posts):
-            yield self._chunk(posts[start:stop], decoder)
+        chunks = [posts[start:stop] for start, stop in post_chunks(posts)]
+        scored = ((chunk, self._low_scores(chunk)) for chunk in chunks)
+        overlaps = self.first.overlaps and len(chunks) > 1
+        # While a chunk is certified and climbs, low precision reads the next.
+        with closing(ahead(scored) if overlaps else scored) as ready:
+            for chunk, low in ready:
+                yield self._chunk(chunk, low, decoder)
 
-    def _chunk(self, posts: Sequence[Post], decoder: Decoder) -> list[Answer]:
-        radii = self.radii if len(posts) >= self.least_posts else {}
-        answers: dict[int, Answer] = {}
-        stages: dict[int, str] = {}
-        for stage in (LOW, MIDDLE):
-            rows = _rows_of(stage, posts, answers, radii)
-            scored = self._score(stage, [posts[row] for row in rows])
-            of_stage = self._certified(scored, stage, radii, decoder)
-            for row, answer in zip(rows, of_stage, strict=True):
-                if answer is not None:
-                    is_exact = stage == MIDDLE and not answer.certified
-                    answers[row], stages[row] = answer, EXACT if is_exact else stage
+    def _radii_for(self, posts: Sequence[Post]) -> Mapping[str, Radii]:
+        return self.radii if len(posts) >= self.least_posts else {}
+
+    def _low_scores(self, posts: Sequence[Post]) -> dict[int, ScoredPost]:
+        """What low precision says of the posts, by place, that it may answer."""
+        return self._scores_of(LOW, posts, _rows_for_low(posts, self._radii_for(posts)))
+
+    def _chunk(
+        self, posts: Sequence[Post], low: Mapping[int, ScoredPost], decoder: Decoder
+    ) -> list[Answer]:
+        # Read again: the low tier may have left service since it read this chunk.
+        radii = self._radii_for(posts)
+        answers = self._certified(low, LOW, radii, decoder)
+        rows = _rows_for_middle(posts, answers, radii)
+        middle = self._scores_of(MIDDLE, posts, rows)
+        answers |= self._certified(middle, MIDDLE, radii, decoder)
         # What the sentinel looks at is computed together with what climbs.
-        checked = self._sentinel.choose([row for row, a in answers.items() if a.certified])
+        checked = self._sentinel.choose([row for row, (_, a) in answers.items() if a.certified])
         rows = [row for row in range(len(posts)) if row not in answers] + checked
-        for row, post in zip(rows, self._score(EXACT, [posts[row] for row in rows]), strict=True):
+        for row, post in self._scores_of(EXACT, posts, rows).items():
             if row in checked:
-                kind = _kind(stages[row], answers[row].scored)
-                self._check(answers[row].scored, post, radii[kind], decoder)
-            answers[row], stages[row] = self._answer(post, EXACT), EXACT
+                stage, answer = answers[row]
+                self._check(answer.scored, post, radii[_kind(stage, answer.scored)], decoder)
+            answers[row] = EXACT, self._answer(post, EXACT)
         with self._lock:
-            for stage in stages.values():
+            for stage, _ in answers.values():
                 self._counts[stage] += 1
-        return [answers[row] for row in range(len(posts))]
+        return [answers[row][1] for row in range(len(posts))]
 
     def exact(self) -> Pipeline:
         """The float32 tier, checked."""
@@ -206,33 +215,41 @@ class Certified:
             self.exact()
         return self._scorers[stage](posts)
 
+    def _scores_of(
+        self, stage: str, posts: Sequence[Post], rows: Sequence[int]
+    ) -> dict[int, ScoredPost]:
+        """Scores of some posts by their place."""
+        return dict(zip(rows, self._score(stage, [posts[row] for row in rows]), strict=True))
+
     def _certified(
         self,
-        scored: Sequence[ScoredPost],
+        scored: Mapping[int, ScoredPost],
         stage: str,
         radii: Mapping[str, Radii],
         decoder: Decoder,
-    ) -> list[Answer | None]:
-        """Answers of a stage; None where float32 could say something else."""
-        # Without scores there is no answer that could differ. Without a picture, or with one that
-        # cannot be used, the middle stage is all float32.
-        sure = [p.scores is None or (stage == MIDDLE and not p.image_used) for p in scored]
-        answers: list[Answer | None] = [
-            self._answer(post, EXACT if post.scores and stage == MIDDLE else stage)
-            if is_sure
-            else None
-            for post, is_sure in zip(scored, sure, strict=True)
-        ]
-        having = [row for row, is_sure in enumerate(sure) if not is_sure]
-        scores = [s for row in having if (s := scored[row].scores) is not None]
-        allowed = [radii.get(_kind(stage, scored[row])) for row in having]
+    ) -> dict[int, tuple[str, Answer]]:
+        """Answers that float32 would give as well, by place, each with the stage that gave it."""
+        answers: dict[int, tuple[str, Answer]] = {}
+        doubtful: list[tuple[int, ScoredPost, PostScores]] = []
+        for row, post in scored.items():
+            if post.scores is not None and (stage == LOW or post.image_used):
+                doubtful.append((row, post, post.scores))
+            else:
+                # Without scores there is no answer that could differ. Without a picture, or with
+                # one that cannot be used, the middle stage is all float32.
+                sure = EXACT if stage == MIDDLE else LOW
+                answers[row] = sure, self._answer(post, sure)
+        allowed = [radii.get(_kind(stage, post)) for _, post, _ in doubtful]
         entities = decoder.certified_entities(
-            scores,
-            [r if r and r.covers(s) else None for r, s in zip(allowed, scores, strict=True)],
+            [scores for _, _, scores in doubtful],
+            [
+                r if r and r.covers(scores) else None
+                for r, (_, _, scores) in zip(allowed, doubtful, strict=True)
+            ],
         )
-        for row, of_post in zip(having, entities, strict=True):
+        for (row, post, _), of_post in zip(doubtful, entities, strict=True):
             if of_post is not None:
-                answers[row] = self._answer(scored[row], stage, of_post)
+                answers[row] = stage, self._answer(post, stage, of_post)
         return answers
 
     def _answer(
@@ -261,15 +278,22 @@ def _scorer(pipeline: Pipeline) -> Scorer:
     return lambda posts: list(pipeline.score(posts))
 
 
-def _rows_of(
-    stage: str, posts: Sequence[Post], answers: Collection[int], radii: Mapping[str, Radii]
+def _is_pictured(post: Post) -> bool:
+    return isinstance(post, Post) and post.image is not None
+
+
+def _rows_for_low(posts: Sequence[Post], radii: Mapping[str, Radii]) -> list[int]:
+    """Posts that low precision may answer."""
+    kinds = [PICTURE if _is_pictured(post) else TEXT for post in posts]
+    return [row for row, kind in enumerate(kinds) if kind in radii]
+
+
+def _rows_for_middle(
+    posts: Sequence[Post], answers: Collection[int], radii: Mapping[str, Radii]
 ) -> list[int]:
-    """Posts without an answer that a low stage may answer."""
-    pictured = [isinstance(post, Post) and post.image is not None for post in posts]
+    """Posts without an answer, if the picture stage may answer one of them."""
     waiting = [row for row in range(len(posts)) if row not in answers]
-    if stage == LOW:
-        return [row for row in waiting if (PICTURE if pictured[row] else TEXT) in radii]
-    if PICTURE_ONLY not in radii or not any(pictured[row] for row in waiting):
+    if PICTURE_ONLY not in radii or not any(_is_pictured(posts[row]) for row in waiting):
         return []
     # Without a picture the middle stage is float32 already: such posts share its batch.
     return waiting

@@ -152,9 +152,8 @@ class Engine:
             engine.close()
             raise
         if options.answer_cache > 0:
-            engine._answers = AnswerCache(
-                options.answer_cache, bundle.manifest.limits, engine._pipeline.images.files
-            )
+            files = engine._pipeline.images.files
+            engine._answers = AnswerCache(options.answer_cache, bundle.manifest.limits, files)
         if margin is not None:
             engine.strategy = WhenNeeded(engine._pipeline, margin)
         return engine
@@ -187,9 +186,8 @@ class Engine:
             variant=tier.variant,
             threads=threads,
             image_cache_bytes=int(options.image_cache_mb * 1e6),
+            pictures=self._pipeline if shares_pictures else None,
         )
-        if shares_pictures:
-            low.share_pictures(self._pipeline)
         try:
             if options.check != "off":
                 # Its entities may differ: certificates are there for that.
@@ -233,10 +231,7 @@ class Engine:
         # A variant that is known to change entities was asked for by name, or allowed to.
         known = variant.parity.get("changed_entities", 0)
         check_golden(
-            self._pipeline,
-            variant.tolerance,
-            images=options.checks_pictures,
-            entities=not known,
+            self._pipeline, variant.tolerance, images=options.checks_pictures, entities=not known
         )
 
     @property

@@ -68,6 +68,7 @@ class Pipeline:
         variant: Variant | None = None,
         threads: int = 1,
         image_cache_bytes: int = 0,
+        pictures: "Pipeline | None" = None,
     ) -> None:
         """Join a bundle and a provider.
 
@@ -77,22 +78,23 @@ class Pipeline:
             variant: What the provider runs; None for a provider that is not of the bundle.
             threads: Pictures decoded at a time.
             image_cache_bytes: Budget of the picture cache.
+            pictures: Whose encoded pictures to use, as its provider encodes for both; None for a
+                cache of its own.
         """
         self.bundle, self.provider = bundle, provider
         # Asked once: a check of a protocol takes as long as scoring a word.
         self._decodes_itself = isinstance(provider, DecodesItself)
-        self.images = ImageCache(image_cache_bytes)
-        manifest = bundle.manifest
-        graph = bundle.graph_hash(variant, "image") if variant else ""
-        preprocessing = manifest.image.preprocessing_hash()
-        self._image_key = (preprocessing, graph, provider.name, provider.precision)
+        if pictures is None:
+            self.images = ImageCache(image_cache_bytes)
+            manifest = bundle.manifest
+            graph = bundle.graph_hash(variant, "image") if variant else ""
+            preprocessing = manifest.image.preprocessing_hash()
+            self._image_key = (preprocessing, graph, provider.name, provider.precision)
+        else:
+            self.images, self._image_key = pictures.images, pictures._image_key
         self._workers = ThreadPoolExecutor(threads, "amlr-image") if threads > 1 else None
-        # A device needs no core of its own.
-        self._overlaps = self._decodes_itself or threads < usable_cores()
-
-    def share_pictures(self, other: "Pipeline") -> None:
-        """Use the encoded pictures of another pipeline, whose provider encodes for both."""
-        self.images, self._image_key = other.images, other._image_key
+        # Whether chunks may be in work beside each other; a device needs no core of its own.
+        self.overlaps = self._decodes_itself or threads < usable_cores()
 
     def close(self) -> None:
         """Free the cache and the helper threads."""
@@ -129,7 +131,7 @@ class Pipeline:
         if decode is not None and self._decodes_itself:
             decoder = own_decoder(self.provider, decode)
         chunks = [posts[start:stop] for start, stop in post_chunks(posts)]
-        overlaps = self._overlaps and len(chunks) > 1
+        overlaps = self.overlaps and len(chunks) > 1
         scored = self._scored(chunks, every, decoder, overlaps)
         # While the caller decodes a chunk, the next is scored and the one after that prepared.
         yield from ahead(scored) if overlaps else scored

@@ -13,7 +13,7 @@ import pytest
 
 from amlr.errors import InputError, ParityError
 from amlr.export.samples import sample_posts
-from amlr.runtime import Engine, Post, Result, tier_choice, tier_memory
+from amlr.runtime import Engine, Post, Result, pipeline, tier_choice, tier_memory
 from amlr.runtime.certified import Certified, CertifiedStats
 from amlr.runtime.joined_calls import JoinedCalls
 from amlr.runtime.manifest import Manifest
@@ -290,6 +290,32 @@ def test_the_sentinel_takes_a_tier_out_of_service(
         assert spans(results) == expected
         assert {result.precision for result in results} == {"fp32"}
         assert not caplog.text
+
+
+def test_the_next_chunk_is_read_in_low_precision_while_one_climbs(
+    plan: Path, times: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Low, "error", 0.2)
+    monkeypatch.setattr(pipeline, "CHUNK_POSTS", 4)
+    expected = spans(Engine.load(plan, threads=1, precision="exact").tag_batch(POSTS))
+    threads: list[str] = []
+    with Engine.load(plan, threads=1, check="off", sentinel=1.0) as engine:
+        assert isinstance(engine.strategy, Certified)
+        low_scores = engine.strategy._low_scores
+
+        def watched(posts: Sequence[Post]) -> Any:
+            threads.append(threading.current_thread().name)
+            return low_scores(posts)
+
+        monkeypatch.setattr(engine.strategy, "_low_scores", watched)
+        engine.strategy.first.overlaps = True
+        scaled(engine, 1e-3)
+        assert spans(engine.tag_batch(POSTS)) == expected
+        assert len(threads) == 10
+        assert all(name.startswith("amlr-ahead") for name in threads)
+        # It left service at the first chunk, when the second was read in low precision already.
+        assert 0 < stats_of(engine).checked <= 4
+        assert not stats_of(engine).in_service
 
 
 @pytest.mark.parametrize("share", [0.0, 0.005, 0.3, 1.0])

@@ -23,7 +23,7 @@ def helpers() -> list[str]:
 def chunked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine whose calls consist of several chunks."""
     monkeypatch.setattr(pipeline, "CHUNK_POSTS", 4)
-    monkeypatch.setattr(engine.pipeline, "_overlaps", True)
+    monkeypatch.setattr(engine.pipeline, "overlaps", True)
     return engine
 
 
@@ -85,7 +85,7 @@ def test_answers_are_those_of_a_call_without_overlap(
     posts: list[Any] = [*POSTS, None, Post("x", image="/absent.jpg"), Post("", None)]
     found = chunked.tag_batch(posts)
     assert [result.error is not None for result in found[30:]] == [True, False, False]
-    monkeypatch.setattr(chunked.pipeline, "_overlaps", False)
+    monkeypatch.setattr(chunked.pipeline, "overlaps", False)
     assert chunked.tag_batch(posts) == found
     assert helpers() == []
 
@@ -133,7 +133,7 @@ def test_an_engine_that_fails_fails_the_call(
 def test_a_call_of_one_chunk_needs_no_thread(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.pipeline, "_overlaps", True)
+    monkeypatch.setattr(engine.pipeline, "overlaps", True)
     monkeypatch.setattr(pipeline, "ahead", None)
     assert len(engine.tag_batch(POSTS)) == 30
 
@@ -146,4 +146,4 @@ def test_cpus_overlap_where_a_core_is_spare(
 ) -> None:
     monkeypatch.setattr(pipeline, "usable_cores", lambda: cores)
     with Engine.load(tiny_plan, provider="onnxruntime", threads=threads, check="off") as engine:
-        assert engine.pipeline._overlaps == overlaps
+        assert engine.pipeline.overlaps == overlaps
