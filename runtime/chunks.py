@@ -286,6 +286,8 @@ def _steps(ids: Sequence[int], shape: int) -> tuple[int, ...]:
 
 def _chunk(spans: Sequence[tuple[int, int]], steps: Sequence[tuple[int, ...]]) -> Chunk:
     """A chunk of words with their steps."""
+    if len(spans) == 1:
+        return Chunk((*spans[0], 0, len(steps[0]) // 2 - 1), steps[0])
     words: list[int] = []
     first = 0
     for span, of_word in zip(spans, steps, strict=True):

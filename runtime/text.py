@@ -10,7 +10,7 @@ Shape letters: N words, T subword steps of one window (with its two special toke
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -255,30 +255,38 @@ class FlatTexts:
 
     def __init__(self, placed: PlacedChunks, cls_id: int, sep_id: int) -> None:
         """Lay chunks out one after another."""
+        # Of each chunk; columns of tuples, as chunks are many.
+        words, steps = zip(*placed.chunks, strict=True) if placed.chunks else ((), ())
+        words_c = np.array(list(map(len, words)), np.int64) // 4
+        steps_c = np.array(list(map(len, steps)), np.int64) // 2
+        steps_ends = steps_c.cumsum()
+        words_before = [0, *words_c.cumsum().tolist()]
+        steps_before = [0, *steps_ends.tolist()]
         self._words, self._steps = [0], [0]
-        steps: list[tuple[int, ...]] = []
+        framed: list[tuple[int, ...]] = []
         first_steps: list[int] = []
         place = 0
         for count in placed.counts:
-            of_text = placed.chunks[place : place + count]
-            place += count
-            steps_of_text = [chunk.steps for chunk in of_text]
-            *firsts, stop = accumulate([len(each) // 2 for each in steps_of_text], initial=1)
-            first_steps += firsts
-            if stop > 1:
-                steps += ((cls_id, 0), *steps_of_text, (sep_id, 0))
-            self._steps.append(self._steps[-1] + (stop + 1 if stop > 1 else 0))
-            words = sum([len(chunk.words) for chunk in of_text]) // 4
-            self._words.append(self._words[-1] + words)
+            stop = place + count
+            size = steps_before[stop] - steps_before[place]
+            first_steps += [1 - steps_before[place]] * count
+            if size:
+                framed += ((cls_id, 0), *steps[place:stop], (sep_id, 0))
+                size += 2
+            self._words.append(words_before[stop])
+            self._steps.append(self._steps[-1] + size)
+            place = stop
 
-        words_of_chunks = [chunk.words for chunk in placed.chunks]
-        table = _joined(words_of_chunks, np.int32).reshape(-1, 4)
+        table = np.fromiter(chain.from_iterable(words), np.int32, 4 * words_before[-1])
+        table = table.reshape(-1, 4)
         shifts = np.array((placed.starts, first_steps), np.int32)
-        shifts = shifts.repeat([len(words) // 4 for words in words_of_chunks], axis=1)
-        table[:, :2] += shifts[0, :, None]
-        table[:, 2:] += shifts[1, :, None]
+        shifts[1] += steps_ends - steps_c
+        character_w, step_w = shifts.repeat(words_c, axis=1)[:, :, None]
+        table[:, :2] += character_w
+        table[:, 2:] += step_w
         self.spans_w2, self.first_w, self.last_w = table[:, :2], table[:, 2], table[:, 3]
-        self.ids_t, self.shapes_t = _joined(steps, np.int64).reshape(-1, 2).T
+        flat = np.fromiter(chain.from_iterable(framed), np.int64, 2 * self._steps[-1])
+        self.ids_t, self.shapes_t = flat.reshape(-1, 2).T
 
     def words(self, place: int) -> slice:
         """Words of one text."""
@@ -287,10 +295,6 @@ class FlatTexts:
     def steps(self, place: int) -> slice:
         """Steps of one text, with its special tokens."""
         return slice(self._steps[place], self._steps[place + 1])
-
-
-def _joined(parts: Sequence[tuple[int, ...]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.fromiter(chain.from_iterable(parts), dtype, sum(map(len, parts)))
 
 
 def _framed(values: AnyInts, first: int, last: int) -> AnyInts:
