@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amlr.export.fused.variant import write_fp16_cuda
+from amlr.export.fused.variant import check_twins, merge_products, write_fp16_cuda
 from amlr.export.ladder.ladder import add_cpu_variants
 from amlr.export.options import FP16_CUDA, ExportOptions
 from amlr.export.posts import CalibrationPosts, read_posts
-from amlr.export.precision.variant import write_fp16
+from amlr.export.precision.variant import fp32_models, write_fp16
 from amlr.export.staging import StagedBundle, check_target, file_entry, staged
 from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
 from amlr.runtime.bundle import Bundle
@@ -147,9 +147,17 @@ def add_fp16(
         size = bundle.manifest.image.size
         specs = build_graphs(model, image_size=size, fold=fold, centre=True)
     opened = bundle.open()
+    models = fp32_models(opened, specs)
+    merged = merge_products(models)
+    check_twins(opened, models, merged)
     with _reference_engine(opened, model) as reference:
         variant, _ = write_fp16(
-            bundle.folder, opened, reference, *posts.half_posts(), given=posts.given, specs=specs
+            bundle.folder,
+            opened,
+            reference,
+            *posts.half_posts(),
+            given=posts.given,
+            models=models | merged,
         )
     _add_variant(bundle, "fp16", variant)
 

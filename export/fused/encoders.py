@@ -315,7 +315,7 @@ def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
 
     docs/explanation/onnxruntime-cuda.md says which kernel that selects.
     """
-    if text.distances is not None:
+    if text.distances is not None or not out.takes_index:
         return _biased_mask(out, text.distances, attention_mask)
     width = text.words.shape[1] // text.layers[0].attention.heads
     if out.arithmetic is not Arithmetic.HALF or width % _HEAD_MULTIPLE:
@@ -334,18 +334,20 @@ def _mask(out: Writer, text: TextEncoder, attention_mask: str) -> Mask:
     return Mask(index=out.op("Cast", [index], to=TensorProto.INT32))
 
 
-def _biased_mask(out: Writer, distances: Floats, attention_mask: str) -> Mask:
-    """Bias by distance and the mask in one tensor, which every kernel takes."""
+def _biased_mask(out: Writer, distances: Floats | None, attention_mask: str) -> Mask:
+    """Bias by distance, if there is one, and the mask in one tensor, which every kernel takes."""
+    padding = out.op("Cast", [attention_mask], to=out.kind)
+    padding = out.op("Sub", [padding, out.weight("one", np.array(1, np.float32))])
+    padding = out.op("Mul", [padding, out.weight("masked", np.array(-MASKED, np.float32))])
+    padding = out.op("Unsqueeze", [padding, out.ints(1, 2)])
+    if distances is None:
+        return Mask(bias=padding)
     reach = (distances.shape[0] + 1) // 2
     by_query = np.arange(reach)[None, :] - np.arange(reach)[:, None] + reach - 1
     full = distances[by_query].transpose(2, 0, 1)[None]
     steps = out.op("Shape", [attention_mask], start=1, end=2)
     ends = out.op("Concat", [steps, steps], axis=0)
     bias = out.op("Slice", [out.weight("distances", full), out.ints(0, 0), ends, out.ints(2, 3)])
-    padding = out.op("Cast", [attention_mask], to=out.kind)
-    padding = out.op("Sub", [padding, out.weight("one", np.array(1, np.float32))])
-    padding = out.op("Mul", [padding, out.weight("masked", np.array(-MASKED, np.float32))])
-    padding = out.op("Unsqueeze", [padding, out.ints(1, 2)])
     return Mask(bias=out.compute("Add", [bias, padding]))
 
 

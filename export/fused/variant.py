@@ -20,6 +20,7 @@ from amlr.export.fused.encoders import (
 )
 from amlr.export.fused.fusion import Fusion, read_fusion, write_fusion
 from amlr.export.fused.reader import Reader
+from amlr.export.fused.standard import StandardWriter
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Arithmetic, Writer
 from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
@@ -83,11 +84,13 @@ def recognise(plain: Models, most_steps: int) -> Parts:
     """Recognise the layers of float32 graphs; logs those that will be converted node by node.
 
     Args:
-        plain: `text`, `image` and `fusion` with their weights.
+        plain: Graphs with their weights, of `text`, `image` and `fusion`.
         most_steps: Longest window, where the text encoder is not recognised.
     """
 
     def read(name: str, function: Callable[[Reader], Any]) -> Any:
+        if name not in plain:
+            return None
         try:
             return function(Reader(name, plain[name]))
         except ExportError as error:
@@ -186,8 +189,35 @@ def _converted(
     return half
 
 
-def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
-    """Run float32 twins of the fused graphs beside the bundle's own, on random posts.
+def merge_products(plain: Models) -> Models:
+    """Encoders as TensorRT gets them: one product for Q, K and V, the scale on Q before the next.
+
+    A CPU is slower on such graphs. `fusion` has one query and two maps of other tensors, so there
+    is nothing to merge.
+
+    Args:
+        plain: Float32 `text` and `image`, and any others; not changed.
+
+    Returns:
+        The two of them that are recognised, with the same inputs and outputs.
+    """
+    parts = recognise({name: plain[name] for name in ("text", "image")}, most_steps=0)
+    merged: Models = {}
+    for name, old in parts.plain.items():
+        out = StandardWriter(name, Arithmetic.FLOAT)
+        if not _write(out, parts):
+            continue
+        merged[name] = out.model()
+        # Profiles know the dimensions by the exported graphs' names.
+        for side in ("input", "output"):
+            ends = getattr(merged[name].graph, side)
+            del ends[:]
+            ends.extend(getattr(old.graph, side))
+    return merged
+
+
+def check_twins(bundle: Bundle, plain: Models, twins: Models) -> dict[str, float]:
+    """Run float32 twins beside the graphs that they were made from, on random posts.
 
     Returns:
         Largest difference by graph.
@@ -195,13 +225,14 @@ def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
     Raises:
         ExportError: It is more than `TWIN_TOLERANCE` of the largest value.
     """
-    twins, feeds = build(parts, Arithmetic.FLOAT, names=GRAPHS), _random_feeds(bundle)
-    feeds["fusion"]["hidden_btd"] = _run(parts.plain["text"], feeds["text"])["hidden_btd"]
+    feeds = _random_feeds(bundle)
+    if "fusion" in twins:
+        feeds["fusion"]["hidden_btd"] = _run(plain["text"], feeds["text"])["hidden_btd"]
     errors: dict[str, float] = {}
-    for name in GRAPHS:
-        if twins[name] is parts.plain[name]:
+    for name, twin in twins.items():
+        if twin is plain[name]:
             continue
-        expected, actual = (_run(models[name], feeds[name]) for models in (parts.plain, twins))
+        expected, actual = (_run(model, feeds[name]) for model in (plain[name], twin))
         if name == "text":
             # Steps past a post's end hold numbers without meaning.
             real = feeds["text"]["attention_mask"] == 1
@@ -211,7 +242,7 @@ def check_twins(bundle: Bundle, parts: Parts) -> dict[str, float]:
         if not errors[name] <= TWIN_TOLERANCE * largest:
             raise ExportError(
                 f"graph {name!r}: its fused twin differs by {errors[name]:.2g}, expected at most "
-                f"{TWIN_TOLERANCE * largest:.2g}; export without {FP16_CUDA}"
+                f"{TWIN_TOLERANCE * largest:.2g}; export without this precision"
             )
     return errors
 
@@ -264,7 +295,7 @@ def write_cuda_variant(
     opened = Bundle.open(bundle)
     parts = read_parts(opened)
     if judge:
-        check_twins(opened, parts)
+        check_twins(opened, parts.plain, build(parts, Arithmetic.FLOAT, names=GRAPHS))
     kind = Arithmetic.HALF if half else Arithmetic.FLOAT
     return write_models(build(parts, kind, half_ends=half_ends).items(), out)
 
@@ -293,7 +324,7 @@ def write_fp16_cuda(
         ExportError: A weight leaves the float16 range, or a float32 twin differs.
     """
     parts = read_parts(bundle)
-    twins = check_twins(bundle, parts)
+    twins = check_twins(bundle, parts.plain, build(parts, Arithmetic.FLOAT, names=GRAPHS))
     log.info(f"judging the fused graphs on {len(posts)} posts")
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}

@@ -58,7 +58,10 @@ class Writer:
 
     Attributes:
         arithmetic: Of all float tensors between the graph's ends.
+        takes_index: Whether an attention takes a mask by `Mask.index`.
     """
+
+    takes_index = True
 
     def __init__(
         self,
@@ -232,20 +235,15 @@ class Writer:
         self, source: str, qkv: Sequence[Linear], heads: int, label: str, mask: Mask
     ) -> str:
         """Attention of a tensor with itself: one product for queries, keys and values."""
-        joined = Linear(
-            weight=np.concatenate([part.weight for part in qkv], axis=1),
-            bias=np.concatenate([part.bias for part in qkv]),
-            source="",
-            made="",
-        )
-        scale = float((joined.weight.shape[1] // 3 // heads) ** -0.5)
+        linear = joined(qkv)
+        scale = float((linear.weight.shape[1] // 3 // heads) ** -0.5)
         if self.arithmetic is Arithmetic.EMULATED:
             # The operator rounds what its product gives; here that takes three nodes.
-            made = self.linear(source, joined, label)
+            made = self.linear(source, linear, label)
             parts = self.ops("Split", [made], 3, axis=-1)
             inputs = [*parts, "", mask.index, mask.bias]
             return self.compute("MultiHeadAttention", inputs, num_heads=heads, scale=scale)
-        weight, bias = self.weight(f"{label}.weight", joined.weight), self.bias(joined, label)
+        weight, bias = self.weight(f"{label}.weight", linear.weight), self.bias(linear, label)
         inputs = [source, weight, bias, mask.index, "", mask.bias]
         while not inputs[-1]:
             inputs.pop()
@@ -257,7 +255,18 @@ class Writer:
         """The finished graph."""
         weights = [self._store[name] for name in self._weights]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, weights)
-        domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        used = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
+        domains = [helper.make_opsetid(*domain) for domain in used.items()]
         model = helper.make_model(graph, opset_imports=domains, producer_name="amlr")
         model.ir_version = IR_VERSION
         return model
+
+
+def joined(linears: Sequence[Linear]) -> Linear:
+    """Linear maps of one tensor as one map, their results beside each other."""
+    return Linear(
+        weight=np.concatenate([part.weight for part in linears], axis=1),
+        bias=np.concatenate([part.bias for part in linears]),
+        source="",
+        made="",
+    )

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ def write_fp16(
     held_out: Sequence[Post],
     *,
     given: bool = False,
-    specs: Sequence["GraphSpec"] | None = None,
+    models: Mapping[str, onnx.ModelProto] | None = None,
 ) -> tuple[Variant, Search]:
     """Add the fp16 variant to a staged bundle.
 
@@ -107,7 +107,7 @@ def write_fp16(
         posts: Calibration posts, with pictures; islands are searched on them.
         held_out: Other posts; the record of parity is theirs.
         given: Whether the user gave the posts; invented ones certify nothing.
-        specs: Graphs with centred regions; None converts the bundle's own fp32 graphs.
+        models: Float32 graphs to convert; None takes the bundle's own.
 
     Returns:
         The variant for the manifest, and the search.
@@ -116,7 +116,7 @@ def write_fp16(
         ExportError: A graph cannot be converted.
         ParityError: Entities change on the calibration posts, whatever stays float32.
     """
-    models = fp32_models(bundle, specs)
+    models = models or fp32_models(bundle)
     log.info(f"scanning activation ranges over {len(posts)} posts")
     judge = PostJudge(bundle, eager, posts)
     search = search_islands(models, scan_ranges(bundle, models, posts), judge)

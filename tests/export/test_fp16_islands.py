@@ -15,7 +15,7 @@ from amlr.export.graphs import GraphSpec, build_graphs
 from amlr.export.parity import Comparison
 from amlr.export.posts import CalibrationPost, CalibrationPosts
 from amlr.export.precision.emulate import emulate
-from amlr.export.precision.graph_tools import open_session
+from amlr.export.precision.graph_tools import PRODUCTS, open_session
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import blocks, out_of_range, search_islands
 from amlr.export.precision.judge import PostJudge, scan_ranges
@@ -48,7 +48,7 @@ def test_variant_keeps_all_entities_and_says_what_is_float32(
             exact,
             posts,
             sample_posts(16, seed=5),
-            specs=centred,
+            models=fp32_models(bundle, centred),
         )
     parity = variant.parity
     assert parity["changed_entities"] == 0 < parity["entities"]
@@ -213,5 +213,14 @@ def test_variant_from_the_eager_model_is_listed_and_not_served_on_a_cpu(
     assert variant.parity["judged_by"] == "emulated float16"
     assert variant.parity["posts"] == 10
     assert "onnx/fp16/weights.bin" in Bundle.open(folder).manifest.files
+    # One product for Q, K and V in each of two layers; the graphs that CPUs run are as they were.
+    plain = opened.manifest.variants["fp32"]
+    half_products, products = (
+        sum(node.op_type in PRODUCTS for node in onnx.load(folder / each["text"]).graph.node)
+        for each in (variant.graphs, plain.graphs)
+    )
+    assert half_products == products - 2 * 2
+    for file in plain.graphs.values():
+        assert (folder / file).read_bytes() == (tiny_plan / file).read_bytes()
     with Engine.load(folder, provider="onnxruntime") as engine:
         assert engine.precision == "fp32"

@@ -1,6 +1,7 @@
 """Fused graphs: the exported ones' numbers, few operators, nothing that leaves the device."""
 
 import functools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,14 @@ from amlr.errors import ExportError
 from amlr.export.cli import export_command
 from amlr.export.fused import variant as fused
 from amlr.export.fused.fusion import first_place, grid_places, part_rows
-from amlr.export.fused.variant import Models, Parts, build, check_twins, recognise
+from amlr.export.fused.variant import (
+    Models,
+    Parts,
+    build,
+    check_twins,
+    merge_products,
+    recognise,
+)
 from amlr.export.fused.writer import Arithmetic, Writer
 from amlr.export.graphs import build_graphs
 from amlr.export.options import FP16_CUDA
@@ -53,6 +62,7 @@ class Case:
         with log_lines() as self.lines:
             self.parts: Parts = recognise(plain, 128)
         self.models: dict[Arithmetic, Models] = {a: build(self.parts, a) for a in Arithmetic}
+        self.for_tensorrt: Models = merge_products(plain)
         self._sessions: dict[int, Any] = {}
 
     def run(self, model: onnx.ModelProto, feed: Feed) -> Feed:
@@ -177,6 +187,51 @@ def test_a_layer_takes_seven_operators() -> None:
     assert more == {"text": 7, "image": 7, "fusion": 0, fused.MERGED: 7}
     for name, layers in (("text", 2), ("image", 1)):
         assert len(prepare(parts.plain[name]).graph.node) > 50 * layers
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 1000))
+def test_encoders_for_tensorrt_compute_what_the_model_does(
+    case: Case, lengths: list[int], seed: int
+) -> None:
+    feed, model = case.feed(lengths, 1, seed), tiny_model(case.config)
+    tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+    shapes = tensors["shape_ids"] if case.config.shape_classes else None
+    with torch.no_grad():
+        expected = {
+            "hidden_btd": model.text(tensors["input_ids"], tensors["attention_mask"], shapes),
+            "regions_bpd": model.image(tensors["pixel_values"]),
+        }
+    found: Feed = {}
+    for merged in case.for_tensorrt.values():
+        found |= case.run(merged, feed)
+    wanted = {name: value.numpy() for name, value in expected.items() if name in found}
+    assert _worst(wanted, found, feed) < 1e-4
+
+
+def test_a_layer_for_tensorrt_has_one_product_for_queries_keys_and_values(case: Case) -> None:
+    for name, merged in case.for_tensorrt.items():
+        plain = case.parts.plain[name]
+        kinds = Counter(node.op_type for node in merged.graph.node)
+        layers = kinds["Softmax"]
+        assert layers == {"text": 2, "image": 1}[name]
+        ends = kinds["MatMul"] - 6 * layers  # the last map, and the patches
+        assert 0 <= ends <= 2
+        old = Counter(node.op_type for node in prepare(plain).graph.node)
+        assert old["MatMul"] + old["Gemm"] == 8 * layers + ends - (name == "image")
+        assert len(merged.graph.node) <= 27 * layers + 13
+        assert len(prepare(plain).graph.node) > 50 * layers
+        assert {node.domain for node in merged.graph.node} == {""}
+        made_by = {made: node for node in merged.graph.node for made in node.output}
+        for node in merged.graph.node:
+            if node.op_type == "Softmax":
+                # Nothing but the mask lies between the first product and the Softmax.
+                before = made_by[node.input[0]]
+                before = made_by[before.input[0]] if before.op_type == "Add" else before
+                assert before.op_type == "MatMul"
+        for side in ("input", "output"):
+            assert getattr(merged.graph, side) == getattr(plain.graph, side)
+    assert set(case.for_tensorrt) == ({"text"} if case.parts.vision is None else {"text", "image"})
 
 
 # Operators whose further inputs the CUDA provider takes from the host.
@@ -314,12 +369,14 @@ def test_a_twin_that_differs_stops_the_export(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     parts = fused.read_parts(bundle)
     assert parts.text is not None
-    assert max(check_twins(bundle, parts).values()) < 1e-4
+    twins = build(parts, Arithmetic.FLOAT, names=GRAPHS)
+    assert max(check_twins(bundle, parts.plain, twins).values()) < 1e-4
     layer = parts.text.layers[0]
     wrong = replace(layer, inner=replace(layer.inner, weight=2 * layer.inner.weight))
     text = replace(parts.text, layers=(wrong, *parts.text.layers[1:]))
+    twins = build(replace(parts, text=text), Arithmetic.FLOAT, names=GRAPHS)
     with pytest.raises(ExportError, match="'text': its fused twin differs"):
-        check_twins(bundle, replace(parts, text=text))
+        check_twins(bundle, parts.plain, twins)
 
 
 def test_export_adds_a_variant_for_the_cuda_provider(tiny_plan: Path, tmp_path: Path) -> None:

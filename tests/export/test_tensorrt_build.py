@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, ViTConfig
 
 from amlr.errors import ExportError
+from amlr.export.fused.variant import merge_products
 from amlr.export.graphs import build_graphs
 from amlr.export.options import ExportOptions
 from amlr.export.precision.half import to_half
@@ -61,19 +62,18 @@ def test_all_graphs_build_in_both_precisions(
     library: TensorRT, tmp_path: Path, text: str, image: str
 ) -> None:
     model = tiny_model(tiny_config(text, image, scales=3))
-    for spec in build_graphs(model, image_size=IMAGE_SIZE, centre=True):
-        if spec.name not in GRAPHS:
-            continue
-        graph = trace(spec)
-        half = to_half(spec.name, graph)
+    specs = build_graphs(model, image_size=IMAGE_SIZE, centre=True)
+    graphs = {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
+    for name, merged in (graphs | merge_products(graphs)).items():
+        half = to_half(name, merged)
         islands = tuple(island.node for island in half.islands)
-        path = tmp_path / f"{spec.name}.onnx"
-        onnx.save(graph, str(path))
-        full = _build(library, path, spec.name, "fp32", ())
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(graphs[name], str(path))
+        full = _build(library, path, name, "fp32", ())
         assert full.audit.dtypes["FLOAT"] > 0
         assert "HALF" not in full.audit.dtypes
         onnx.save(half.model, str(path))
-        plan = _build(library, path, spec.name, "fp16", islands)
+        plan = _build(library, path, name, "fp16", islands)
         assert set(plan.audit.float32) <= set(islands)
         assert plan.audit.dtypes["HALF"] > 2 * len(islands)
         assert set(plan.audit.outputs.values()) == {"FLOAT"}
@@ -94,27 +94,26 @@ def test_paper_preset_builds_in_half_for_three_architectures(
         head_width=768,
     )
     model = AmlrModel(config).eval()
-    for spec in build_graphs(model, image_size=224, centre=True):
-        if spec.name not in GRAPHS:
-            continue
-        layers = {"text": 12, "image": 12, "fusion": 0}[spec.name]
-        half = to_half(spec.name, trace(spec))
+    specs = build_graphs(model, image_size=224, centre=True)
+    graphs = {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
+    for name, merged in (graphs | merge_products(graphs)).items():
+        half = to_half(name, merged)
         kinds = [node.op_type for node in half.model.graph.node]
-        assert kinds.count("Softmax") == layers + (spec.name == "fusion")
-        (path,) = write_half([half], tmp_path / spec.name).values()
+        assert kinds.count("Softmax") == {"text": 12, "image": 12, "fusion": 1}[name]
+        (path,) = write_half([half], tmp_path / name).values()
         dims = input_dims(half.model)
         plan = build_plan(
             library,
             path,
-            graph=spec.name,
+            graph=name,
             dims=dims,
-            shapes=[shapes_for(spec.name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
+            shapes=[shapes_for(name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
             precision="fp16",
             islands=[island.node for island in half.islands],
             options=ExportOptions(sms=(80, 89, 120)),
         )
         # Two bytes a weight: 86, 86 and 23 million of them.
-        assert len(plan.data) > {"text": 170e6, "image": 170e6, "fusion": 40e6}[spec.name]
+        assert len(plan.data) > {"text": 170e6, "image": 170e6, "fusion": 40e6}[name]
         path.with_name(WEIGHTS_FILE).unlink()
 
 
