@@ -67,6 +67,18 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 @click.option("--strip-weights", is_flag=True, help="TensorRT: weights come from the ONNX at load.")
 @click.option("--timing-cache", type=FilePath, help="TensorRT: measurements kept between builds.")
 @click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="TensorRT: how long the builder searches [default: the library's, 3]; 5 for an engine "
+    "that serves for long, 0 to see quickly whether a build works.",
+)
+@click.option(
+    "--aux-streams",
+    type=click.IntRange(min=0),
+    help="TensorRT: most streams beside its own that an engine uses [default: the library's "
+    "choice]; 0 saves memory, for devices that many callers keep full.",
+)
+@click.option(
     "--profile",
     "--plan",
     "plan",
@@ -160,6 +172,7 @@ def _options(arguments: dict[str, Any]) -> Any:
     same = (
         *("name", "fold", "tolerance", "calib", "images"),
         *("hardware", "version_compatible", "strip_weights", "timing_cache"),
+        *("optimization_level", "aux_streams"),
     )
     return ExportOptions(
         **{name: arguments[name] for name in same},

@@ -39,6 +39,10 @@ class ExportOptions:
         strip_weights: Leave the weights out; the runtime refits them from the ONNX file.
         workspace_bytes: Scratch memory for the builder, None for the device's.
         timing_cache: File with measurements kept between builds.
+        optimization_level: Enterprise only: how long the builder searches, 0 to 5; None leaves it
+            to the library.
+        aux_streams: Enterprise only: most streams beside its own that an engine may use; None
+            leaves it to the library.
     """
 
     name: str | None = None
@@ -58,6 +62,8 @@ class ExportOptions:
     strip_weights: bool = False
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
+    optimization_level: int | None = None
+    aux_streams: int | None = None
 
     def __post_init__(self) -> None:
         _check_known("precision", self.precisions, PRECISIONS)
@@ -75,11 +81,14 @@ class ExportOptions:
 
     def build_choices(self) -> dict[str, Any]:
         """The options that change an engine; kept in its record."""
+        levels = {"optimization_level": self.optimization_level, "aux_streams": self.aux_streams}
         return {
             "sms": list(self.sms),
             "hardware": self.hardware,
             "version_compatible": self.version_compatible,
             "strip_weights": self.strip_weights,
+            # Left out where the library chooses: engines of older exports keep their keys.
+            **{name: value for name, value in levels.items() if value is not None},
         }
 
 

@@ -122,14 +122,23 @@ def _config(library: TensorRT, builder: Any, options: ExportOptions, precision: 
         config.num_compute_capabilities = len(options.sms)
         for index, sm in enumerate(options.sms):
             config.set_compute_capability(_capability(api, sm), index)
-    elif options.hardware != "none":
-        level = options.hardware.upper().replace("-", "_")
-        config.hardware_compatibility_level = getattr(api.HardwareCompatibilityLevel, level)
+    else:
+        _set_enterprise(api, config, options)
     if options.version_compatible:
         config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if options.strip_weights:
         config.set_flag(api.BuilderFlag.STRIP_PLAN)
     return config
+
+
+def _set_enterprise(api: Any, config: Any, options: ExportOptions) -> None:
+    if options.hardware != "none":
+        level = options.hardware.upper().replace("-", "_")
+        config.hardware_compatibility_level = getattr(api.HardwareCompatibilityLevel, level)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.aux_streams is not None:
+        config.max_aux_streams = options.aux_streams
 
 
 def _capability(api: Any, sm: int) -> Any:

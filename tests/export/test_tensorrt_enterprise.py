@@ -38,6 +38,9 @@ class Strict:
         setattr(self._real, name, value)
 
 
+LEVELS = ("builder_optimization_level", "max_aux_streams")
+
+
 class Cache:
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -54,6 +57,12 @@ class Config(Strict):
     def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
         self._real_log.append(("set", ignore_mismatch))
         return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in LEVELS:
+            assert getattr(self._real, name) == value
+            self._real_log.append((name, value))
 
     def set_flag(self, flag: Any) -> None:
         self._real_log.append(("flag", flag.name))
@@ -141,8 +150,25 @@ def test_builds_with_the_names_of_both_majors(version: str, graph: Path, tmp_pat
     assert cache.read_bytes() == b"+"
     log.clear()
     _build(library, graph, ExportOptions(timing_cache=cache, workspace_bytes=1 << 28))
+    assert not [entry for entry in log if entry[0] in LEVELS]
     assert ("timing cache", b"+") in log
     assert cache.read_bytes() == b"++"
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_levels_reach_the_builder_and_the_key(version: str, graph: Path) -> None:
+    library, log = _library(version)
+    options = ExportOptions(optimization_level=5, aux_streams=0)
+    assert _build(library, graph, options).data
+    assert [entry for entry in log if entry[0] in LEVELS] == [
+        ("builder_optimization_level", 5),
+        ("max_aux_streams", 0),
+    ]
+    assert options.build_choices() != ExportOptions().build_choices()
+    # Keys of engines that were built before there were such options.
+    assert set(ExportOptions().build_choices()) == {
+        "sms", "hardware", "version_compatible", "strip_weights",
+    }  # fmt: skip
 
 
 def test_builder_that_cannot_start_names_the_other_target(graph: Path) -> None:
