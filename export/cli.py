@@ -85,6 +85,12 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
     type=FilePath,
     help="Profiles and buckets from --plan-buckets --json.",
 )
+@click.option(
+    "--batches",
+    help="TensorRT: batch sizes, e.g. 1,8,32: engines get an optimization profile up to each of "
+    "them, tuned for it, and a call takes the one that holds it [default: one profile up to 32]. "
+    "For traffic of single posts and of full batches; builds take as many times as long.",
+)
 @click.option("--plan-buckets", type=FilePath, help="Plan buckets for the posts of this file only.")
 @click.option("--triton", type=FilePath, help="Write a Triton model repository of --from here.")
 @click.option("--name", help="Name in the manifest; the folder's by default.")
@@ -161,14 +167,14 @@ def _export(ckpt: Path, out: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _options(arguments: dict[str, Any]) -> Any:
-    sms = _numbers(arguments["sms"], "--sms", int)
+    plan, sms = arguments["plan"], _numbers(arguments["sms"], "--sms", int)
+    batches = _numbers(arguments["batches"], "--batches", int) if arguments["batches"] else None
     from amlr.export.options import ExportOptions
     from amlr.export.planner import read_plan
+    from amlr.export.tensorrt.profiles import Profile
 
-    planned: dict[str, Any] = {}
-    if arguments["plan"] is not None:
-        profile, buckets = read_plan(arguments["plan"])
-        planned = {"profiles": (profile,), "buckets": buckets}
+    profile, buckets = (Profile(), ()) if plan is None else read_plan(plan)
+    profiles = (profile,) if batches is None else profile.split(batches)
     same = (
         *("name", "fold", "tolerance", "calib", "images"),
         *("hardware", "version_compatible", "strip_weights", "timing_cache"),
@@ -176,7 +182,8 @@ def _options(arguments: dict[str, Any]) -> Any:
     )
     return ExportOptions(
         **{name: arguments[name] for name in same},
-        **planned,
+        profiles=profiles,
+        buckets=buckets,
         keep_reference=not arguments["no_reference"],
         precisions=_precisions(arguments),
         targets=_list(arguments["target"]),

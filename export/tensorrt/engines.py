@@ -59,7 +59,11 @@ def build_engines(
         path = bundle.graph_path(chosen, graph)
         dims = input_dims(onnx.load(str(path), load_external_data=False))
         profiles = [_fitting(p, bundle.manifest) for p in options.profiles]
-        shapes = [shapes_for(graph, dims, p, bundle.manifest.scales) for p in profiles]
+        shapes: list[Shapes] = []
+        for profile in profiles:
+            each = shapes_for(graph, dims, profile, bundle.manifest.scales)
+            # Several profiles can be the same to one graph.
+            shapes += [each] if each not in shapes else []
         key = _key(bundle.graph_hash(chosen, graph), library, sms, shapes, options)
         target = folder / place / f"{graph}.engine"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ made of symbols (B, T, S, N), each with one extent, so inputs cannot disagree; s
 elsewhere are compared with `check_shapes`.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import onnx
@@ -51,6 +52,29 @@ class Profile:
     units: Extent = Extent(1, 64, 768)
     pool: Extent = Extent(1, 64, 256)
     pictures: Extent = Extent(1, 1, 16)
+
+    def split(self, batches: Sequence[int]) -> tuple["Profile", ...]:
+        """One profile for each range of batch sizes, with its optimum at the range's end.
+
+        Args:
+            batches: Where the ranges of windows end, ascending; those of pictures end there too,
+                the last of them where they end already.
+
+        Raises:
+            InputError: The batches do not ascend from 1 or more.
+
+        Example:
+            >>> [each.posts for each in Profile().split([1, 32])]
+            [Extent(min=1, opt=1, max=1), Extent(min=2, opt=32, max=32)]
+        """
+        if not batches or any(low >= high for low, high in pairwise([0, *batches])):
+            raise InputError(f"batches must ascend from 1 or more, got {list(batches)}")
+        profiles: list[Profile] = []
+        for low, high in pairwise([0, *batches]):
+            most = min(high, self.pictures.max)
+            pictures = profiles[-1].pictures if low >= most else Extent(low + 1, most, most)
+            profiles.append(replace(self, posts=Extent(low + 1, high, high), pictures=pictures))
+        return tuple(profiles)
 
     def symbols(self, graph: str) -> dict[str, Extent]:
         """Extents by the names of a graph's dynamic axes."""

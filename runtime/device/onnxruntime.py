@@ -234,7 +234,7 @@ def _limits(manifest: Manifest) -> Limits:
         units=scales * tokens - scales * (scales - 1) // 2,
         pool=POOL,
         pictures=PICTURES,
-        usual=(USUAL[0], min(USUAL[1], tokens)),
+        usual=((USUAL[0], min(USUAL[1], tokens)),),
     )
 
 

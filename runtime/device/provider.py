@@ -19,7 +19,7 @@ from amlr.runtime.device.decoding import DeviceDecoder, make_decoder
 from amlr.runtime.device.engines import DeviceEngines
 from amlr.runtime.device.pool import ImagePool
 from amlr.runtime.device.preflight import RESERVED_BYTES
-from amlr.runtime.device.runs import part_of, split_runs, usual_batch
+from amlr.runtime.device.runs import padding_batch, part_of, split_runs
 from amlr.runtime.device.session import Image, Session
 from amlr.runtime.device.shapes import Sizes
 from amlr.runtime.manifest import DecoderSettings
@@ -53,7 +53,7 @@ class DeviceProvider:
         compile_with: Compile,
         runs: int = RUNS_KEPT,
     ) -> None:
-        """Allocate the picture pool and a first session, and run the most usual shape.
+        """Allocate the picture pool and a first session, and run the usual shapes.
 
         Args:
             device: Open device; closed with the provider.
@@ -234,12 +234,13 @@ class DeviceProvider:
                 )
 
     def warm_up(self) -> None:
-        """Run the most usual shape and one picture, so that the first caller waits for nothing."""
+        """Run the usual shapes and one picture, so that the first caller waits for nothing."""
         side = self._sizes.image
         (image,) = self.encode_images(np.zeros((1, 3, side, side), np.float32))
-        batch = usual_batch(self.limits, self._sizes)
-        for _ in range(2):  # the second run captures
-            self.score(batch, [image] * len(batch))
+        for posts, tokens in self.limits.usual:
+            batch = padding_batch(posts, tokens, self._sizes)
+            for _ in range(2):  # the second run captures
+                self.score(batch, [image] * posts)
 
     @property
     def captured_graphs(self) -> int:

@@ -1,4 +1,4 @@
-"""How a batch is cut into runs that the graphs take, and the batch of the warm-up."""
+"""How a batch is cut into runs that the graphs take, and the batches of the warm-up."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,13 @@ import numpy as np
 
 from amlr.runtime.batching import Batch
 from amlr.runtime.device.pool import DeviceImage, HostImage
-from amlr.runtime.device.shapes import Limits, Sizes
+from amlr.runtime.device.shapes import Sizes
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import all_units
 
 
-def usual_batch(limits: Limits, sizes: Sizes) -> Batch:
-    """Windows of padding in the usual shape."""
-    posts, tokens = limits.usual
+def padding_batch(posts: int, tokens: int, sizes: Sizes) -> Batch:
+    """Windows of padding."""
     ids = np.full(tokens, sizes.pad_id, np.int64)
     nothing = np.zeros(0, np.int32)
     window = TextWindow(

@@ -32,7 +32,7 @@ class Limits:
         units: Units of one window.
         pool: Pictures on the device.
         pictures: Pictures encoded at once.
-        usual: Windows and steps that are run before the first caller comes.
+        usual: Windows and steps of the shapes that are run before the first caller comes.
         planned: Steps and units of planned buckets, ascending.
     """
 
@@ -42,7 +42,7 @@ class Limits:
     units: int
     pool: int
     pictures: int
-    usual: tuple[int, int]
+    usual: tuple[tuple[int, int], ...]
     planned: tuple[tuple[int, int], ...] = ()
 
     @classmethod
@@ -57,7 +57,7 @@ class Limits:
             units=max(p["unit_index_bs"][2][1] for p in fusion),
             pool=max(p["pool_npd"][2][0] for p in fusion),
             pictures=max(p["pixel_values"][2][0] for p in image),
-            usual=(text[0]["input_ids"][1][0], text[0]["input_ids"][1][1]),
+            usual=tuple((p["input_ids"][1][0], p["input_ids"][1][1]) for p in text),
             planned=record.buckets,
         )
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, ViTConfig
 
-from amlr.errors import ExportError
+from amlr.errors import ExportError, InputError
 from amlr.export.fused.variant import merge_products
 from amlr.export.graphs import build_graphs
 from amlr.export.options import ExportOptions
@@ -216,6 +218,27 @@ def test_profiles_of_all_inputs_must_agree() -> None:
         check_shapes("g", dims, good | {"pixels": ((1,), (1,), (4,))})
     with pytest.raises(ExportError, match=r"lacks inputs \['pixels'\]"):
         check_shapes("g", dims, {"ids": good["ids"], "mask": good["mask"]})
+
+
+@given(ends=st.sets(st.integers(1, 64), min_size=1, max_size=5), pictures=st.integers(1, 40))
+def test_split_profiles_hold_every_batch_once(ends: set[int], pictures: int) -> None:
+    batches = sorted(ends)
+    profiles = replace(PROFILE, pictures=Extent(1, 1, pictures)).split(batches)
+    held = [n for p in profiles for n in range(p.posts.min, p.posts.max + 1)]
+    assert held == list(range(1, batches[-1] + 1))
+    assert [p.posts.opt for p in profiles] == batches
+    images = list(dict.fromkeys(p.pictures for p in profiles))
+    held = [n for extent in images for n in range(extent.min, extent.max + 1)]
+    assert held == list(range(1, min(pictures, batches[-1]) + 1))
+    assert {(p.tokens, p.units, p.pool) for p in profiles} == {
+        (PROFILE.tokens, PROFILE.units, PROFILE.pool)
+    }
+
+
+@pytest.mark.parametrize("batches", [[], [0, 8], [8, 8], [8, 1]])
+def test_batches_must_ascend(batches: list[int]) -> None:
+    with pytest.raises(InputError, match="batches must ascend from 1 or more"):
+        PROFILE.split(batches)
 
 
 def test_profile_must_start_at_the_longest_unit() -> None:

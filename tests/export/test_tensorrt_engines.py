@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from amlr.errors import BackendUnavailableError, BundleError, ExportError, PlanMismatchError
 from amlr.export.additions import add_to_bundle
+from amlr.export.cli import export_command
 from amlr.export.options import ExportOptions
 from amlr.export.tensorrt.engines import build_engines
 from amlr.export.tensorrt.profiles import Extent, Profile
@@ -85,6 +87,25 @@ def test_nothing_is_built_twice(
     with pytest.raises(AssertionError, match="built again"):
         add_to_bundle(built[0], tmp_path / "other.plan", other)
     assert not (tmp_path / "other.plan").exists()
+
+
+def test_batches_become_profiles(
+    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    command = ["--from", str(tiny_plan), "--out", str(tmp_path / "b.plan"), "--batches", "1,32"]
+    command += ["--target", "tensorrt-rtx", "--sms", "89"]
+    monkeypatch.setattr("amlr.export.additions.add_kernels", lambda bundle: None)
+    result = CliRunner().invoke(export_command, command)
+    assert result.exit_code == 0, result.output
+    (values,) = Bundle.open(tmp_path / "b.plan").manifest.engines
+    graphs = EngineRecord.from_dict(values).graphs
+    ranges = {
+        graph: [tuple(size[0] for size in shapes[name]) for shapes in graphs[graph].shapes]
+        for graph, name in (("text", "input_ids"), ("fusion", "slot_b"), ("image", "pixel_values"))
+    }
+    windows = [(1, 1, 1), (2, 32, 32)]
+    assert ranges == {"text": windows, "fusion": windows, "image": [(1, 1, 1), (2, 16, 16)]}
 
 
 def test_inspection_names_profiles_and_precision(built: tuple[Path, list[str]]) -> None:

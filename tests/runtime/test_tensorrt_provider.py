@@ -144,6 +144,37 @@ def test_two_profiles_are_chosen_by_shape(
         assert _entities(engine.tag_batch(POSTS[:80])) == _entities(expected[0][:80])
 
 
+def test_each_call_takes_the_profile_of_its_batch(
+    tiny_plan: Path, tmp_path: Path, machine: Any, expected: tuple[Any, Any]
+) -> None:
+    _, tools, _ = machine
+    profiles = PROFILE.split([1, 4, 16])
+    bundle = double_bundle(tiny_plan, tmp_path / "batches.plan", profiles=profiles)
+    provider = _open(bundle, tools)
+    # The usual shape of each profile is ready before the first call.
+    assert provider.limits.usual == ((1, 16), (4, 16), (16, 16))
+    assert provider.captured_graphs == 3
+    with Engine(bundle, provider) as engine:
+        for stop in (1, 2, 4, 5, 60):
+            found = engine.tag_batch(POSTS[:stop])
+            assert _entities(found) == _entities(expected[0][:stop])
+        taken = {
+            (shape.bucket.posts, graph._context.profile)
+            for session in provider._sessions
+            for shape, run in session._ready.items()
+            for graph in run.graphs
+        }
+        pictures = {
+            (rows, graph._context.profile)
+            for session in provider._sessions
+            for rows, (graph, _) in session._pictures.items()
+        }
+    assert taken >= {(1, 0), (2, 1), (4, 1), (8, 2), (16, 2)}
+    assert all(p.posts.min <= rows <= p.posts.max for rows, at in taken for p in [profiles[at]])
+    # Four pictures at most, so the image engine's last two profiles are the same.
+    assert pictures <= {(1, 0), (2, 1), (4, 1)}
+
+
 def test_planned_buckets_are_the_captured_shapes(
     tiny_plan: Path, tmp_path: Path, machine: Any, expected: tuple[Any, Any]
 ) -> None:
