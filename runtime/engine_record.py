@@ -31,7 +31,7 @@ class GraphEngine:
         bytes: Size of the plan.
         build_s: Seconds its build took.
         shapes: Per optimization profile, min, opt and max shape of each input.
-        audit: Layers by type, float32 layers, output types.
+        audit: Layers by type, float32 layers, output types, fused attentions.
     """
 
     file: str
@@ -211,6 +211,9 @@ def describe_engine(values: Mapping[str, Any]) -> Iterator[str]:
             f"{graph.audit.get('layers', '?')} layers ({kinds}); "
             f"float32: {len(graph.audit.get('float32', ()))}"
         )
+        if graph.audit.get("fused_attentions") is not None:
+            fused, attentions = graph.audit["fused_attentions"], graph.audit["attentions"]
+            yield f"    {fused} of {attentions} attentions fused"
         for number, shapes in enumerate(graph.shapes):
             for tensor, (low, usual, high) in shapes.items():
                 row = " / ".join("x".join(map(str, shape)) for shape in (low, usual, high))

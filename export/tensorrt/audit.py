@@ -5,6 +5,7 @@ exports. The network's tensors carry their types, so the claim is checked before
 layer, against the islands the conversion declared.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import ExportError
+from amlr.runtime.tensorrt_library import TensorRT
 
 # Layers that only hold a float32 constant or change a type compute nothing in float32.
 _ONNX = re.compile(r"\[ONNX Layer: (.+?)\]")
 _PASSIVE = {"CONSTANT", "CAST", "SHAPE", "IDENTITY", "SHUFFLE"}
+# A kernel in the text of a TensorRT-RTX plan, and what all kernels of whole attentions are called.
+_KERNEL = re.compile(rb"function=\{ name=(\w+) ")
+_ATTENTION = "mha"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,8 @@ class Audit:
         float32: ONNX nodes whose layers compute in float32.
         outputs: Type of each network output.
         types: Layers by kind.
+        fused_attentions: How many attentions the plan runs as one kernel each; None where it
+            cannot be told, and before the plan is built.
     """
 
     graph: str
@@ -37,6 +44,12 @@ class Audit:
     float32: tuple[str, ...]
     outputs: dict[str, str]
     types: dict[str, int]
+    fused_attentions: int | None = None
+
+    @property
+    def attentions(self) -> int:
+        """How many attentions the network has."""
+        return self.types.get("SOFTMAX", 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for the manifest; kinds of layers by falling count."""
@@ -46,6 +59,8 @@ class Audit:
             "float32": list(self.float32),
             "outputs": self.outputs,
             "types": self.types,
+            "attentions": self.attentions,
+            "fused_attentions": self.fused_attentions,
         }
 
 
@@ -110,6 +125,37 @@ def require_precision(audit: Audit, precision: str, islands: Collection[str]) ->
             f"graph {audit.graph!r}: {len(stray)} layers meant to be float16 are float32, first "
             f"{stray[0]!r}; declare them as islands or export the variant again"
         )
+
+
+def fused_attentions(library: TensorRT, data: bytes, profiles: int) -> int | None:
+    """Count the attentions that a plan runs as one kernel each.
+
+    Enterprise TensorRT's engine inspector tells, on the device that the plan was built on. A plan
+    of TensorRT-RTX loads on no other machine than its user's, but holds its kernels' names as text.
+
+    Args:
+        library: What built the plan.
+        data: The plan, with detailed layers.
+        profiles: Its optimization profiles.
+
+    Returns:
+        The number in one profile, or None where nothing tells.
+    """
+    if library.is_rtx:
+        kernels = [name.decode() for name in _KERNEL.findall(data)]
+        return sum(_ATTENTION in name for name in kernels) // profiles if kernels else None
+    runtime = library.api.Runtime(library.logger())
+    # Version-compatible plans bring host code.
+    runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(library.api.LayerInformationFormat.JSON)
+    layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
+    # Layers of further profiles carry their number.
+    names = [each["Name"] for each in layers if "[profile " not in each["Name"]]
+    return sum(_ATTENTION in name for name in names) if names else None
 
 
 def _origin(layer: Any) -> str:

@@ -6,7 +6,7 @@ The network is strongly typed everywhere: the graph's own types decide, no preci
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 
 from amlr.errors import ExportError
 from amlr.export.options import ExportOptions
-from amlr.export.tensorrt.audit import Audit, audit_network, require_precision
+from amlr.export.tensorrt.audit import Audit, audit_network, fused_attentions, require_precision
 from amlr.export.tensorrt.messages import explain, parser_errors
 from amlr.export.tensorrt.profiles import Dims, Shapes, check_shapes
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         data: Serialized plan.
-        audit: Types of the network's layers.
+        audit: Types of the network's layers, and its fused attentions.
         shapes: The profiles' shapes by input.
         build_s: Seconds.
     """
@@ -86,9 +86,10 @@ def build_plan(
             f"graph {graph!r} could not be built by {library.name}: {explain(errors)}"
         )
     _save_timing_cache(cache, options)
+    data = bytes(data)
     return Plan(
-        data=bytes(data),
-        audit=audit,
+        data=data,
+        audit=replace(audit, fused_attentions=fused_attentions(library, data, len(shapes))),
         shapes=tuple(shapes),
         build_s=time.monotonic() - started,
     )

@@ -13,6 +13,7 @@ import onnx
 
 from amlr.errors import AmlrError, ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.tensorrt.audit import Audit
 from amlr.export.tensorrt.builder import build_plan
 from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
@@ -93,6 +94,7 @@ def build_engines(
             audit=plan.audit.to_dict(),
         )
         log.info(f"  {_built(graph, engines[graph])}")
+        _warn_of_slow_attention(plan.audit, chosen.precision)
     return EngineRecord(
         library=library.family,
         version=library.version,
@@ -183,6 +185,17 @@ def _built(graph: str, engine: GraphEngine) -> str:
     return (
         f"{graph}: built in {engine.build_s:.1f} s, {engine.bytes / 1e6:.1f} MB, "
         f"{half} float16 layers, {len(engine.audit['float32'])} float32"
+    )
+
+
+def _warn_of_slow_attention(audit: Audit, precision: str) -> None:
+    """Only float16 has such kernels; the heads of `fusion` can be wider than any kernel takes."""
+    fused, all_of_them = audit.fused_attentions, audit.attentions
+    if fused is None or fused >= all_of_them or precision != "fp16" or audit.graph == "fusion":
+        return
+    log.warning(
+        f"  {audit.graph}: {fused} of {all_of_them} attentions became one kernel each, all were "
+        "expected; the others will be slow: try another version of the library"
     )
 
 

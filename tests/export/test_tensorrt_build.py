@@ -82,6 +82,30 @@ def test_all_graphs_build_in_both_precisions(
         assert len(plan.data) > 1000
 
 
+@pytest.mark.parametrize(("heads", "fused"), [(2, 2), (4, 0)])
+def test_attentions_that_are_one_kernel_are_counted(
+    library: TensorRT, tmp_path: Path, heads: int, fused: int
+) -> None:
+    """TensorRT-RTX has kernels for heads of 16 values and more; the tiny model's have 8."""
+    config = tiny_config("bert", "vit", scales=3)
+    config.text_encoder["num_attention_heads"] = heads
+    (spec,) = (s for s in build_graphs(tiny_model(config), image_size=IMAGE_SIZE)
+               if s.name == "text")  # fmt: skip
+    graph = trace(spec)
+    dims = input_dims(graph)
+    path = tmp_path / "text.onnx"
+    for batches in ([8], [1, 8]):
+        shapes = [shapes_for("text", dims, each, 3) for each in PROFILE.split(batches)]
+        half = to_half("text", merge_products({"text": graph, "image": graph})["text"])
+        onnx.save(half.model, str(path))
+        islands = [island.node for island in half.islands]
+        plan = build_plan(
+            library, path, graph="text", dims=dims, shapes=shapes, precision="fp16", islands=islands
+        )
+        counts = plan.audit.to_dict()
+        assert (counts["fused_attentions"], counts["attentions"]) == (fused, 2)
+
+
 @pytest.mark.slow
 def test_paper_preset_builds_in_half_for_three_architectures(
     library: TensorRT, tmp_path: Path
@@ -114,6 +138,7 @@ def test_paper_preset_builds_in_half_for_three_architectures(
             islands=[island.node for island in half.islands],
             options=ExportOptions(sms=(80, 89, 120)),
         )
+        assert plan.audit.fused_attentions == {"text": 12, "image": 12, "fusion": 0}[name]
         # Two bytes a weight: 86, 86 and 23 million of them.
         assert len(plan.data) > {"text": 170e6, "image": 170e6, "fusion": 40e6}[name]
         path.with_name(WEIGHTS_FILE).unlink()

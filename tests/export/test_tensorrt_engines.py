@@ -64,6 +64,9 @@ def test_engines_are_named_listed_and_audited(built: tuple[Path, list[str]]) -> 
     assert f"building tensorrt-rtx-{version}, fp16, for SM 8.0, 8.9, 12.0" in lines
     assert sum(line.strip().startswith("3 engines, ") for line in lines) == 2
     assert any("other: integer and shape layers" in line for line in lines)
+    # The text's heads of 8 values are too narrow for any kernel. Float32 has none, and no warning.
+    (warning,) = [line for line in lines if "attentions became one kernel" in line]
+    assert warning.strip().startswith("text: 0 of 2 attentions became one kernel each, all were")
 
 
 def test_bundle_with_engines_still_runs_on_onnxruntime(built: tuple[Path, list[str]]) -> None:
@@ -114,6 +117,7 @@ def test_inspection_names_profiles_and_precision(built: tuple[Path, list[str]]) 
     assert "fp16" in text
     assert "profile 0 input_ids: 1x6 / 4x32 / 16x64" in text
     assert "float32: " in text
+    assert text.count("0 of 2 attentions fused") == 2
 
 
 def test_extending_needs_no_torch(built: tuple[Path, list[str]]) -> None:

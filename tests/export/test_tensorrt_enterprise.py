@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import BackendUnavailableError, ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.tensorrt.audit import fused_attentions
 from amlr.export.tensorrt.builder import Plan, build_plan
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
 
@@ -184,6 +185,48 @@ def test_builder_that_cannot_start_names_the_other_target(graph: Path) -> None:
     broken = load_tensorrt("tensorrt", Broken())
     with pytest.raises(ExportError, match="--target tensorrt-rtx, which builds anywhere"):
         _build(broken, graph, ExportOptions())
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_the_inspector_tells_which_attentions_are_one_kernel(version: str) -> None:
+    """The layers of a real engine's first and second profile, and of one that is not detailed."""
+    library, _ = _library(version)
+    one = {"Name": "_gemm_mha_v2_myl0_7", "LayerType": "kgen", "TacticName": "_gemm_mha_v2_0x1e"}
+    other = {"Name": "__myl_ResMul_myl0_8", "LayerType": "kgen", "Metadata": "[ONNX Layer: mha/q]"}
+    again = {"Name": "_gemm_mha_v2_myl0_7 [profile 1]", "LayerType": "kgen"}
+
+    class Inspector:
+        def __init__(self, layers: bytes) -> None:
+            self.layers = layers
+
+        def get_engine_information(self, kind: Any) -> str:
+            assert kind.name == "JSON"
+            return json.dumps({"Layers": json.loads(self.layers), "Bindings": []})
+
+    class Engine:
+        def __init__(self, layers: bytes) -> None:
+            self.layers = layers
+
+        def create_engine_inspector(self) -> Strict:
+            return Strict("EngineInspector", Inspector(self.layers), version)
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, data: bytes) -> Any:
+            assert self.engine_host_code_allowed
+            return Strict("ICudaEngine", Engine(data), version) if data else None
+
+    library.api.__dict__["Runtime"] = lambda logger: Strict("Runtime", Runtime(), version)
+    cases: list[tuple[list[Any], int | None]] = [
+        ([one, other, one, again, again], 2),
+        ([other], 0),
+        (["_gemm_mha_v2_myl0_7"], None),
+        ([], None),
+    ]
+    for layers, fused in cases:
+        assert fused_attentions(library, json.dumps(layers).encode(), 2) == fused
+    assert fused_attentions(library, b"", 1) is None
 
 
 def test_old_library_is_refused() -> None:
