@@ -56,7 +56,12 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 @click.option("--calib", type=FilePath, help="Posts for calibration: JSON lines or CoNLL.")
 @click.option("--images", type=FilePath, help="Folder of the pictures of --calib.")
 @click.option("--calib-posts", type=int, default=1000, show_default=True, help="Most posts read.")
-@click.option("--sms", default="80,86,89,120", show_default=True, help="GPU architectures.")
+@click.option(
+    "--sms",
+    default="80,86,89,120",
+    show_default=True,
+    help="TensorRT-RTX: GPU architectures; one it has no name for is tried on a GPU that is one.",
+)
 @click.option(
     "--hardware",
     type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),

@@ -6,17 +6,19 @@ The network is strongly typed everywhere: the graph's own types decide, no preci
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from amlr.errors import ExportError
+from amlr.errors import AmlrError, ExportError
 from amlr.export.options import ExportOptions
 from amlr.export.tensorrt.audit import Audit, audit_network, fused_attentions, require_precision
 from amlr.export.tensorrt.messages import explain, parser_errors
 from amlr.export.tensorrt.profiles import Dims, Shapes, check_shapes
+from amlr.kernels.device import open_device
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
 
 
@@ -145,12 +147,36 @@ def _set_enterprise(api: Any, config: Any, options: ExportOptions) -> None:
 def _capability(api: Any, sm: int) -> Any:
     found = getattr(api.ComputeCapability, f"SM{sm}", None)
     if found is None:
+        # An architecture without a name may still be built for where it is at hand.
+        with suppress(ExportError):
+            if device_sm() == sm:
+                return api.ComputeCapability.CURRENT
         known = sorted(n for n in dir(api.ComputeCapability) if n.startswith("SM"))
         raise ExportError(
-            f"this TensorRT-RTX cannot build for SM {sm / 10:.1f}; it knows {', '.join(known)}; "
-            "data-centre devices such as SM 9.0 need --target tensorrt on the device"
+            f"this TensorRT-RTX cannot build for SM {sm / 10:.1f}; it knows {', '.join(known)} and "
+            "the device at hand; data-centre devices such as SM 9.0 need --target tensorrt on the "
+            "device"
         )
     return found
+
+
+def device_sm() -> int:
+    """Architecture of device 0.
+
+    Raises:
+        ExportError: There is none.
+    """
+    try:
+        device = open_device()
+    except AmlrError as error:
+        raise ExportError(
+            f"--target tensorrt builds on the device it is for: {error}; "
+            "use --target tensorrt-rtx, which builds on any machine"
+        ) from error
+    try:
+        return device.sm
+    finally:
+        device.close()
 
 
 def _add_profile(builder: Any, config: Any, graph: str, shapes: Shapes) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import onnx
 
-from amlr.errors import AmlrError, ExportError
+from amlr.errors import ExportError
 from amlr.export.options import ExportOptions
 from amlr.export.tensorrt.audit import Audit
-from amlr.export.tensorrt.builder import build_plan
+from amlr.export.tensorrt.builder import build_plan, device_sm
 from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import GRAPHS, EngineRecord, GraphEngine, host_platform
@@ -52,7 +52,7 @@ def build_engines(
             f"the bundle has no variant {variant!r}, only {sorted(bundle.manifest.variants)}; "
             f"export it with --precision fp32,{variant}"
         )
-    sms = options.sms if library.is_rtx else (_device_sm(),)
+    sms = options.sms if library.is_rtx else (device_sm(),)
     place = f"engines/{library.name}-{_sms_name(sms)}/{chosen.precision}"
     old = _reusable(reuse)
     engines: dict[str, GraphEngine] = {}
@@ -208,20 +208,3 @@ def target_sms(library: TensorRT, options: ExportOptions) -> str:
 
 def _sms_name(sms: Sequence[int]) -> str:
     return "-".join(f"sm{sm}" for sm in sms)
-
-
-def _device_sm() -> int:
-    """Architecture of device 0; enterprise TensorRT builds for the device at hand."""
-    from amlr.kernels.device import open_device
-
-    try:
-        device = open_device()
-    except AmlrError as error:
-        raise ExportError(
-            f"--target tensorrt builds on the device it is for: {error}; "
-            "use --target tensorrt-rtx, which builds on any machine"
-        ) from error
-    try:
-        return device.sm
-    finally:
-        device.close()

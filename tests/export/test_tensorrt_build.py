@@ -18,7 +18,7 @@ from amlr.export.graphs import build_graphs
 from amlr.export.options import ExportOptions
 from amlr.export.precision.half import to_half
 from amlr.export.precision.variant import write_half
-from amlr.export.tensorrt.builder import Plan, build_plan
+from amlr.export.tensorrt.builder import Plan, _capability, build_plan
 from amlr.export.tensorrt.messages import explain
 from amlr.export.tensorrt.profiles import (
     Extent,
@@ -31,6 +31,7 @@ from amlr.export.to_onnx import WEIGHTS_FILE, trace
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
+from doubles.device import DoubleDevice
 from tiny_model import IMAGE_SIZE, tiny_config, tiny_model
 
 PROFILE = Profile(
@@ -219,6 +220,17 @@ def test_unknown_architecture_lists_the_known_ones(library: TensorRT, tmp_path: 
     path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
     with pytest.raises(ExportError, match=r"cannot build for SM 9\.0; it knows .*SM89"):
         _try(library, path, options=ExportOptions(sms=(90,)))
+
+
+def test_an_architecture_without_a_name_is_built_for_where_it_is_at_hand(
+    library: TensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_hand = library.api.ComputeCapability.CURRENT
+    monkeypatch.setattr("amlr.export.tensorrt.builder.open_device", lambda: DoubleDevice(sm=90))
+    assert _capability(library.api, 90) is at_hand
+    assert _capability(library.api, 89) is library.api.ComputeCapability.SM89
+    with pytest.raises(ExportError, match=r"cannot build for SM 10\.0"):
+        _capability(library.api, 100)
 
 
 def test_profiles_of_all_inputs_must_agree() -> None:
