@@ -222,8 +222,9 @@ class SegmentalKernels:
         winner: Winner,
         *,
         worst: int,
-        unit_radius: float,
-        tag_radius: float,
+        unit_radius: float = 0.0,
+        tag_radius: float = 0.0,
+        radii: int = 0,
     ) -> None:
         """Enqueue `joint_box_scores`: the worst case within radii of unit logits and emissions.
 
@@ -235,6 +236,8 @@ class SegmentalKernels:
             worst: Out: (U, C) float64.
             unit_radius: Largest error of a unit logit.
             tag_radius: Largest error of an emission.
+            radii: (B, 2) float64, or 0: for each post the largest error of a g that has logits, and
+                one of an emission, on top of the others.
         """
         self._launch_scores(
             self._joint_box,
@@ -247,7 +250,7 @@ class SegmentalKernels:
             np.float64(np.float32(inputs.weight)),
             np.float64(unit_radius),
             np.float64(tag_radius),
-            *pointers(worst),
+            *pointers(radii, worst),
         )
 
     def certify(

@@ -196,6 +196,35 @@ def test_joint_box_certificate(library: KernelLibrary) -> None:
     assert not all(verdicts)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_joint_box_certificate_with_radii_of_each_post(
+    library: KernelLibrary, half: bool, weight: float
+) -> None:
+    """What an engine measures: errors of g and of emissions, by kind of post."""
+    verdicts = []
+    for seed in range(5):
+        case = joint_case(seed, half=half, weight=weight)
+        units, posts = case.expected, len(case.lengths_b)
+        radii_b2 = np.random.default_rng(seed).choice([0.0, 0.01, 0.1], (posts, 2))
+        found = run_joint(library, case, radii_b2=radii_b2)
+        unit_posts = np.repeat(np.arange(posts), np.diff(units.post_offsets))
+        radius_u1 = np.where(case.logit_rows_u >= 0, radii_b2[unit_posts, 0], 0.0)[:, None]
+        for post in range(posts):
+            # One radius for all emissions is what the reference takes.
+            certified = box_redecode(
+                units,
+                case.lengths_b,
+                radius=radius_u1,
+                token_radius=radii_b2[post, 1],
+                weight=case.weight,
+            )
+            assert found.certified_b[post] == certified[post]
+        verdicts += found.certified_b.tolist()
+    assert any(verdicts)
+    assert not all(verdicts)
+
+
 def joint_worst_case(
     case: JointCase,
     entities: list[npt.NDArray[np.int32]],

@@ -231,6 +231,13 @@ MUTANTS = (
         "choice >= 0 ? unit_radius : -",
         "choice < 0 ? unit_radius : -",
     ),
+    Mutant(
+        "the joint box moves g for the winner",
+        SCORES,
+        "choice == cell.label ? -score_radius : score_radius",
+        "score_radius",
+    ),
+    Mutant("all posts have the first one's radii", SCORES, "2 * (blockIdx.x / parts)", "0"),
     Mutant("gains read too early", SCORES, "__syncthreads();  // the gains", "//"),
     Mutant("blocks of a post share their cells", SCORES, "(blockIdx.x % parts) *", "0 *"),
     # Confidence of units: the table and the ring

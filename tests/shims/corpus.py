@@ -84,7 +84,10 @@ def _record_all(device: ShimDevice, decoders: FullDecoders) -> None:
     broken = np.array([[1], [np.nan], [1], [1], [2]], np.float32)
     decode_units(library, [0, 2, 4, 5], [(0, 0), (1, 1), (0, 2), (1, 1), (0, 3)], broken, [2, 3, 2])
     for seed in range(3):
-        run_joint(library, joint_case(seed), unit_radius=0.05, tag_radius=0.03)
+        case = joint_case(seed)
+        run_joint(library, case, unit_radius=0.05, tag_radius=0.03)
+        radii_b2 = np.random.default_rng(seed).choice([0.01, 0.1], (len(case.lengths_b), 2))
+        run_joint(library, case, radii_b2=radii_b2)
 
 
 def _linear(decoders: FullDecoders, case: ChainCase, tags: int) -> None:

@@ -118,7 +118,12 @@ class JointResult:
 
 
 def run_joint(
-    library: KernelLibrary, case: JointCase, *, unit_radius: float = 0.0, tag_radius: float = 0.0
+    library: KernelLibrary,
+    case: JointCase,
+    *,
+    unit_radius: float = 0.0,
+    tag_radius: float = 0.0,
+    radii_b2: npt.NDArray[np.float64] | None = None,
 ) -> JointResult:
     """Scores, decoding and certificate in one go: one wait, at the end."""
     units = case.expected
@@ -127,7 +132,10 @@ def run_joint(
     with library.device.current():
         work = DeviceWork(library.device)
         try:
-            return _run(kernels, work, units, case, unit_radius, tag_radius)
+            radii: dict[str, Any] = {"unit_radius": unit_radius, "tag_radius": tag_radius}
+            if radii_b2 is not None:
+                radii["radii"] = work.put(radii_b2)
+            return _run(kernels, work, units, case, radii)
         finally:
             work.close()
 
@@ -137,8 +145,7 @@ def _run(
     work: DeviceWork,
     units: Units,
     case: JointCase,
-    unit_radius: float,
-    tag_radius: float,
+    radii: dict[str, Any],
 ) -> JointResult:
     posts, count = len(case.lengths_b), len(units.start_u)
     plain = work.table(units, case.lengths_b)
@@ -187,8 +194,7 @@ def _run(
         inputs,
         winner,
         worst=at["worst"],
-        unit_radius=unit_radius,
-        tag_radius=tag_radius,
+        **radii,
     )
     kernels.certify(stream, table, winner, worst=at["worst"], certified=at["certified"])
     work.fetch(*((host[name], at[name]) for name in host))
