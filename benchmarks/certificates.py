@@ -158,7 +158,7 @@ def _count(
     (entities,) = decoder.entities([low.scores])
     counts["changed_uncertified"] += entity_keys(entities) != entity_keys(wanted.entities)
     radii = strategy.radii.get(PICTURE if low.image_used else TEXT)
-    if radii is not None and radii.covers(low.scores):
+    if radii is not None and radii.covers(low.scores.encoded):
         units, tokens = largest_errors(low.scores, exact.scores)
         counts["covered"] += 1
         counts["beyond"] += units > radii.units or tokens > radii.tokens

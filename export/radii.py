@@ -177,7 +177,9 @@ def judge_radii(radii: Radii, pair: Pair, decoder: Decoder) -> dict[str, Any]:
         if (scores := after.scores) is not None
     ]
     scored = [scores for _, scores in pairs]
-    certified = decoder.certify(scored, [radii if radii.covers(s) else None for s in scored])
+    certified = decoder.certify(
+        scored, [radii if radii.covers(s.encoded) else None for s in scored]
+    )
     entities = map(entity_keys, decoder.entities(scored))
     wrong = sum(
         bool(is_certified) and before.entities != found

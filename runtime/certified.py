@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii
 from amlr.runtime.results import Entity, Post
 from amlr.runtime.sentinel import Sentinel
 from amlr.runtime.strategies import Answer
+from amlr.runtime.text import EncodedText
 from amlr.runtime.windows import PostScores
 
 LOG = logging.getLogger("amlr.runtime")
@@ -163,7 +165,7 @@ class Certified:
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
         chunks = [posts[start:stop] for start, stop in post_chunks(posts)]
-        scored = ((chunk, self._low_scores(chunk)) for chunk in chunks)
+        scored = ((chunk, self._low_scores(chunk, decoder)) for chunk in chunks)
         overlaps = self.first.overlaps and len(chunks) > 1
         # While a chunk is certified and climbs, low precision reads the next.
         with closing(ahead(scored) if overlaps else scored) as ready:
@@ -173,9 +175,16 @@ class Certified:
     def _radii_for(self, posts: Sequence[Post]) -> Mapping[str, Radii]:
         return self.radii if len(posts) >= self.least_posts else {}
 
-    def _low_scores(self, posts: Sequence[Post]) -> dict[int, ScoredPost]:
-        """What low precision says of the posts, by place, that it may answer."""
-        return self._scores_of(LOW, posts, _rows_for_low(posts, self._radii_for(posts)))
+    def _low_scores(self, posts: Sequence[Post], decoder: Decoder) -> dict[int, ScoredPost]:
+        """What low precision says of the posts, by place, that it may answer.
+
+        These are scores, or entities and certificates where the tier's provider finds both itself.
+        """
+        radii = self._radii_for(posts)
+        rows = _rows_for_low(posts, radii)
+        chosen = [posts[row] for row in rows]
+        chunks = self._low.score_chunks(chosen, decode=decoder.settings, radii=radii)
+        return dict(zip(rows, chain.from_iterable(chunks), strict=True))
 
     def _chunk(
         self, posts: Sequence[Post], low: Mapping[int, ScoredPost], decoder: Decoder
@@ -192,7 +201,11 @@ class Certified:
         for row, post in self._scores_of(EXACT, posts, rows).items():
             if row in checked:
                 stage, answer = answers[row]
-                self._check(answer.scored, post, radii[_kind(stage, answer.scored)], decoder)
+                low_post = answer.scored
+                if low_post.decoded is not None:
+                    # Its scores did not leave the device.
+                    (low_post,) = self._score(LOW, [posts[row]])
+                self._check(low_post, post, radii[_kind(stage, low_post)], decoder)
             answers[row] = EXACT, self._answer(post, EXACT)
         with self._lock:
             for stage, _ in answers.values():
@@ -232,7 +245,11 @@ class Certified:
         answers: dict[int, tuple[str, Answer]] = {}
         doubtful: list[tuple[int, ScoredPost, PostScores]] = []
         for row, post in scored.items():
-            if post.scores is not None and (stage == LOW or post.image_used):
+            if post.decoded is not None:
+                if post.decoded.found.certified and _kind(stage, post) in radii:
+                    (of_post,) = decoder.entities([post.decoded])
+                    answers[row] = stage, self._answer(post, stage, of_post)
+            elif post.scores is not None and (stage == LOW or post.image_used):
                 doubtful.append((row, post, post.scores))
             else:
                 # Without scores there is no answer that could differ. Without a picture, or with
@@ -243,7 +260,7 @@ class Certified:
         entities = decoder.certified_entities(
             [scores for _, _, scores in doubtful],
             [
-                r if r and r.covers(scores) else None
+                r if r and r.covers(scores.encoded) else None
                 for r, (_, _, scores) in zip(allowed, doubtful, strict=True)
             ],
         )
@@ -310,7 +327,7 @@ def _kind(stage: str, post: ScoredPost) -> str:
 class _Anything(Radii):
     """Radii that hold for every post."""
 
-    def covers(self, post: PostScores) -> bool:
+    def covers(self, encoded: EncodedText) -> bool:
         """Every one."""
         return True
 

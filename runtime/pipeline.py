@@ -1,6 +1,6 @@
 """Posts to raw scores: texts, pictures, batches, one provider."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from amlr.runtime.image_cache import ImageCache
 from amlr.runtime.known_files import read_keyed
 from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import DecodesItself, ImageFeatures, Provider
+from amlr.runtime.radii import Radii
 from amlr.runtime.results import Post, Problem, problem
 from amlr.runtime.scoring import Decode, own_decoder, score_texts
 from amlr.runtime.text import EncodedText
@@ -118,6 +119,7 @@ class Pipeline:
         *,
         every: bool = False,
         decode: DecoderSettings | None = None,
+        radii: Mapping[str, Radii] | None = None,
     ) -> Iterator[list[ScoredPost]]:
         """As `score`, a chunk at a time, so that the caller need not hold all raw scores.
 
@@ -126,10 +128,11 @@ class Pipeline:
             every: All units instead of the word-aligned ones.
             decode: Where the provider can decode by these itself, posts of one window come with
                 entities instead of scores.
+            radii: By kind of post: entities must then come with their certificates.
         """
         decoder = None
         if decode is not None and self._decodes_itself:
-            decoder = own_decoder(self.provider, decode)
+            decoder = own_decoder(self.provider, decode, radii)
         chunks = [posts[start:stop] for start, stop in post_chunks(posts)]
         overlaps = self.overlaps and len(chunks) > 1
         scored = self._scored(chunks, every, decoder, overlaps)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from amlr.errors import BundleError
-from amlr.runtime.windows import PostScores
+from amlr.runtime.text import EncodedText
 
 # Posts without a picture; posts with one; those with float32 on the picture of the low tier.
 TEXT, PICTURE, PICTURE_ONLY = KINDS = ("text", "picture", "picture-only")
@@ -65,12 +65,11 @@ class Radii:
             "blocks": sorted(self.blocks),
         }
 
-    def covers(self, post: PostScores) -> bool:
-        """Whether a post is like those of the calibration."""
-        encoded = post.encoded
+    def covers(self, encoded: EncodedText) -> bool:
+        """Whether a post's text is like those of the calibration."""
         return (
             len(encoded.windows) == 1
-            and len(post.sequence.input_ids_t) <= self.steps
+            and len(encoded.windows[0].input_ids_t) <= self.steps
             and (encoded.text.isascii() or letter_blocks(encoded.text) <= self.blocks)
         )
 

@@ -1,6 +1,6 @@
 """Encoded texts to raw scores, or to entities where the provider decodes itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
@@ -13,19 +13,42 @@ from amlr.runtime.batching import Batch, Scores, split_batches
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded, DecodesItself, ImageFeatures, Provider
+from amlr.runtime.radii import PICTURE, TEXT, Radii
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import UnitTable
 from amlr.runtime.windows import DecodedPost, PostScores, merge_windows, units_of_windows
 
-Decode = Callable[[Batch, Sequence[ImageFeatures | None]], list[Decoded]]
+Decode = Callable[[Batch, Sequence[ImageFeatures | None], Sequence[EncodedText]], list[Decoded]]
 Outcome: TypeAlias = PostScores | DecodedPost | AmlrError | None
 
 
-def own_decoder(provider: Provider, settings: DecoderSettings) -> Decode | None:
-    """The provider's own decoding by these settings, if it has any."""
-    if not isinstance(provider, DecodesItself) or not provider.can_decode(settings):
+def own_decoder(
+    provider: Provider, settings: DecoderSettings, radii: Mapping[str, Radii] | None = None
+) -> Decode | None:
+    """The provider's own decoding by these settings, if it has any.
+
+    Args:
+        provider: Perhaps one that decodes.
+        settings: The decoder's.
+        radii: By kind of post; the provider must then certify what it decodes.
+    """
+    certifies = radii is not None
+    if not isinstance(provider, DecodesItself) or not provider.can_decode(
+        settings, certifies=certifies
+    ):
         return None
-    return lambda batch, images: provider.decode(batch, images, settings)
+
+    def decode(
+        batch: Batch, images: Sequence[ImageFeatures | None], texts: Sequence[EncodedText]
+    ) -> list[Decoded]:
+        if radii is None:
+            return provider.decode(batch, images, settings)
+        of_kinds = [radii.get(TEXT if image is None else PICTURE) for image in images]
+        pairs = zip(of_kinds, texts, strict=True)
+        covering = [each if each and each.covers(text) else None for each, text in pairs]
+        return provider.decode(batch, images, settings, covering)
+
+    return decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,7 +108,8 @@ def score_texts(
     for rows, batch in _batches(bundle, provider, whole):
         assert decode is not None
         members = [whole[i] for i in rows]
-        decoded = decode(batch, [features[member.post] for member in members])
+        images, encoded = zip(*((features[m.post], m.text) for m in members), strict=True)
+        decoded = decode(batch, images, encoded)
         for member, of_post in zip(members, decoded, strict=True):
             outcomes[member.post] = _decoded(member.text, of_post)
     scores: dict[int, Scores] = {}

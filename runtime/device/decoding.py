@@ -27,11 +27,14 @@ from amlr.runtime.device.memory import Part
 from amlr.runtime.device.shapes import Bucket
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
+from amlr.runtime.radii import Radii
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Addresses = Mapping[str, int]
 # Fewest units and runs that a run has room for; rooms double from here.
 LEAST_ROOM = 256
+# Radii of a post that is not to be certified.
+UNCOVERED = (-1.0, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,18 @@ class DeviceDecoder(Protocol):
     def room(self, batch: Batch, settings: DecoderSettings) -> int:
         """Units and runs that the batch needs room for, rounded up so that few sizes occur."""
 
-    def parts(self, bucket: Bucket, room: int) -> Parts:
-        """Memory of a run in a bucket."""
+    def parts(self, bucket: Bucket, room: int, *, certifies: bool) -> Parts:
+        """Memory of a run in a bucket, with the certificates' or without."""
 
-    def fill(self, host: Arrays, batch: Batch, bucket: Bucket, settings: DecoderSettings) -> None:
-        """Write a batch's layout into the pinned inputs."""
+    def fill(
+        self,
+        host: Arrays,
+        batch: Batch,
+        bucket: Bucket,
+        settings: DecoderSettings,
+        radii: Sequence[Radii | None] | None,
+    ) -> None:
+        """Write a batch's layout, and its radii where the run certifies, into pinned inputs."""
 
     def enqueue(
         self, stream: Stream, at: Addresses, bucket: Bucket, settings: DecoderSettings
@@ -115,7 +125,7 @@ class UnitDecoder:
             units += sum(len(w.first_n) for w in batch.windows) * settings.max_entity_words
         return max(LEAST_ROOM, 1 << (units - 1).bit_length())
 
-    def parts(self, bucket: Bucket, room: int) -> Parts:
+    def parts(self, bucket: Bucket, room: int, *, certifies: bool) -> Parts:
         """Memory of a run."""
         posts, words = bucket.posts, bucket.posts * bucket.tokens
         inputs = {
@@ -138,9 +148,21 @@ class UnitDecoder:
             "choice": Part((room,), np.int32),
             "g": Part((room, self._classes), np.float32),
         }
+        if certifies:
+            inputs["radii"] = Part((posts, 2), np.float64)
+            outputs["certified"] = Part((posts,), np.int32)
+            resident["owner"] = Part((words,), np.int32)
+            resident["worst"] = Part((room, self._classes), np.float64)
         return Parts(inputs, outputs, resident)
 
-    def fill(self, host: Arrays, batch: Batch, bucket: Bucket, settings: DecoderSettings) -> None:
+    def fill(
+        self,
+        host: Arrays,
+        batch: Batch,
+        bucket: Bucket,
+        settings: DecoderSettings,
+        radii: Sequence[Radii | None] | None,
+    ) -> None:
         """Write units and runs in the decoder's order; posts of padding have none."""
         posts = len(batch)
         words_b = np.array([len(window.first_n) for window in batch.windows], np.int64)
@@ -160,6 +182,8 @@ class UnitDecoder:
         rows[runs.has_unit_u] = batch.window_m * bucket.units + place_m
         host["emission_rows"][: bounds[-1]] = first_steps(batch, bucket)
         host["columns"][:] = self._columns
+        if radii is not None:
+            host["radii"][:posts] = [(r.units, r.tokens) if r else UNCOVERED for r in radii]
 
     def enqueue(
         self, stream: Stream, at: Addresses, bucket: Bucket, settings: DecoderSettings
@@ -186,7 +210,11 @@ class UnitDecoder:
             weight=_weight(settings),
         )
         winner = Winner(
-            counts=at["counts"], chosen=at["chosen"], choice=at["choice"], scores=at["best"]
+            counts=at["counts"],
+            chosen=at["chosen"],
+            choice=at["choice"],
+            scores=at["best"],
+            owner=at.get("owner", 0),
         )
         self._kernels.joint_scores(stream, table, joint, scores=at["g"])
         self._kernels.decode(stream, table, winner, scores=at["g"])
@@ -198,6 +226,12 @@ class UnitDecoder:
             confidence=at["sure"],
             temperature=settings.temperature,
         )
+        if "worst" in at:
+            worst = at["worst"]
+            self._kernels.joint_box_scores(
+                stream, table, joint, winner, worst=worst, radii=at["radii"]
+            )
+            self._kernels.certify(stream, table, winner, worst=worst, certified=at["certified"])
 
     def read(self, host: Arrays, inputs: Arrays, batch: Batch) -> list[Decoded]:
         """Chosen units as words and class."""
@@ -210,16 +244,24 @@ class UnitDecoder:
         unit, label = host["chosen"][rows].T
         spans = np.stack([inputs["start"][unit], inputs["end"][unit], label], axis=1)
         scores, bests, begin = host["sure"][rows], host["best"][:posts].tolist(), 0
+        certified: list[bool | None] = [None] * posts
+        if "certified" in host:
+            covered = inputs["radii"][:posts, 0] >= 0
+            certified = (covered & (host["certified"][:posts] == 1)).tolist()
         results = []
-        for end, best in zip(ends.tolist(), bests, strict=True):
+        for end, best, is_certain in zip(ends.tolist(), bests, certified, strict=True):
             own = slice(begin, end)
-            results.append(Decoded(entities_e3=spans[own], scores_e=scores[own], best=best))
+            results.append(
+                Decoded(
+                    entities_e3=spans[own], scores_e=scores[own], best=best, certified=is_certain
+                )
+            )
             begin = end
         return results
 
 
 class ChainDecoder:
-    """The linear chain over the words' first steps."""
+    """The linear chain over the words' first steps; its certificates are the host's."""
 
     def __init__(
         self,
@@ -243,7 +285,7 @@ class ChainDecoder:
         """Steps bound everything, and the bucket knows them."""
         return LEAST_ROOM
 
-    def parts(self, bucket: Bucket, room: int) -> Parts:
+    def parts(self, bucket: Bucket, room: int, *, certifies: bool) -> Parts:
         """Memory of a run."""
         posts, grid = bucket.posts, (bucket.posts, bucket.tokens)
         weights = {name: Part(array.shape, array.dtype) for name, array in self._weights.items()}
@@ -258,7 +300,14 @@ class ChainDecoder:
             | {"log_total": Part((posts,), np.float32)},
         )
 
-    def fill(self, host: Arrays, batch: Batch, bucket: Bucket, settings: DecoderSettings) -> None:
+    def fill(
+        self,
+        host: Arrays,
+        batch: Batch,
+        bucket: Bucket,
+        settings: DecoderSettings,
+        radii: Sequence[Radii | None] | None,
+    ) -> None:
         """Write where each word's first step is."""
         host["lengths"].fill(0)
         for post, window in enumerate(batch.windows):

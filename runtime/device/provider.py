@@ -24,6 +24,7 @@ from amlr.runtime.device.session import Image, Session
 from amlr.runtime.device.shapes import Sizes
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
+from amlr.runtime.radii import Radii
 
 LOG = logging.getLogger("amlr.runtime")
 Floats = npt.NDArray[np.float32]
@@ -167,8 +168,10 @@ class DeviceProvider:
             emissions_ny=np.concatenate([part.emissions_ny for part in parts]),
         )
 
-    def can_decode(self, settings: DecoderSettings) -> bool:
+    def can_decode(self, settings: DecoderSettings, *, certifies: bool = False) -> bool:
         """Whether the decoder runs on the device: kernels are there, or can be compiled."""
+        if certifies and settings.kind == "linear-chain":
+            return False
         if settings.kind not in self._has_decoder:
             try:
                 with self._device.current():
@@ -181,7 +184,11 @@ class DeviceProvider:
         return self._has_decoder[settings.kind]
 
     def decode(
-        self, batch: Batch, images: Sequence[Image | None], settings: DecoderSettings
+        self,
+        batch: Batch,
+        images: Sequence[Image | None],
+        settings: DecoderSettings,
+        radii: Sequence[Radii | None] | None = None,
     ) -> list[Decoded]:
         """Entities of a batch whose windows are whole posts; no logit is copied back.
 
@@ -189,6 +196,7 @@ class DeviceProvider:
             batch: As for `score`, with word-aligned units.
             images: As for `score`.
             settings: The decoder's.
+            radii: For each window those of its scores, or None: not certified.
 
         Raises:
             BackendUnavailableError: The decoder's kernels fit no image and cannot be compiled.
@@ -198,7 +206,8 @@ class DeviceProvider:
         with self._session() as session:
             for run in split_runs(images, self.limits.posts, session.passing):
                 part = part_of(batch, run)
-                decoded += session.decode(part, images[run], settings, self._make_decoder)
+                of_run = None if radii is None else radii[run]
+                decoded += session.decode(part, images[run], settings, self._make_decoder, of_run)
         return decoded
 
     def _make_decoder(self, settings: DecoderSettings) -> DeviceDecoder:

@@ -24,6 +24,7 @@ from amlr.runtime.device.shapes import Bucket, Sizes, round_posts
 from amlr.runtime.engine_record import Shape
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
+from amlr.runtime.radii import Radii
 
 Floats = npt.NDArray[np.float32]
 Image = DeviceImage | HostImage
@@ -38,11 +39,13 @@ class RunShape:
         bucket: Windows, steps, units.
         room: Units and runs the decoder has room for; 0 where scores come back.
         settings: The decoder's; None where scores come back.
+        certifies: Whether certificates come back beside entities.
     """
 
     bucket: Bucket
     room: int = 0
     settings: DecoderSettings | None = None
+    certifies: bool = False
 
 
 class Run:
@@ -72,7 +75,7 @@ class Run:
             outputs = {name: Part(s, np.float32) for name, s in scores.items()}
             resident: Mapping[str, Part] = {}
         else:
-            parts = decoder.parts(shape.bucket, shape.room)
+            parts = decoder.parts(shape.bucket, shape.room, certifies=shape.certifies)
             self.inputs = Block(device, text | dict(parts.inputs), {})
             outputs, resident = dict(parts.outputs), parts.resident
         try:
@@ -175,14 +178,16 @@ class Session:
         images: Sequence[Image | None],
         settings: DecoderSettings,
         make_decoder: MakeDecoder,
+        radii: Sequence[Radii | None] | None,
     ) -> list[Decoded]:
         """Entities of a batch that fits the limits; its logits never leave the device."""
         if settings.kind not in self._decoders:
             self._decoders[settings.kind] = make_decoder(settings)
         decoder = self._decoders[settings.kind]
         bucket = self._bucket(batch)
-        run = self._run_for(RunShape(bucket, decoder.room(batch, settings), settings), decoder)
-        decoder.fill(run.inputs.host, batch, bucket, settings)
+        room, certifies = decoder.room(batch, settings), radii is not None
+        run = self._run_for(RunShape(bucket, room, settings, certifies), decoder)
+        decoder.fill(run.inputs.host, batch, bucket, settings, radii)
         self._start(run, batch, images)
         self.stream.synchronize()
         return decoder.read(run.outputs.host, run.inputs.host, batch)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from amlr.runtime.batching import Batch, BatchSizes, Scores
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.radii import Radii
 
 ImageFeatures: TypeAlias = Any
 """Regions of one picture as its provider keeps them: numpy (P, D) on CPU, a device slot elsewhere.
@@ -107,23 +108,30 @@ class Decoded:
         entities_e3: First word, last word, class; (E, 3) int32.
         scores_e: Marginal probability of each at the bundle's temperature, (E,) float32.
         best: Sum of the best segmentation; NaN where the scores held NaN or +inf.
+        certified: Whether no error of the scores within given radii changes the entities; None
+            where no radii were given.
     """
 
     entities_e3: npt.NDArray[np.int32]
     scores_e: npt.NDArray[np.float32]
     best: float
+    certified: bool | None = None
 
 
 @runtime_checkable
 class DecodesItself(Protocol):
     """A provider that finds the entities where the logits are, so that none is copied back."""
 
-    def can_decode(self, settings: DecoderSettings) -> bool:
-        """Whether it has this decoder here."""
+    def can_decode(self, settings: DecoderSettings, *, certifies: bool = False) -> bool:
+        """Whether it has this decoder here, and with `certifies` its certificate too."""
         ...
 
     def decode(
-        self, batch: Batch, images: Sequence[ImageFeatures | None], settings: DecoderSettings
+        self,
+        batch: Batch,
+        images: Sequence[ImageFeatures | None],
+        settings: DecoderSettings,
+        radii: Sequence[Radii | None] | None = None,
     ) -> list[Decoded]:
         """Entities of each window.
 
@@ -131,6 +139,8 @@ class DecodesItself(Protocol):
             batch: Windows that are whole posts, with their word-aligned units.
             images: As for `score`.
             settings: For which `can_decode` is true.
+            radii: For each window the largest errors of its scores, or None: not certified. None
+                for all certifies nothing.
         """
         ...
 

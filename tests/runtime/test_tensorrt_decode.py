@@ -11,14 +11,19 @@ from amlr.errors import BackendUnavailableError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Alternative, Engine
 from amlr.runtime.batching import Batch, Scores
+from amlr.runtime.certified import Certified
 from amlr.runtime.decode import Decoder
 from amlr.runtime.device.decoding import UnitDecoder
 from amlr.runtime.device.provider import DeviceProvider
 from amlr.runtime.device.tensorrt import open_family
 from amlr.runtime.image import load_pixels
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Decoded, ProviderOptions
+from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
+from amlr.runtime.radii import Radii
 from amlr.runtime.results import Post, Result
+from amlr.runtime.strategies import Answer
 from amlr.runtime.windows import merge_windows, window_units
 from doubles.bundle import double_bundle, double_tools
 from doubles.device import DoubleDevice
@@ -126,6 +131,107 @@ def test_the_first_alternative_is_the_device_answer(double: Any, kind: Any) -> N
             (other.score for other in others), reverse=True
         )
         assert all(other.score <= first.score for other in others)
+
+
+RADII = {
+    kind: Radii(units=units, tokens=tokens, posts=200, steps=64, blocks=frozenset([0]))
+    for kind, units, tokens in (("text", 0.005, 0.002), ("picture", 0.01, 0.001))
+}
+
+
+def _certified(bundle: Any, provider: Any, sentinel: float = 0.0) -> Certified:
+    variant = bundle.manifest.variants["fp32"]
+    exact = OnnxRuntimeProvider(bundle, variant, ProviderOptions(threads=1))
+    pipelines = [Pipeline(bundle, each, variant=variant) for each in (exact, provider)]
+    return Certified(*pipelines, RADII, sentinel=sentinel)
+
+
+@pytest.mark.parametrize("kind", ["joint", "segmental", "linear-chain"])
+def test_certificates_come_back_with_the_entities(
+    double: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What the device certifies is what the host would, and no logit of such a post comes back."""
+    bundle, device, provider = double
+    settings = replace(bundle.manifest.decoder, kind=kind)
+    decoder, strategy = Decoder.of(bundle, settings), _certified(bundle, provider)
+    posts = [*sample_posts(200, images=3), Post("Jordan in Paris at the apple " * 20), Post("")]
+    posts.append(Post("Иванов in Paris"))  # letters that the radii do not hold for
+    asked: list[int] = []
+    score, launches = DeviceProvider.score, device.kernels.launches
+
+    def counted(self: DeviceProvider, batch: Batch, images: Any) -> Scores:
+        asked.append(len(batch))
+        return score(self, batch, images)
+
+    monkeypatch.setattr(DeviceProvider, "score", counted)
+    found = [answer for chunk in strategy.answers(posts, decoder) for answer in chunk]
+    on_device, stats = sum(asked), strategy.stats
+    monkeypatch.setattr(
+        DeviceProvider, "can_decode", lambda self, settings, *, certifies=False: not certifies
+    )
+    strategy.reset()
+    expected = [answer for chunk in strategy.answers(posts, decoder) for answer in chunk]
+    assert [a.certified for a in found] == [b.certified for b in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert _keys(a, decoder) == _keys(b, decoder)
+    assert stats == strategy.stats
+    assert 60 < stats.low < 190 < stats.low + stats.exact
+    assert [answer.certified for answer in found[-3:]] == [None, None, None]
+    texts = bundle.encoder.encode([(post.text, post.words) for post in posts])
+    windows = sum(len(text.windows) for text in texts if len(text.windows) > 1)
+    if kind == "linear-chain":
+        assert on_device == sum(asked) - on_device
+    else:
+        assert on_device == windows
+        assert device.kernels.launches > launches
+
+
+def _keys(answer: Answer, decoder: Decoder) -> list[tuple[int, int, str]]:
+    entities = answer.entities
+    if entities is None:
+        scored = answer.scored.decoded or answer.scored.scores
+        entities = decoder.entities([scored])[0] if scored else ()
+    return [(e.start, e.end, e.label) for e in entities]
+
+
+def test_a_sentinel_asks_for_the_scores_of_what_the_device_certified(
+    double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _, provider = double
+    strategy = _certified(bundle, provider, sentinel=0.5)
+    posts, decoder = sample_posts(60, images=3), Decoder.of(bundle)
+    answers = [answer for chunk in strategy.answers(posts, decoder) for answer in chunk]
+    stats = strategy.stats
+    assert stats.checked > 10
+    assert (stats.changed, stats.beyond, stats.in_service) == (0, 0, True)
+    assert {answer.certified for answer in answers} == {True, None}
+    score = DeviceProvider.score
+
+    def wrong(self: DeviceProvider, batch: Batch, images: Any) -> Scores:
+        scores = score(self, batch, images)
+        return replace(scores, emissions_ny=scores.emissions_ny + np.float32(0.02))
+
+    # Errors beyond the radii are seen, although entities alone came back at first.
+    monkeypatch.setattr(DeviceProvider, "score", wrong)
+    list(strategy.answers(posts, decoder))
+    assert strategy.stats.beyond > 0
+    assert not strategy.stats.in_service
+
+
+def test_runs_with_and_without_certificates_are_captured_apart(double: Any) -> None:
+    bundle, _, provider = double
+    settings, scales = bundle.manifest.decoder, bundle.manifest.scales
+    (text,) = bundle.encoder.encode([("Jordan in Paris", None)])
+    tables = [window_units(text.windows[0], scales, every=False)]
+    batch = Batch(text.windows, tables, scales=scales, pad_id=bundle.manifest.token_ids.pad_id)
+    radii = RADII["text"]
+    nothing = replace(radii, units=0.0, tokens=0.0)
+    everything = replace(radii, units=1e6)
+    cases = [(None, None), ([None], False), ([nothing], True), ([everything], False)]
+    for _ in range(3):  # radii go up with each run: a captured one serves any
+        for of_batch, certified in cases:
+            (decoded,) = provider.decode(batch, [None], settings, of_batch)
+            assert decoded.certified is certified
 
 
 def test_a_post_with_nan_fails_alone(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
