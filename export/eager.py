@@ -29,33 +29,36 @@ Floats = npt.NDArray[np.float32]
 
 
 class EagerProvider:
-    """Runs an `AmlrModel` behind the runtime's provider protocol, in float32 on the CPU."""
+    """Runs an `AmlrModel` behind the runtime's provider protocol, on its device, in its dtype."""
 
     name = "eager"
-    precision = "fp32"
     batch_sizes = CPU_BATCHES
 
     def __init__(self, model: AmlrModel) -> None:
         self.model = model.eval()
+        weight = next(model.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
+        self.precision = "fp32" if weight.dtype == torch.float32 else "fp16"
 
-    def encode_images(self, pixels_bchw: Floats) -> list[Floats]:
-        """Regions (P, D) of each picture; pixels (B, 3, H, W) float32."""
+    def encode_images(self, pixels_bchw: Floats) -> list[Tensor]:
+        """Regions (P, D) of each picture, kept on the device; pixels (B, 3, H, W) float32."""
         with torch.inference_mode():
-            regions: Floats = self.model.image(torch.from_numpy(pixels_bchw)).numpy()
-        return list(regions)
+            pixels = torch.from_numpy(pixels_bchw).to(self._device, self._dtype)
+            return list(self.model.image(pixels))
 
     def score(self, batch: Batch, images: Sequence[Any | None]) -> Scores:
         """Raw logits of the batch's units and steps; `images` has one entry a window."""
         feed = batch.padded_text(shapes=self.model.text.shapes is not None)
-        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
         pool = pool_images(images)
-        regions = torch.from_numpy(np.stack(pool.features)) if pool.features else None
+        regions = torch.stack(list(pool.features)) if pool.features else None
         with torch.inference_mode():
             hidden = self.model.text(**tensors)
             units = self.model.units(hidden)
-            taken = self.model.take(units, regions, torch.from_numpy(pool.slot_b))
-            logits = self.model.classify(units, taken).numpy()
-            emissions = self.model.token_head(hidden).numpy()
+            slots = torch.from_numpy(pool.slot_b).to(self._device)
+            taken = self.model.take(units, regions, slots)
+            logits = self.model.classify(units, taken).float().cpu().numpy()
+            emissions = self.model.token_head(hidden).float().cpu().numpy()
         index_m = scale_major_index(batch.start_m, batch.scale_m, hidden.shape[1])
         return Scores(
             unit_logits_mc=logits[batch.window_m, index_m],

@@ -1,15 +1,17 @@
 """Fill the kit at home: `python -m amlr.benchmarks.gpu.kit --out .kit ...`.
 
-A part a bundle: `plan/` (its files without weights), `recipe.json` and `carried.xz` (the weights),
-`posts.jsonl`, `images/`, and `reference.npz` and `entities.json`, the answers of onnxruntime on
-this machine's CPU in float32.
+A part a bundle: `plan/`, its files compressed, `posts.jsonl`, `images/`, and `reference.npz` and
+`entities.json`, the answers of onnxruntime on this machine's CPU in float32.
 """
 
 import io
 import json
 import logging
+import lzma
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,6 @@ import click
 import numpy as np
 
 from amlr.benchmarks.gpu.context import Context
-from amlr.benchmarks.gpu.recipe import FileTensor, Pool, Recipe, describe
 from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import ExportError, InputError
 from amlr.runtime.bundle import Bundle, read_manifest
@@ -32,111 +33,74 @@ if TYPE_CHECKING:  # a kit is unpacked where nothing is trained
 PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 300
 # A call of the device tool takes 64 MiB, the source tree included.
 CALL_MIB = 56.0
-_WHEEL_MIB = 100
+_CHUNK = 1 << 20
 _log = logging.getLogger("amlr.benchmarks.gpu.kit")
 
 EXAMPLES = """\b
 Examples (at home, with the train and export extras):
   amlr-train --preset paper --random --out paper.pt
-  amlr-export --ckpt paper.pt --out paper.plan --no-reference
+  amlr-export --ckpt paper.pt --out paper.plan
   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
       --platform manylinux_2_28_x86_64 -d wheels onnxruntime-gpu==1.31.1
   pip download --no-deps -d wheels pytorch-crf==0.7.2
-  python -m amlr.benchmarks.gpu.kit --out .kit --wheels wheels --paper paper.pt paper.plan
+  python -m amlr.benchmarks.gpu.kit --out .kit --wheels wheels --paper paper.plan
   python -m amlr.benchmarks.gpu.kit --out .kit --small small.plan --posts valid.txt
   python -m amlr.benchmarks.gpu.kit --out .kit --kernels             (from a checkout)
 """
 FilePath = click.Path(path_type=Path)
 
 
-def weights_of(plan: Path) -> dict[str, list[FileTensor]]:
-    """What the graphs of a bundle read from each weights file, by the file's name."""
-    import onnx
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    files: dict[str, list[FileTensor]] = {}
-    for path in sorted(plan.rglob("*.onnx")):
-        graph = onnx.load(str(path), load_external_data=False).graph
-        for tensor in graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            name = (path.parent / entries["location"]).relative_to(plan).as_posix()
-            files.setdefault(name, []).append(
-                FileTensor(
-                    name=tensor.name,
-                    offset=int(entries.get("offset", 0)),
-                    dtype=str(np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))),
-                    shape=tuple(tensor.dims),
-                )
-            )
-    return files
-
-
-def add_part(part: Path, plan: Path, posts: Sequence[Post], *, ckpt: Path | None = None) -> None:
+def add_part(part: Path, plan: Path, posts: Sequence[Post]) -> None:
     """Pack one bundle.
 
     Args:
         part: Folder in the kit; replaced.
         plan: The bundle.
         posts: Carried with it, and answered here.
-        ckpt: Its checkpoint of `amlr-train --random`; None carries all weights.
 
     Raises:
-        ExportError: The files made from the recipe are not the bundle's.
+        ExportError: It finds no entity in the posts.
     """
     shutil.rmtree(part, ignore_errors=True)
     manifest = Bundle.open(plan).manifest
-    pool, config = _pool(ckpt)
-    weights = weights_of(plan)
-    files = {}
-    # Wide types first, as in `describe`: a float16 file then only rounds what is there.
-    wide = {name: sum(t.dtype == "float32" for t in own) for name, own in weights.items()}
-    for name in sorted(weights, key=lambda name: (-wide[name], name)):
-        tensors = weights[name]
-        content = (plan / name).read_bytes()
-        entry = manifest.files[name]
-        files[name] = (entry.bytes, entry.sha256, describe(content, tensors, pool))
-    Recipe(pool=pool, files=files, config=config).save(part)
-    for name in [*manifest.files, MANIFEST]:
-        if name not in weights and name != REFERENCE:
-            (part / "plan" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(plan / name, part / "plan" / name)
+    names = [*manifest.files, MANIFEST]
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        list(workers.map(lambda name: _compress(plan / name, part / "plan" / f"{name}.xz"), names))
     _write_posts(part, posts, manifest.image.size)
     _check(part, part.with_name(f".{part.name}.check"))
 
 
 def unpack_part(part: Path, plan: Path) -> None:
-    """Make a part's bundle again.
+    """Make a part's bundle again; its manifest comes last, because without it it counts as absent.
 
     Raises:
-        BundleError: A weights file comes out with another hash.
+        LZMAError: A file is damaged.
     """
     shutil.rmtree(plan, ignore_errors=True)
-    shutil.copytree(part / "plan", plan)
-    # Last: a bundle without it counts as absent.
-    manifest = (plan / MANIFEST).read_bytes()
-    (plan / MANIFEST).unlink()
-    Recipe.load(part).write(plan)
-    (plan / MANIFEST).write_bytes(manifest)
+    packed = part / "plan"
+    names = [path.relative_to(packed).with_suffix("") for path in packed.rglob("*.xz")]
+    others = [name for name in names if name != Path(MANIFEST)]
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        list(workers.map(lambda name: _extract(packed / f"{name}.xz", plan / name), others))
+    _extract(packed / f"{MANIFEST}.xz", plan / MANIFEST)
 
 
-def _pool(ckpt: Path | None) -> tuple[Pool, dict[str, Any] | None]:
-    if ckpt is None:
-        return Pool(), None
-    from amlr.training.checkpoint import load_checkpoint
-    from amlr.training.random_checkpoint import is_random, seeded_tensors
+def is_unpacked(part: Path, plan: Path) -> bool:
+    """Whether a bundle is the one that a part holds."""
+    packed, manifest = part / "plan" / f"{MANIFEST}.xz", plan / MANIFEST
+    return manifest.is_file() and lzma.decompress(packed.read_bytes()) == manifest.read_bytes()
 
-    checkpoint = load_checkpoint(ckpt)
-    if not is_random(checkpoint.provenance):
-        raise InputError(f"{ckpt} has trained weights; make one with: amlr-train --random")
-    seed: Any = checkpoint.provenance["seed"]
-    model = checkpoint.build_model()
-    seeded = seeded_tensors(model)
-    drawn = {tensor.name for tensor in seeded}
-    buffers = {n: t.numpy() for n, t in checkpoint.weights.items() if n not in drawn}
-    pool = Pool(seed=int(seed), seeded=seeded, heads=checkpoint.config.heads, carried=buffers)
-    return pool, checkpoint.config.to_dict()
+
+def _compress(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as content, lzma.open(target, "wb") as file:
+        shutil.copyfileobj(content, file, _CHUNK)
+
+
+def _extract(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with lzma.open(source) as content, target.open("wb") as file:
+        shutil.copyfileobj(content, file, _CHUNK)
 
 
 def _write_posts(part: Path, posts: Sequence[Post], size: int) -> None:
@@ -185,7 +149,8 @@ def _check(part: Path, aside: Path) -> None:
 def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
     """A bundle's model with weights that compress well and still read these posts.
 
-    Rows of the vocabulary that the posts do not use become zero, matrices are rounded to float16.
+    Rows of the vocabulary that the posts do not use become zero, matrices are rounded to float8
+    (e5m2), whose values are float16's too.
 
     Args:
         plan: A bundle that holds its eager model.
@@ -210,7 +175,7 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
         words[is_unused] = 0.0
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(parameter.half().float())
+                parameter.copy_(parameter.to(torch.float8_e5m2).float())
     return Checkpoint(
         config=model.config,
         weights=model.state_dict(),
@@ -240,9 +205,11 @@ def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
 
 
 def add_wheels(kit: Path, wheels: Path) -> None:
-    """Copy the wheels, onnxruntime-gpu made small."""
-    from amlr.benchmarks.gpu.slim import slim_wheel
+    """Copy the wheels.
 
+    Raises:
+        InputError: There are none.
+    """
     target = kit / "wheels"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -250,11 +217,7 @@ def add_wheels(kit: Path, wheels: Path) -> None:
     if not paths:
         raise InputError(f"{wheels} holds no wheels; see --help for the download commands")
     for path in paths:
-        if path.stat().st_size > _WHEEL_MIB << 20:
-            _log.info(f"making {path.name} small")
-            slim_wheel(path, target)
-        else:
-            shutil.copyfile(path, target / path.name)
+        shutil.copyfile(path, target / path.name)
 
 
 def add_kernels(kit: Path) -> None:
@@ -287,7 +250,7 @@ def sizes(kit: Path) -> list[str]:
 @click.command("kit", cls=AmlrCommand, epilog=EXAMPLES)
 @click.option("--out", type=FilePath, default=Path(".kit"), show_default=True, help="The kit.")
 @click.option("--wheels", type=FilePath, help="Folder of downloaded wheels.")
-@click.option("--paper", type=(FilePath, FilePath), help="Checkpoint and bundle of --random.")
+@click.option("--paper", type=FilePath, help="A bundle of `amlr-train --random`.")
 @click.option("--small", type=FilePath, help="A trained bundle that holds its eager model.")
 @click.option("--kernels", is_flag=True, help="Record our kernels' launches and compile them.")
 @click.option("--posts", type=FilePath, help="Posts for --small: JSON lines or CoNLL.")
@@ -296,7 +259,7 @@ def sizes(kit: Path) -> list[str]:
 def kit_command(
     out: Path,
     wheels: Path | None,
-    paper: tuple[Path, Path] | None,
+    paper: Path | None,
     small: Path | None,
     kernels: bool,
     posts: Path | None,
@@ -306,9 +269,9 @@ def kit_command(
     if wheels is not None:
         add_wheels(out, wheels)
     if paper is not None:
-        read_manifest(paper[1])
+        _check_random(paper)
         _log.info("packing the paper preset")
-        add_part(out / "paper", paper[1], paper_posts(), ckpt=paper[0])
+        add_part(out / "paper", paper, paper_posts())
     if small is not None:
         from amlr.export.posts import read_posts
 
@@ -326,6 +289,21 @@ def kit_command(
     (out / ".gitignore").write_text("*\n", encoding="utf-8")
     for line in sizes(out):
         click.echo(line)
+
+
+def _check_random(plan: Path) -> None:
+    """Refuse a trained bundle, which would not travel, and one without its eager model.
+
+    Raises:
+        InputError: It is one of these.
+    """
+    from amlr.training.random_checkpoint import is_random
+
+    manifest, _ = read_manifest(plan)
+    if not is_random(manifest.provenance):
+        raise InputError(f"{plan} has trained weights; make one with: amlr-train --random")
+    if REFERENCE not in manifest.files:
+        raise InputError(f"{plan} holds no eager model; export it without --no-reference")
 
 
 def paper_posts() -> list[Post]:

@@ -5,14 +5,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from amlr.benchmarks.gpu.context import Context, measure
-from amlr.benchmarks.gpu.kit import unpack_part
+from amlr.benchmarks.gpu.kit import is_unpacked, unpack_part
 from amlr.benchmarks.gpu.orchestrate import site_folder
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.harness.process import package_versions
-from amlr.runtime.manifest import MANIFEST
 
 PARTS = ("paper", "small")
 
@@ -44,18 +42,18 @@ def ceilings(context: Context) -> Iterator[Row]:
 
 
 def install(context: Context) -> Iterator[Row]:
-    """Install the wheels beside everything else, and make the bundles from their recipes."""
+    """Install the wheels beside everything else, and unpack the bundles."""
     yield _install_wheels(context)
     for name in PARTS:
         part, plan = context.kit / name, context.work / f"{name}.plan"
         start = time.perf_counter()
         if not part.is_dir():
             note = "the kit has no such part"
-        elif _same_file(part / "plan" / MANIFEST, plan / MANIFEST):
-            note = "made before"
+        elif is_unpacked(part, plan):
+            note = "unpacked before"
         else:
             unpack_part(part, plan)
-            note = "made, hashes agree"
+            note = "unpacked"
         yield {"what": name, "note": note, "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -77,7 +75,3 @@ def _install_wheels(context: Context) -> Row:
         stamp.write_text(names, encoding="utf-8")
         note = names
     return {"what": "wheels", "note": note, "seconds": round(time.perf_counter() - start, 2)}
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()

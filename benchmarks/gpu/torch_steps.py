@@ -1,37 +1,28 @@
 """PyTorch on the same model: eager in three arithmetics, and compiled for static shapes."""
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from amlr.benchmarks.gpu.context import TOKENS, Context, NotRunError, one_line
+from amlr.benchmarks.gpu.context import TOKENS, Context, one_line
 from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
-from amlr.benchmarks.gpu.recipe import Recipe
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
-from amlr.runtime.batching import Batch, BatchSizes, Scores, pool_images
+from amlr.export.eager import EagerProvider, load_reference
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
-from amlr.runtime.units import scale_major_index
-
-Floats = npt.NDArray[np.float32]
 
 
 def eager(context: Context) -> Iterator[Row]:
     """float32 without TF32, float32 with it, and float16 weights: scores, then times."""
     bundle = Bundle.open(context.plan(PAPER))
-    loaded = load_model(context, PAPER)
+    loaded = load_model(context)
     for precision in ("fp16", "fp32", "fp32 TF32"):
         use_tf32(precision == "fp32 TF32")
         model = copy.deepcopy(loaded).half() if precision == "fp16" else loaded
 
         def load(model: Any = model) -> Engine:
-            return Engine(bundle, TorchProvider(model, context.device))
+            return Engine(bundle, EagerProvider(model))
 
         yield compared(context, PAPER, f"eager {precision}", load, exact=precision == "fp32")
         for count in context.sizes(1, 8, 32, 64):
@@ -56,7 +47,7 @@ def compile_max(context: Context) -> Iterator[Row]:
 
 def _half_model(context: Context) -> Any:
     """Half arithmetic of a CPU lacks operators: a dry run stays in float32."""
-    model = load_model(context, PAPER)
+    model = load_model(context)
     return model if context.dry else model.half()
 
 
@@ -153,27 +144,9 @@ def _row(
             **context.time(call)}  # fmt: skip
 
 
-def load_model(context: Context, part: str) -> Any:
-    """The eager model of a part of the kit, on the device, in eval mode.
-
-    Raises:
-        NotRunError: The part carries graphs only.
-    """
-    import torch
-
-    from amlr.training.config import AmlrConfig
-    from amlr.training.model import AmlrModel
-
-    recipe = Recipe.load(context.kit / part)
-    if recipe.config is None:
-        raise NotRunError(f"the part {part!r} carries no eager model")
-    with torch.device(context.device):
-        model = AmlrModel(AmlrConfig.from_dict(recipe.config))
-    names = list(model.state_dict())
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as workers:
-        values = workers.map(lambda name: torch.from_numpy(np.array(recipe.pool[name])), names)
-        model.load_state_dict(dict(zip(names, values, strict=True)))
-    return model.eval().to(context.device)
+def load_model(context: Context) -> Any:
+    """The eager model of the paper preset, on the device, in eval mode."""
+    return load_reference(Bundle.open(context.plan(PAPER))).to(context.device)
 
 
 def use_tf32(allowed: bool) -> None:
@@ -182,51 +155,3 @@ def use_tf32(allowed: bool) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-class TorchProvider:
-    """An eager model behind the runtime's provider protocol.
-
-    Padded texts, all units of every start, pictures through the plain attention: nothing of what
-    an export changes.
-    """
-
-    name = "torch"
-    batch_sizes = BatchSizes(windows=32, pictures=32)
-
-    def __init__(self, model: Any, device: str) -> None:
-        self.model, self._device = model, device
-        self._dtype = next(model.parameters()).dtype
-        self.precision = str(self._dtype).removeprefix("torch.")
-
-    def encode_images(self, pixels_bchw: Floats) -> list[Any]:
-        """Regions (P, D) of each picture, kept on the device."""
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.from_numpy(pixels_bchw).to(self._device, self._dtype)
-            return list(self.model.image(pixels))
-
-    def score(self, batch: Batch, images: Sequence[Any | None]) -> Scores:
-        """Raw logits of the batch's units and steps."""
-        import torch
-
-        feed = batch.padded_text(shapes=self.model.text.shapes is not None)
-        tensors = {n: torch.from_numpy(array).to(self._device) for n, array in feed.items()}
-        pool = pool_images(images)
-        regions = torch.stack(pool.features) if pool.features else None
-        slot_b = torch.from_numpy(pool.slot_b).to(self._device)
-        with torch.inference_mode():
-            hidden = self.model.text(**tensors)
-            units = self.model.units(hidden)
-            logits_bu = self.model.classify(units, self.model.take(units, regions, slot_b))
-            emissions_bt = self.model.token_head(hidden)
-            index_m = scale_major_index(batch.start_m, batch.scale_m, hidden.shape[1])
-            rows = torch.from_numpy(batch.window_m).to(self._device)
-            chosen = logits_bu[rows, torch.from_numpy(index_m).to(self._device)]
-            logits: Floats = chosen.float().cpu().numpy()
-            emissions: Floats = emissions_bt.float().cpu().numpy()
-        return Scores(unit_logits_mc=logits, emissions_ny=emissions[feed["attention_mask"] == 1])
-
-    def close(self) -> None:
-        """Nothing to free."""

@@ -56,8 +56,8 @@ def kit(tmp_path_factory: pytest.TempPathFactory, tiny_plan: Path) -> Path:
     )
     ckpt, plan = root / "paper.pt", root / "paper.plan"
     save_checkpoint(ckpt, checkpoint)
-    export_checkpoint(ckpt, plan, ExportOptions(keep_reference=False, fold=True))
-    add_part(root / "kit" / "paper", plan, POSTS, ckpt=ckpt)
+    export_checkpoint(ckpt, plan, ExportOptions(fold=True))
+    add_part(root / "kit" / "paper", plan, POSTS)
     add_part(root / "kit" / "small", tiny_plan, POSTS)
     return root / "kit"
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 from amlr.runtime.image import ImageSpec
 from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from amlr.training.cli import train_command
-from amlr.training.random_checkpoint import is_random, random_checkpoint, seeded_tensors
+from amlr.training.random_checkpoint import is_random, random_checkpoint, random_weights
 from tiny import TOKEN_IDS, tiny_tokenizer
 from tiny_model import tiny_config
 
@@ -25,11 +26,26 @@ def test_the_seed_decides_every_weight_whatever_was_drawn_before() -> None:
     first = _make()
     torch.manual_seed(2)
     again, other = _make(), _make(seed=1)
-    names = {tensor.name for tensor in seeded_tensors(first.build_model())}
+    names = {name for name, _ in first.build_model().named_parameters()}
     for name, value in first.weights.items():
         assert torch.equal(value, again.weights[name]), name
         if name in names:
             assert not torch.equal(value, other.weights[name]), name
+
+
+def test_weights_have_the_wanted_spread_and_repeat_themselves() -> None:
+    model = _make().build_model()
+    weights = random_weights(model, 3)
+    for name, value in weights.items():
+        if value.dim() == 2 and ".encoder." in name and value.numel() > 2000:
+            assert 0.01 < float(value.std()) < 0.04, name
+    name = next(name for name, value in weights.items() if value.dim() == 2)
+    matrix = weights[name].numpy()
+    side = min(matrix.shape)
+    assert np.array_equal(matrix[1, : side - 1], matrix[0, 1:side])
+    # An export's products of matrices repeat themselves as well.
+    product = matrix[:side, :side].astype(np.float64) @ matrix[:side, :side]
+    assert len(np.unique(product.astype(np.float32))) <= side
 
 
 @pytest.mark.parametrize("image", ["vit", "mobilenet"])
