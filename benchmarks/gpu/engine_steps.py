@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from amlr.benchmarks.gpu.context import Context, busy_share, one_line
-from amlr.benchmarks.gpu.onnx_sessions import DirectProvider, import_onnxruntime
-from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
+from amlr.benchmarks.gpu.onnx_sessions import import_onnxruntime
+from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, direct_engine, load_engine
 from amlr.benchmarks.gpu.rows import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.benchmarks.harness.timing import run_threads
@@ -40,9 +40,7 @@ def _each_precision(
     """Rows of an engine of each precision, or a row that says why it could not run."""
     for precision in _precisions(context, bundle):
         try:
-            with Engine.load(
-                bundle.path, provider=context.provider, precision=precision, check="off"
-            ) as engine:
+            with load_engine(context, bundle, precision) as engine:
                 yield from rows(engine)
         except Exception as error:  # another precision may still run
             yield {"card": context.card, "precision": precision, "not_run": one_line(error)}
@@ -91,22 +89,17 @@ def small(context: Context) -> Iterator[Row]:
     bundle = Bundle.open(context.plan(SMALL))
     for name, variant in context.variants_of(bundle).items():
         is_fp32 = variant.precision == "fp32"
-        provider = DirectProvider(context, bundle, variant, tf32=False)
-        direct = partial(Engine, bundle, provider, variant=variant)
+        direct = partial(direct_engine, context, bundle, variant)
         yield compared(context, SMALL, f"sessions {name}", direct, exact=is_fp32)
     loads = [(precision, "engine") for precision in _precisions(context, bundle)]
     for precision, what in [*loads, ("escalate", "certified")]:
-        load: Callable[[], Engine] = partial(
-            Engine.load, bundle.path, provider=context.provider, precision=precision, check="off"
-        )
+        load = partial(load_engine, context, bundle, precision)
         exact = precision in ("fp32", "escalate")
         yield compared(context, SMALL, f"{what} {precision}", load, exact=exact)
     if "fp16" in _precisions(context, bundle):
         yield certificates(context, bundle)
     for precision in _precisions(context, bundle):
-        with Engine.load(
-            bundle.path, provider=context.provider, precision=precision, check="off"
-        ) as engine:
+        with load_engine(context, bundle, precision) as engine:
             yield from _posts_rows(context, engine, context.posts(SMALL))
 
 
@@ -115,9 +108,7 @@ def certificates(context: Context, bundle: Bundle) -> Row:
     posts = context.posts(SMALL)
     answers: list[list[Answer]] = []
     for precision in ("fp32", "fp16"):
-        with Engine.load(
-            bundle.path, provider=context.provider, precision=precision, check="off"
-        ) as engine:
+        with load_engine(context, bundle, precision) as engine:
             answers.append(ask(engine, posts))
     errors = compare(*answers).errors_p2
     half = len(posts) // 2

@@ -93,7 +93,7 @@ def is_unpacked(part: Path, plan: Path) -> bool:
 
 def _compress(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as content, lzma.open(target, "wb") as file:
+    with source.open("rb") as content, lzma.open(target, "wb", preset=2) as file:
         shutil.copyfileobj(content, file, _CHUNK)
 
 

@@ -1,19 +1,15 @@
-"""onnxruntime sessions for measuring: plain, on bound buffers, captured as a CUDA graph."""
+"""Plain onnxruntime sessions, beside which the engine's own provider is measured."""
 
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
-from amlr.benchmarks.gpu.workload import typed
-from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.by_graphs import ByGraphs
-
-Array = npt.NDArray[Any]
 
 
 def import_onnxruntime(context: Context) -> Any:
@@ -30,17 +26,8 @@ def import_onnxruntime(context: Context) -> Any:
     return onnxruntime
 
 
-def open_session(
-    context: Context, path: Any, *, stream: Any = None, tf32: bool = False, capture: bool = False
-) -> Any:
-    """A session on the device.
-
-    Args:
-        context: Which device.
-        path: The graph.
-        stream: PyTorch stream that everything is enqueued on.
-        tf32: Whether float32 products may use TF32.
-        capture: Whether runs are captured as CUDA graphs.
+def open_session(context: Context, path: Path, *, tf32: bool = False) -> Any:
+    """A session on the device; `tf32` allows TF32 in float32 products.
 
     Raises:
         NotRunError: The session does not run on the device.
@@ -51,15 +38,8 @@ def open_session(
     if context.dry:
         options.intra_op_num_threads = 1
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    settings = {
-        "device_id": 0,
-        "use_tf32": int(tf32),
-        # The default searches all algorithms again for every new shape.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "enable_cuda_graph": int(capture),
-    }
-    if stream is not None:
-        settings["user_compute_stream"] = str(stream.cuda_stream)
+    # The default searches all algorithms again for every new shape.
+    settings = {"use_tf32": int(tf32), "cudnn_conv_algo_search": "HEURISTIC"}
     wanted = "CUDAExecutionProvider"
     session = ort.InferenceSession(str(path), options, providers=[(wanted, settings)])
     if session.get_providers()[0] != wanted:
@@ -80,10 +60,6 @@ class DirectProvider(ByGraphs):
         """Regions (P, D) of each picture."""
         return list(self._run("image", {"pixel_values": pixels_bchw})["regions_bpd"])
 
-    def score(self, batch: Batch, images: Sequence[Any | None]) -> Scores:
-        """Raw logits; pictures may come from several calls."""
-        return super().score(batch, images)
-
     def close(self) -> None:
         """Forget the sessions."""
         self._sessions.clear()
@@ -98,60 +74,17 @@ class DirectProvider(ByGraphs):
         return {n: np.asarray(o, np.float32) for n, o in zip(names, outputs, strict=True)}
 
 
-class Bound:
-    """A session with its inputs and outputs bound to tensors on the device."""
-
-    def __init__(
-        self,
-        context: Context,
-        session: Any,
-        inputs: Mapping[str, Any],
-        shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        """Bind.
-
-        Args:
-            context: Which device.
-            session: From `open_session`.
-            inputs: Tensors by input name; NumPy arrays are copied to the device.
-            shapes: Shapes of the outputs.
-        """
-        import torch
-
-        ort = import_onnxruntime(context)
-        self.session, self.binding = session, session.io_binding()
-        self.inputs = {
-            name: torch.from_numpy(value).to(context.device)
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in inputs.items()
-        }
-        kinds = {output.name: output.type for output in session.get_outputs()}
-        self.outputs = {
-            name: torch.empty(
-                shape,
-                device=context.device,
-                dtype=torch.float16 if kinds[name] == "tensor(float16)" else torch.float32,
-            )
-            for name, shape in shapes.items()
-        }
-        for name, tensor in self.inputs.items():
-            self.binding.bind_input(name, context.device, 0, *_where(tensor))
-        for name, tensor in self.outputs.items():
-            self.binding.bind_output(name, context.device, 0, *_where(tensor))
-        self.options = ort.RunOptions()
-        if not context.dry:
-            self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def name_graph(self, number: int) -> None:
-        """Under which number the captured graph of these shapes is kept."""
-        self.options.add_run_config_entry("gpu_graph_id", str(number))
-
-    def run(self) -> None:
-        """Enqueue one run."""
-        self.session.run_with_iobinding(self.binding, self.options)
+_NUMPY: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 
 
-def _where(tensor: Any) -> tuple[Any, list[int], int]:
-    kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
-    return kind.type, list(tensor.shape), tensor.data_ptr()
+def typed(feed: dict[str, Any], session: Any) -> dict[str, Any]:
+    """The inputs that a session takes, in its types."""
+    return {
+        wanted.name: np.ascontiguousarray(feed[wanted.name], _NUMPY[wanted.type])
+        for wanted in session.get_inputs()
+    }
