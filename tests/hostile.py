@@ -19,13 +19,11 @@ import amlr
 from amlr.runtime.manifest import MANIFEST
 from amlr.serving.server import Server
 
-# Modules that import only inside a server of their own, and a step of the GPU run that records
-# kernels for minutes before it looks at more than its folders.
+# Modules that import only inside a server of their own.
 _NOT_HERE = (
     "amlr.kernels.device_pycuda",
     "amlr.serving.triton",
     "amlr.benchmarks.serving.litserve",
-    "amlr.benchmarks.gpu.kernel_steps",
 )
 _NOT_THE_OPTIONS = (
     "Error: memory is too short",
@@ -61,7 +59,7 @@ def all_commands() -> dict[str, click.Command]:
 
 # Commands that need no input, with arguments that end them early.
 _END_EARLY = {
-    "amlr.benchmarks.gpu.kit": ["--paper", "missing", "missing"],
+    "amlr.benchmarks.gpu.kit": ["--paper", "missing"],
     "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
     "amlr.benchmarks.kernel_resources": ["--sm", "none"],
     "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],

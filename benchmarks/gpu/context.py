@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from amlr.benchmarks.harness.stats import median
 from amlr.runtime.bundle import Bundle
@@ -39,6 +39,18 @@ class Context:
     smoke: bool = False
     dry: bool = False
     variants: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """For a process of its own."""
+        values = {item.name: getattr(self, item.name) for item in fields(Context)}
+        return json.dumps(values, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote."""
+        values = json.loads(text)
+        folders = {name: Path(values[name]) for name in ("kit", "work", "out")}
+        return cls(**values | folders | {"variants": tuple(values["variants"])})
 
     @property
     def device(self) -> str:

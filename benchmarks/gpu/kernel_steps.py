@@ -1,14 +1,8 @@
 """Steps of a GPU run that concern our CUDA kernels: exact replay, tests, sanitizers, times.
 
 What cannot run leaves a row with `not_run`, the reason. `write_kernel_kit` fills `<kit>/kernels`
-beforehand, on a machine with a C++ compiler and NVRTC.
-
-On the driver double of the tests every step runs its code; rows then say `dry_run` and their times
-mean nothing:
-
-    python -m amlr.benchmarks.gpu.kernel_steps --kit KIT --out OUT --dry-run
-
-Without `--dry-run` the same command runs the steps on this machine's GPU.
+beforehand, on a machine with a C++ compiler and NVRTC. In a dry run every step runs its code on the
+driver double of the tests; its rows say `dry_run` and their times mean nothing.
 """
 
 import json
@@ -19,17 +13,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import click
-
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.kernel_times import kernel_times
-from amlr.benchmarks.gpu.rows import Row, append_row, read_rows
-from amlr.cli_support import AmlrCommand
+from amlr.benchmarks.gpu.rows import RESULTS, Row, read_rows
+from amlr.benchmarks.gpu.step import step_command
 from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.images import KernelSpec, compile_image
 
@@ -66,20 +59,20 @@ def _step(function: Callable[[Context], Rows]) -> Callable[[Context], Iterator[R
     Raises:
         NotRunError: The kit has no kernels, or the driver double failed.
     """
-    name = f"kernel_{function.__name__}"
+    name = function.__name__
 
     @wraps(function)
     def step(context: Context) -> Iterator[Row]:
         if not (context.kit / "kernels").is_dir():
             raise NotRunError("the kit has no part 'kernels'")
         if context.dry and not _is_dry():
-            yield from _dry_rows(context, name)
+            yield from _on_double(context, name)
             return
         for row in function(context):
             is_bad = any(row.get(key) is False for key in ("equal", "noticed"))
             is_reported = row.get("clean") is False and "planted" not in row
             if "not_run" not in row and (is_bad or is_reported):
-                row |= {"failed": f"{name}: see the rows"}
+                row |= {"failed": f"kernel {name}: see the rows"}
             yield row | ({"dry_run": True} if _is_dry() else {})
 
     return step
@@ -167,27 +160,25 @@ def times(context: Context) -> Rows:
     return kernel_times(smoke=context.smoke, dry=_is_dry())
 
 
-KERNEL_STEPS: Mapping[str, Callable[[Context], Iterator[Row]]] = {
-    "kernel_replay": replay,
-    "kernel_tests": tests,
-    "kernel_sanitizers": sanitizers,
-    "kernel_times": times,
-}
-
-
-def _dry_rows(context: Context, name: str) -> Rows:
-    """The step on the driver double, which needs a process of its own."""
+def _on_double(context: Context, name: str) -> Rows:
+    """The step on the driver double, in a process of its own: the loader reads its path once."""
+    environment = os.environ | {"PYTHONPATH": _python_path()}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "amlr.benchmarks.gpu.kernel_steps"]
-        command += ["--kit", str(context.kit), "--out", folder, "--steps", name]
-        done = subprocess.run(
-            [*command, "--smoke", "--dry-run"], capture_output=True, text=True, check=False
+        build = [sys.executable, "-m", "shims.kernel_kit", "--double", folder]
+        double = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
+        if double.returncode:
+            raise NotRunError(f"no driver double: {double.stderr.strip()[-300:]}")
+        inner = replace(context, out=Path(folder), smoke=True)
+        subprocess.run(
+            step_command(name, f"{__name__}:{name}", inner),
+            check=False,
+            env=environment | json.loads(double.stdout),
         )
-        print(done.stdout, done.stderr, flush=True)
-        if done.returncode:
-            raise NotRunError(f"on the driver double: exit code {done.returncode}; see log.txt")
-        rows = read_rows(Path(folder) / "kernels.jsonl")
-    return [{name: value for name, value in row.items() if name != "step"} for row in rows]
+        rows = read_rows(Path(folder) / RESULTS)
+    if not rows or rows[-1].get("status") == "not run":
+        raise NotRunError("the step did not run on the driver double; see log.txt")
+    hidden = ("step", "kind")
+    return [{key: row[key] for key in row if key not in hidden} for row in rows[:-1]]
 
 
 def build_replay(kit: Path, folder: Path) -> Path:
@@ -325,37 +316,3 @@ def _python_path() -> str:
 
 def _is_dry() -> bool:
     return "AMLR_DOUBLE_KERNELS" in os.environ
-
-
-@click.command("kernel_steps", cls=AmlrCommand)
-@click.option("--kit", type=click.Path(path_type=Path), required=True, help="Filled when missing.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the rows.")
-@click.option("--smoke", is_flag=True, help="The shortest run of everything.")
-@click.option("--steps", default=",".join(KERNEL_STEPS), show_default=True)
-@click.option("--dry-run", is_flag=True, help="On the driver double.")
-def main(kit: Path, out: Path, smoke: bool, steps: str, dry_run: bool) -> None:
-    """Run the kernel steps and append their rows to <out>/kernels.jsonl."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not (kit / "kernels" / "specs.json").is_file():
-        write_kernel_kit(kit)
-    if dry_run and not _is_dry():
-        # The loader reads its path once, so the steps run in a process of their own.
-        listed = [sys.executable, "-m", "shims.kernel_kit", "--double", str(kit / "double")]
-        path = os.environ | {"PYTHONPATH": _python_path()}
-        double = subprocess.run(listed, capture_output=True, text=True, check=True, env=path)
-        done = subprocess.run(
-            [sys.executable, "-m", "amlr.benchmarks.gpu.kernel_steps", *sys.argv[1:]],
-            check=False,
-            env=path | json.loads(double.stdout),
-        )
-        raise SystemExit(done.returncode)
-    context = Context(kit=kit, work=out, out=out, smoke=smoke, dry=dry_run)
-    for name in steps.split(","):
-        start = time.perf_counter()
-        for row in KERNEL_STEPS[name](context):
-            append_row(out / "kernels.jsonl", {"step": name} | row)
-        click.echo(f"{name}: {time.perf_counter() - start:.1f} s", err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from amlr.benchmarks.gpu.context import Context
 from amlr.benchmarks.gpu.rows import RESULTS, append_row, read_rows
+from amlr.benchmarks.gpu.step import step_command
 from amlr.benchmarks.gpu.steps import STEPS, Step
 
 # Kept for the last lines of the report.
@@ -99,10 +99,7 @@ def site_folder(work: Path) -> Path:
 
 def _in_a_process(run: Run, step: Step, limit: float) -> tuple[str, str]:
     """Status and reason of one step."""
-    command = [sys.executable, "-m", "amlr.benchmarks.gpu.step", step.name]
-    command += ["--target", step.target, "--kit", str(run.kit), "--work", str(run.work)]
-    command += ["--out", str(run.out), "--variants", ",".join(run.variants)]
-    command += ["--smoke"] * run.smoke + ["--dry-run"] * run.dry
+    command = step_command(step.name, step.target, run)
     path = [str(site_folder(run.work)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path),

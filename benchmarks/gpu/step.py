@@ -1,9 +1,8 @@
-"""One step in this process: `python -m amlr.benchmarks.gpu.step NAME --target MODULE:FUNCTION`."""
+"""One step in this process; `step_command` starts it in another one."""
 
-import argparse
 import importlib
+import sys
 import traceback
-from pathlib import Path
 
 from amlr.benchmarks.gpu.context import Context, NotRunError, one_line
 from amlr.benchmarks.gpu.rows import RESULTS, append_row
@@ -44,27 +43,10 @@ def _verdict(error: Exception) -> tuple[str, str]:
     return "failed", one_line(error)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--target", required=True, help="module:function")
-    for folder in ("--kit", "--work", "--out"):
-        parser.add_argument(folder, type=Path, required=True)
-    parser.add_argument("--variants", default="")
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
-    args = parser.parse_args()
-    context = Context(
-        kit=args.kit,
-        work=args.work,
-        out=args.out,
-        smoke=args.smoke,
-        dry=args.dry_run,
-        variants=tuple(filter(None, args.variants.split(","))),
-    )
-    run_step(args.name, args.target, context)
+def step_command(name: str, target: str, context: Context) -> list[str]:
+    """The command that runs a step in a process of its own."""
+    return [sys.executable, "-m", "amlr.benchmarks.gpu.step", name, target, context.to_json()]
 
 
 if __name__ == "__main__":
-    main()
+    run_step(sys.argv[1], sys.argv[2], Context.from_json(sys.argv[3]))

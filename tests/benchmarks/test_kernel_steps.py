@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from amlr.benchmarks.gpu import kernel_steps
-from amlr.benchmarks.gpu.kernel_steps import KERNEL_STEPS
+from amlr.benchmarks.gpu.context import Context
+from amlr.benchmarks.gpu.rows import read_rows
+from amlr.benchmarks.gpu.step import step_command
 from amlr.errors import BackendUnavailableError
 from amlr.kernels.nvrtc import load_nvrtc
 from requirements import require
@@ -19,7 +21,7 @@ from shims.corpus import SPECS
 from shims.host_build import KERNELS, HostBuilder
 from shims.kernel_kit import double_environment, write_kernel_kit
 
-STEPS = ("kernel_replay", "kernel_sanitizers", "kernel_times")
+STEPS = ("replay", "sanitizers", "times")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +67,23 @@ def test_every_step_runs_on_the_double(bench: Bench, tmp_path: Path) -> None:
     )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "g++").symlink_to("/usr/bin/g++")
-    done = subprocess.run(
-        [sys.executable, "-m", "amlr.benchmarks.gpu.kernel_steps", "--kit", str(bench.kit),
-         "--out", str(tmp_path), "--smoke", "--steps", ",".join(STEPS)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ
-        | bench.environment
-        | {
-            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{hidden}",
-            "PYTHONPATH": os.pathsep.join([str(kernel_steps.ROOT / "src"), *sys.path]),
-        },
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    rows = [json.loads(line) for line in (tmp_path / "kernels.jsonl").read_text().splitlines()]
+    environment = os.environ | bench.environment | {
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{hidden}",
+        "PYTHONPATH": os.pathsep.join([str(kernel_steps.ROOT / "src"), *sys.path]),
+    }  # fmt: skip
+    context = Context(kit=bench.kit, work=tmp_path, out=tmp_path, smoke=True, dry=True)
+    for step in STEPS:
+        command = step_command(step, f"amlr.benchmarks.gpu.kernel_steps:{step}", context)
+        subprocess.run(command, check=True, env=environment)
+    written = read_rows(tmp_path / "results.jsonl")
+    assert [row["status"] for row in written if row["kind"] == "outcome"] == ["done"] * 3
+    rows = [row for row in written if row["kind"] == "row"]
     assert all(row["dry_run"] for row in rows)
     of = {step: [row for row in rows if row["step"] == step] for step in STEPS}
-    assert [row.get("equal") for row in of["kernel_replay"]] == [True, None, True]
-    assert "nvcc" in of["kernel_replay"][1]["not_run"]
-    assert [row["clean"] for row in of["kernel_sanitizers"]] == [True] * 4
-    times = of["kernel_times"]
+    assert [row.get("equal") for row in of["replay"]] == [True, None, True]
+    assert "nvcc" in of["replay"][1]["not_run"]
+    assert [row["clean"] for row in of["sanitizers"]] == [True] * 4
+    times = of["times"]
     assert {row["kernel"] for row in times if "us" in row} == {
         "launch floor",
         "linear_viterbi",
@@ -179,12 +177,3 @@ def test_sanitizer_summaries_are_counted() -> None:
     assert count("ERROR SUMMARY: 64 errors") == 64
     assert count("RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)") == 3
     assert count(None) == -1
-
-
-def test_step_names() -> None:
-    assert list(KERNEL_STEPS) == [
-        "kernel_replay",
-        "kernel_tests",
-        "kernel_sanitizers",
-        "kernel_times",
-    ]
