@@ -8,10 +8,8 @@ from pathlib import Path
 
 import click
 
-from amlr.benchmarks.gpu.orchestrate import Run, orchestrate
 from amlr.benchmarks.gpu.report import summary
-from amlr.benchmarks.gpu.rows import RESULTS, read_rows
-from amlr.benchmarks.gpu.steps import STEPS
+from amlr.benchmarks.gpu.run import RESULTS, STEPS, Run, orchestrate, read_rows
 from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import InputError, ParityError
 from amlr.kernels.driver import probe_driver

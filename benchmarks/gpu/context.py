@@ -117,18 +117,17 @@ class Context:
             for row in map(json.loads, lines)
         ]
 
-    def time(self, call: Callable[[], Any], stream: Any = None, *, runs: int = 30) -> Any:
-        """Time a call that enqueues work on a stream; see `measure`."""
-        return measure(call, self.device, stream, 2 if self.brief else runs)
+    def time(self, call: Callable[[], Any], *, runs: int = 30) -> Any:
+        """Time a call; see `measure`."""
+        return measure(call, self.device, 2 if self.brief else runs)
 
 
-def measure(call: Callable[[], Any], device: str, stream: Any, runs: int) -> dict[str, Any]:
+def measure(call: Callable[[], Any], device: str, runs: int) -> dict[str, Any]:
     """Medians over some runs after a warm-up.
 
     Args:
-        call: Does the work, or enqueues it on the stream.
+        call: Does the work, or enqueues it on PyTorch's current stream.
         device: `cuda`, or `cpu` where nothing is enqueued.
-        stream: PyTorch stream of the work; None for the current one.
         runs: Timed repetitions, each waited for; then as many without waiting.
 
     Returns:
@@ -149,7 +148,7 @@ def measure(call: Callable[[], Any], device: str, stream: Any, runs: int) -> dic
     import torch
 
     cuda: Any = torch.cuda
-    stream = stream or cuda.current_stream()
+    stream = cuda.current_stream()
     inside: list[float] = []
     stream.synchronize()
     for _ in range(runs):

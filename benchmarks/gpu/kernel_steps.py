@@ -21,8 +21,7 @@ from xml.etree import ElementTree
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.kernel_times import kernel_times
-from amlr.benchmarks.gpu.rows import RESULTS, Row, read_rows
-from amlr.benchmarks.gpu.step import step_command
+from amlr.benchmarks.gpu.run import RESULTS, Row, read_rows, step_command
 from amlr.errors import AmlrError, BackendUnavailableError
 from amlr.kernels.images import KernelSpec, compile_image
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from amlr.benchmarks.gpu.context import TOKENS, Context, busy_share, one_line
 from amlr.benchmarks.gpu.onnx_sessions import DirectProvider, import_onnxruntime
-from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.gpu.run import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.export.parity import count_changes, entity_keys
 from amlr.runtime.batching import Batch

@@ -9,16 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from amlr.benchmarks.gpu.rows import Row, read_rows
+from amlr.benchmarks.gpu.run import Row, read_rows
 from amlr.benchmarks.report.figures import markdown_table
 
 # The step and the card stand above the tables.
 _HIDDEN = ("step", "kind", "card", "device", "failed")
-# Left out of the short form: the same everywhere, or long.
-_LONG = ("runs", "tokens", "first_s", "output", "lines", "slowest", "dry_run")
-_CELL_CHARS = 60
-# The device tool returns the last 12,000 characters of what was printed.
-SUMMARY_CHARS = 11_000
 # What the picture shows: more lines would hide one another.
 _DRAWN = {"eager": "tab:gray", "plain": "tab:blue", "captured": "tab:orange",
           "engine": "tab:red"}  # fmt: skip
@@ -33,20 +28,15 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The last run in few characters: a line per step and per row."""
+    """The last run in short: how its steps ended, what failed or could not run, and speed."""
     starts = [i for i, row in enumerate(rows) if row.get("kind") == "start"]
     last = rows[starts[-1] :] if starts else rows
-    lines = [*_cards(last)]
-    for step, group in _by_step(last):
-        lines.append(f"[{step}] {_ending(last, step)}")
-        for names, table in _by_columns(group, (*_HIDDEN, *_LONG)):
-            lines.append("  " + " ".join(names))
-            for row in table:
-                cells = (_cell(row[name])[:_CELL_CHARS] if name in row else "-" for name in names)
-                lines.append("  " + " ".join(cells))
-    lines += [f"[{step}] {_ending(last, step)}" for step in _without_rows(last)]
-    text = "\n".join(lines)
-    return text if len(text) <= SUMMARY_CHARS else text[:SUMMARY_CHARS] + "\n(cut; see the file)"
+    problems = [
+        f"{row['step']}: {row.get('failed') or row.get('not_run')}"
+        for row in last
+        if row.get("kind") == "row" and (row.get("failed") or row.get("not_run"))
+    ]
+    return "\n".join([*_cards(last), *_steps(last), "", *problems, *speed_tables(last)])
 
 
 def _cards(rows: Sequence[Row]) -> list[str]:
@@ -61,21 +51,6 @@ def _by_step(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield step, [row for row in data if row["step"] == step]
 
 
-def _without_rows(rows: Sequence[Row]) -> list[str]:
-    seen = {row["step"] for row in rows if row.get("kind") == "row"}
-    ends = [row["step"] for row in rows if row.get("kind") == "end" and row["step"] != "run"]
-    return [step for step in dict.fromkeys(ends) if step not in seen]
-
-
-def _ending(rows: Sequence[Row], step: str) -> str:
-    ends = [row for row in rows if row["step"] == step and row.get("kind") == "end"]
-    if not ends:
-        return "never ended"
-    end = ends[-1]
-    reason = f": {end['reason'][:160]}" if end.get("reason") else ""
-    return f"{end.get('status')}{reason} ({end.get('seconds')} s)"
-
-
 def _steps(rows: Sequence[Row]) -> Iterator[str]:
     names = ("step", "status", "seconds", "reason")
     ends = [row for row in rows if row.get("kind") == "end" and row["step"] != "run"]
@@ -85,20 +60,17 @@ def _steps(rows: Sequence[Row]) -> Iterator[str]:
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
     for step, group in _by_step(rows):
         yield from ("", f"## {step}")
-        for names, table in _by_columns(group, _HIDDEN):
-            yield from ("", _table(names, table))
+        for table in _by_first_column(group):
+            names = dict.fromkeys(n for row in table for n in row if n not in _HIDDEN)
+            yield from ("", _table(list(names), table))
 
 
-def _by_columns(
-    rows: Sequence[Row], hidden: Sequence[str]
-) -> Iterator[tuple[list[str], list[Row]]]:
-    """Rows that begin with the same column are one table; it has the columns of all of them."""
+def _by_first_column(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that begin with the same column are one table."""
     tables: dict[str, list[Row]] = {}
     for row in rows:
-        tables.setdefault(next((name for name in row if name not in hidden), ""), []).append(row)
-    for table in tables.values():
-        names = dict.fromkeys(name for row in table for name in row if name not in hidden)
-        yield list(names), table
+        tables.setdefault(next((n for n in row if n not in _HIDDEN), ""), []).append(row)
+    return list(tables.values())
 
 
 def _table(names: Sequence[str], rows: Sequence[Row]) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from amlr.benchmarks.gpu.context import Context, measure
 from amlr.benchmarks.gpu.kit import is_unpacked, unpack_part
-from amlr.benchmarks.gpu.orchestrate import site_folder
-from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.gpu.run import Row, site_folder
 from amlr.benchmarks.harness.process import package_versions
 
 PARTS = ("paper", "small")
@@ -29,14 +28,14 @@ def ceilings(context: Context) -> Iterator[Row]:
     count = 1 << (16 if context.dry else 30)
     source = torch.empty(count, dtype=torch.uint8, device=context.device).random_()
     target = torch.empty_like(source)
-    timing = measure(lambda: target.copy_(source), context.device, None, 10)
+    timing = measure(lambda: target.copy_(source), context.device, 10)
     rate = 2 * count / timing["queued_ms"] / 1e9
     yield {"card": context.card, "what": "copy, bytes read and written", "TB_per_s": rate, **timing}
     side = 64 if context.dry else 8192
     left, right = (
         torch.randn(side, side, device=context.device, dtype=torch.float16) for _ in range(2)
     )
-    timing = measure(lambda: left @ right, context.device, None, 10)
+    timing = measure(lambda: left @ right, context.device, 10)
     rate = 2 * side**3 / timing["queued_ms"] / 1e9
     yield {"card": context.card, "what": f"fp16 matmul {side}", "TFLOP_per_s": rate, **timing}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from amlr.benchmarks.gpu.context import TOKENS, Context, one_line
 from amlr.benchmarks.gpu.onnx_steps import PAPER, compared
-from amlr.benchmarks.gpu.rows import Row
+from amlr.benchmarks.gpu.run import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.export.eager import EagerProvider, load_reference
 from amlr.runtime.bundle import Bundle

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.gpu.report import draw, markdown, speed, speed_tables
-from amlr.benchmarks.gpu.rows import Row, read_rows
+from amlr.benchmarks.gpu.run import Row, read_rows
 
 MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs" / "measurements"
 ROWS = read_rows(MEASUREMENTS / "gpu" / "full.jsonl")

@@ -12,8 +12,7 @@ import pytest
 
 from amlr.benchmarks.gpu import kernel_steps
 from amlr.benchmarks.gpu.context import Context
-from amlr.benchmarks.gpu.rows import read_rows
-from amlr.benchmarks.gpu.step import step_command
+from amlr.benchmarks.gpu.run import read_rows, step_command
 from amlr.errors import BackendUnavailableError
 from amlr.kernels.nvrtc import load_nvrtc
 from requirements import require
