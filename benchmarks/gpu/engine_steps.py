@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 
 from amlr.benchmarks.gpu.context import Context, busy_share, one_line
-from amlr.benchmarks.gpu.onnx_sessions import import_onnxruntime
-from amlr.benchmarks.gpu.onnx_steps import PAPER, compared, direct_engine, load_engine
+from amlr.benchmarks.gpu.onnx_steps import (
+    PAPER,
+    compared,
+    direct_engine,
+    import_onnxruntime,
+    load_engine,
+)
 from amlr.benchmarks.gpu.run import Row
 from amlr.benchmarks.gpu.workload import make_batch, make_pixels
 from amlr.benchmarks.harness.timing import run_threads

@@ -91,6 +91,21 @@ class DeviceClock:
         self.stream.close()
 
 
+def host_us(call: Callable[[], object], repeats: int = 3) -> float:
+    """Least wall-clock microseconds of a call after one to warm up; ends after about a second."""
+    call()
+    least = float("inf")
+    stop = time.perf_counter() + 1.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        least = min(least, end - start)
+        if end > stop:
+            break
+    return round(1e6 * least, 2)
+
+
 def memory_floor(nbytes: int) -> dict[str, float]:
     """Fewest bytes that must move, and how long memory needs for them."""
     return {"bytes": nbytes, "memory_us": round(nbytes / _BYTES_PER_US, 3)}

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from amlr.benchmarks.decoders import TAGS, TimedChain
-from amlr.benchmarks.gpu.kernel_baselines import baseline_rows
-from amlr.benchmarks.gpu.kernel_clock import DeviceClock, Sizes, memory_floor
+from amlr.benchmarks.gpu.kernel_clock import DeviceClock, Sizes, host_us, memory_floor
 from amlr.benchmarks.gpu.kernel_unit_times import UNIT_TAGS, unit_rows
 from amlr.errors import AmlrError
 from amlr.kernels.device import open_device
@@ -66,7 +65,7 @@ def kernel_times(*, smoke: bool, dry: bool) -> Rows:
         device.close()
     for row in rows:
         row["device"] = device.name
-    rows += baseline_rows(sizes.batches, sizes.steps, sizes.baselines, on_gpu=not dry)
+    rows += _baseline_rows(sizes, on_gpu=not dry)
     return rows
 
 
@@ -142,3 +141,28 @@ def _confidence_row(
         **memory_floor(chain.emissions_bty.nbytes + path.nbytes + table.nbytes + 8 * batch),
         "max_abs_error": float(np.abs(table[3] - expected).max(initial=0)),
     }
+
+
+def _baseline_rows(sizes: Sizes, *, on_gpu: bool) -> Rows:
+    """NumPy and pytorch-crf, on the CPU and the GPU, on the linear chains that kernels decoded."""
+    rows: Rows = []
+    for batch in sizes.batches:
+        chain = TimedChain.draw(batch, sizes.steps)
+        row = chain.describe("linear_viterbi")
+        rows.append(row | {"decoder": "numpy", "numpy_us": host_us(chain.decode)})
+        if batch > sizes.baselines:
+            continue
+        for device in ("cpu", "cuda") if on_gpu else ("cpu",):
+            row = chain.describe("linear_viterbi") | {"decoder": f"pytorch-crf, {device}"}
+            try:
+                rows.append(row | _pytorch_crf(chain, device))
+            except (AmlrError, RuntimeError) as error:
+                rows.append(row | {"not_run": f"{type(error).__name__}: {error}"})
+    return rows
+
+
+def _pytorch_crf(chain: TimedChain, device: str) -> dict[str, Any]:
+    # The paths come back as lists, so a call ends with the device's work done.
+    decode = chain.pytorch_crf(device)
+    same = bool(np.array_equal(np.array(decode()), chain.decode()[0]))
+    return {"crf_us": host_us(decode, repeats=2), "equal": same}

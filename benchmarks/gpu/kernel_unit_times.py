@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.decoders import TAGS, random_posts
-from amlr.benchmarks.gpu.kernel_baselines import host_us
-from amlr.benchmarks.gpu.kernel_clock import DeviceClock, memory_floor
+from amlr.benchmarks.gpu.kernel_clock import DeviceClock, host_us, memory_floor
 from amlr.kernels import box_redecode, entity_marginals, joint_scores, segmental_decode
 from amlr.kernels.cuda import DeviceWork, SegmentalOutputs
 from amlr.kernels.launch import KernelLibrary
