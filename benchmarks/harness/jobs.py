@@ -1,7 +1,7 @@
 """Messages between the command and its worker processes."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,21 +29,14 @@ class Job:
     end_to_end: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A worker that can take posts.
-
-    Attributes:
-        load_s: Wall time of import and load.
-        load_cpu_s: Processor time of the same.
-    """
+class Ready(NamedTuple):
+    """Wall and processor time of a peer's import and load."""
 
     load_s: float
     load_cpu_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a job's first pass gave.
 
     Attributes:

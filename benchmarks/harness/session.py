@@ -1,6 +1,7 @@
 """All peers of a run: started side by side, timed in turn, dropped when they fail."""
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -8,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from amlr.benchmarks.harness.exports import finish_export, start_export
 from amlr.benchmarks.harness.jobs import Clock, Job
-from amlr.benchmarks.harness.remote import PeerError, RemotePeer
+from amlr.benchmarks.harness.peers import PeerError, RemotePeer
 from amlr.benchmarks.harness.rows import make_rows
 from amlr.benchmarks.harness.timing import Deadline, measure
 from amlr.benchmarks.harness.workloads import Workload
 from amlr.benchmarks.report.records import ENGINE_PREFIX, PeerRecord, Row
 from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, max_error
+from amlr.benchmarks.systems.exported import finish_export, start_export
 from amlr.benchmarks.systems.registry import BASELINE, PEERS, resolve
+from amlr.errors import ExportError
 from amlr.runtime.batching import Scores
 from amlr.runtime.results import Post
 
@@ -69,20 +71,17 @@ class Session:
         self._specs: dict[str, PeerSpec] = {}
         self._alive: dict[str, RemotePeer] = {}
         self._export = None
-        late = []
+        self._late: list[PeerSpec] = []
         for name in options.peers if options.groups else ():
-            entry = PEERS[name]
-            spec, reason = resolve(name, self._folder)
-            if spec is None:
-                spec = PeerSpec(name=name, kind=entry.kind, precision=entry.precision)
-                self._record(spec, entry.about, "skipped", reason)
-            elif entry.exports:
-                late.append((spec, entry.about))
+            spec, reason = resolve(PEERS[name], self._folder)
+            if reason:
+                self._record(spec, "skipped", reason)
+            elif spec.exports:
+                self._late.append(spec)
             else:
-                self._start(spec, entry.about)
-        if late:
+                self._start(spec)
+        if self._late:
             self._export = start_export(str(options.engine), self._exports)
-        self._late = late
 
     def __enter__(self) -> Self:
         return self
@@ -95,14 +94,18 @@ class Session:
             peer.close()
         self._temporary.cleanup()
 
-    def _record(self, spec: PeerSpec, about: str, status: Status, reason: str) -> None:
+    def _record(self, spec: PeerSpec, status: Status, reason: str) -> None:
         self._specs[spec.label] = spec
         self.records[spec.label] = PeerRecord(
-            backend=spec.name, precision=spec.precision, about=about, status=status, reason=reason
+            backend=spec.name,
+            precision=spec.precision,
+            about=spec.about,
+            status=status,
+            reason=reason,
         )
 
-    def _start(self, spec: PeerSpec, about: str) -> None:
-        self._record(spec, about, "measured", "")
+    def _start(self, spec: PeerSpec) -> None:
+        self._record(spec, "measured", "")
         try:
             self._alive[spec.label] = RemotePeer(
                 spec,
@@ -129,7 +132,7 @@ class Session:
         self.records.clear()
         self._alive.clear()
         for spec in specs:
-            self._start(spec, "the engine under test")
+            self._start(spec)
         self.records |= others[0]
         self._alive |= others[1]
 
@@ -138,11 +141,11 @@ class Session:
         if self._export is not None:
             try:
                 finish_export(self._export, self._share_of_time())
-                for spec, about in self._late:
-                    self._start(spec, about)
-            except PeerError as error:
-                for spec, about in self._late:
-                    self._record(spec, about, "failed", str(error))
+                for spec in self._late:
+                    self._start(spec)
+            except ExportError as error:
+                for spec in self._late:
+                    self._record(spec, "failed", str(error))
                     _log.info(f"  {spec.label} failed: {error}")
             self._export = None
         for label in list(self._alive):
@@ -157,10 +160,10 @@ class Session:
     def _share_of_time(self) -> float:
         return max(PATIENCE_S, self._deadline.left * PATIENCE_SHARE)
 
-    def _patience(self, label: str) -> float | None:
+    def _patience(self, label: str) -> float:
         # The engine and its first baseline are what a run is for: they are always waited for.
         is_needed = label.startswith(ENGINE_PREFIX) or self._specs[label].name == BASELINE
-        return None if is_needed else self._share_of_time()
+        return math.inf if is_needed else self._share_of_time()
 
     def first_post(self, batch: Sequence[ModelInput], posts: Sequence[Post]) -> None:
         """Give each system its first post, one with a picture, and note how long it took.

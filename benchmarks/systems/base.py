@@ -44,6 +44,11 @@ class PeerSpec:
         provider: Of the engine.
         variant: Of the bundle, which the engine runs; empty where it chooses by post.
         preload: Shared library that the worker's loader puts first (LD_PRELOAD).
+        about: One line for reports.
+        packages: Import names it needs.
+        exports: Whether it reads the one-graph ONNX exports.
+        quick: Whether `--quick` runs it.
+        mkl: Whether it needs the MKL preload.
     """
 
     name: str
@@ -52,6 +57,11 @@ class PeerSpec:
     provider: str = ""
     variant: str = ""
     preload: str | None = None
+    about: str = "the engine under test"
+    packages: tuple[str, ...] = ("torch",)
+    exports: bool = False
+    quick: bool = True
+    mkl: bool = False
 
     @property
     def label(self) -> str:

@@ -1,4 +1,8 @@
-"""The one-graph export in onnxruntime and in OpenVINO, as one would run it plainly."""
+"""The one-graph export in onnxruntime and in OpenVINO, as one would run it plainly.
+
+Exporter and quantizer run in processes of their own, so that nobody who is measured carries their
+memory.
+"""
 
 import importlib
 import os
@@ -11,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from amlr.benchmarks.harness.process import worker_environment
 from amlr.benchmarks.systems.base import Floats, ModelInput, Peer, Picture, padded_feed
 from amlr.errors import ExportError
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
 
+_EXPORT_S = 900
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 Feed = dict[str, Any]
 Run = Callable[[Feed], list[Any]]
@@ -112,13 +119,56 @@ class OpenvinoPlainPeer(_ExportedPeer):
         return lambda: [run(feed) for feed in feeds]
 
 
+def start_export(bundle: str, folder: Path) -> "subprocess.Popen[str]":
+    """Begin writing the exports, unless they are there; other work may go on meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "amlr.benchmarks.systems.exported", "export", bundle, str(folder)],
+        env=worker_environment(1),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish_export(process: "subprocess.Popen[str]", seconds: float) -> None:
+    """Wait for the exports, at most so many seconds.
+
+    Raises:
+        ExportError: The plain model could not be exported.
+    """
+    try:
+        _, stderr = process.communicate(timeout=min(seconds, _EXPORT_S))
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise ExportError("the one-graph export took too long") from error
+    if process.returncode:
+        raise ExportError(f"the one-graph export failed: {_last_line(stderr)}")
+
+
+def _last_line(stderr: str) -> str:
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+def write_plain_graphs(bundle: Path, folder: Path) -> None:
+    """Export the plain model of a bundle, unless a finished export of it is there."""
+    done = folder / "done"
+    if done.exists():
+        return
+    from amlr.benchmarks.systems.torch_models import plain_graphs
+    from amlr.export.eager import load_reference
+    from amlr.export.to_onnx import write_graphs
+
+    opened = Bundle.open(bundle)
+    write_graphs(plain_graphs(load_reference(opened), opened.manifest), folder)
+    done.touch()
+
+
 def quantized(path: Path, feeds: list[Feed]) -> Path:
-    """Quantize an export on the posts given, unless that was done before.
-
-    In a process of its own: the tool's memory is not that of serving.
-
-    Returns:
-        The quantized model, beside the export.
+    """The quantized model, beside the export; made on the posts given, unless it is there.
 
     Raises:
         ExportError: The tool failed.
@@ -130,7 +180,7 @@ def quantized(path: Path, feeds: list[Feed]) -> Path:
     kept = path.with_suffix(".npz")
     np.savez(kept, allow_pickle=False, **arrays)
     done = subprocess.run(
-        [sys.executable, "-m", "amlr.benchmarks.systems.exported", path, kept, target],
+        [sys.executable, "-m", "amlr.benchmarks.systems.exported", "quantize", path, kept, target],
         # Its name for "send no statistics".
         env=os.environ | {"NNCF_CI": "1"},
         capture_output=True,
@@ -139,16 +189,12 @@ def quantized(path: Path, feeds: list[Feed]) -> Path:
     )
     kept.unlink()
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ExportError(f"NNCF could not quantize {path.name}: {lines[-1] if lines else '?'}")
+        raise ExportError(f"NNCF could not quantize {path.name}: {_last_line(done.stderr)}")
     return target
 
 
 def quantize_plain(source: Path, feeds: Path, target: Path) -> None:
-    """Quantize an export on recorded inputs, as NNCF does it by default for transformers.
-
-    `python -m amlr.benchmarks.systems.exported MODEL.onnx FEEDS.npz OUT.xml` does this.
-    """
+    """Quantize an export on recorded inputs, as NNCF does it by default for transformers."""
     import openvino
 
     # It ships no types.
@@ -173,4 +219,7 @@ def quantize_plain(source: Path, feeds: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    quantize_plain(*map(Path, sys.argv[1:4]))
+    if sys.argv[1] == "export":
+        write_plain_graphs(*map(Path, sys.argv[2:]))
+    else:
+        quantize_plain(*map(Path, sys.argv[2:]))

@@ -4,7 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amlr.benchmarks.systems.base import ESCALATION, Peer, PeerSpec, WholeSystem
@@ -18,66 +18,54 @@ from amlr.runtime.providers.base import Provider, ProviderOptions
 BASELINE = "research"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A peer that can be asked for.
-
-    Attributes:
-        about: One line for reports.
-        kind: Implementation, as `load_peer` knows it.
-        precision: What it computes in.
-        packages: Import names it needs.
-        exports: Whether it reads the one-graph ONNX exports.
-        quick: Whether `--quick` runs it.
-        mkl: Whether it needs the MKL preload.
-    """
-
-    about: str
-    kind: str
-    precision: str = "fp32"
-    packages: tuple[str, ...] = ("torch",)
-    exports: bool = False
-    quick: bool = True
-    mkl: bool = False
-
-
+# The precision has its own column, so all OpenVINO rows carry the same name.
 PEERS = {
-    "research": Entry(
+    "research": PeerSpec(
+        name="research",
         about="eager PyTorch as released: padded to 50, all units as Conv1d, plain attention",
         kind="research",
     ),
-    "research-mkl": Entry(
+    "research-mkl": PeerSpec(
+        name="research-mkl",
         about="the same, with MKL taking its full-speed path on AMD processors",
         kind="research",
         mkl=True,
     ),
-    "eager-exact": Entry(
-        about="eager PyTorch, each post at its own length", kind="eager-exact", quick=False
+    "eager-exact": PeerSpec(
+        name="eager-exact",
+        about="eager PyTorch, each post at its own length",
+        kind="eager-exact",
+        quick=False,
     ),
-    "eager-bf16": Entry(
+    "eager-bf16": PeerSpec(
+        name="eager-bf16",
         about="eager PyTorch under bf16 autocast, padded to the batch's longest post",
         kind="eager-bf16",
         precision="bf16",
         quick=False,
     ),
-    "torch-compile": Entry(
+    "torch-compile": PeerSpec(
+        name="torch-compile",
         about="torch.compile, dynamic shapes, frozen weights, padded to the batch's longest post",
         kind="torch-compile",
         quick=False,
     ),
-    "onnxruntime-plain": Entry(
+    "onnxruntime-plain": PeerSpec(
+        name="onnxruntime-plain",
         about="one-graph ONNX export in onnxruntime, padded to the batch's longest post",
         kind="onnxruntime-plain",
         packages=("onnxruntime",),
         exports=True,
     ),
-    "openvino": Entry(
+    "openvino": PeerSpec(
+        name="openvino",
         about="plain OpenVINO conversion, each post at its own length",
         kind="openvino",
         packages=("openvino",),
         exports=True,
     ),
-    "openvino-bf16": Entry(
+    "openvino-bf16": PeerSpec(
+        name="openvino",
         about="plain OpenVINO conversion with the bf16 hint, each post at its own length",
         kind="openvino",
         precision="bf16",
@@ -85,7 +73,8 @@ PEERS = {
         exports=True,
         quick=False,
     ),
-    "openvino-int8": Entry(
+    "openvino-int8": PeerSpec(
+        name="openvino",
         about="that conversion quantized by NNCF, rest in bf16, each post at its own length",
         kind="openvino",
         precision="int8",
@@ -96,35 +85,19 @@ PEERS = {
 }
 
 
-def resolve(name: str, folder: Path) -> tuple[PeerSpec | None, str]:
-    """Make a peer runnable here.
-
-    Args:
-        name: Key of `PEERS`.
-        folder: Where files may be built.
+def resolve(spec: PeerSpec, folder: Path) -> tuple[PeerSpec, str]:
+    """Make a peer runnable here; files may be built in a folder.
 
     Returns:
-        Its specification and "", or None and why this machine cannot run it.
+        Its specification, and why this machine cannot run it; "" where it can.
     """
-    entry = PEERS[name]
-    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        return None, f"needs the package {missing[0]!r}, which is not installed"
-    preload = None
-    if entry.mkl:
-        preload, reason = build_preload(folder)
-        if preload is None:
-            return None, reason
-    # The precision has its own column, so all OpenVINO rows carry the same name.
-    return (
-        PeerSpec(
-            name=entry.kind if entry.kind == "openvino" else name,
-            kind=entry.kind,
-            precision=entry.precision,
-            preload=preload,
-        ),
-        "",
-    )
+    for package in spec.packages:
+        if importlib.util.find_spec(package) is None:
+            return spec, f"needs the package {package!r}, which is not installed"
+    if not spec.mkl:
+        return spec, ""
+    preload, reason = build_preload(folder)
+    return replace(spec, preload=preload), reason
 
 
 _MKL_STUB = """

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from amlr.benchmarks.harness import workloads
 from amlr.benchmarks.harness.timing import Budget
 from amlr.benchmarks.report.schema import read_report
 from amlr.benchmarks.systems import registry
+from amlr.benchmarks.systems.base import PeerSpec
 from amlr.export.eager import EagerProvider
 from amlr.runtime.batching import Scores
 
@@ -33,8 +35,8 @@ def outcome(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OMP", "MKL", "OPENBLAS"):
             patch.setenv(f"{name}_NUM_THREADS", "1")
-        broken = registry.Entry(about="fails on purpose", kind="nothing of that kind")
-        absent = registry.Entry(about="lacks a package", kind=entry.kind, packages=("no_such",))
+        broken = PeerSpec(name="broken", about="fails on purpose", kind="nothing of that kind")
+        absent = replace(entry, name="absent", about="lacks a package", packages=("no_such",))
         patch.setitem(registry.PEERS, "broken", broken)
         patch.setitem(registry.PEERS, "absent", absent)
         # The longest run allowed, so that a busy machine leaves nothing out, and few rounds in it.

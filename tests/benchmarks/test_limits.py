@@ -6,7 +6,7 @@ import pytest
 
 from amlr.benchmarks.data import load_data
 from amlr.benchmarks.harness.jobs import Samples
-from amlr.benchmarks.harness.remote import PeerError, RemotePeer
+from amlr.benchmarks.harness.peers import PeerError, RemotePeer
 from amlr.benchmarks.harness.timing import Budget, Deadline, measure
 from amlr.benchmarks.harness.workloads import make_pool, plan
 from amlr.benchmarks.systems.base import PeerSpec

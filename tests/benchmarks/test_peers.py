@@ -1,6 +1,7 @@
 """Every peer computes the same numbers: a fast baseline that is wrong would prove nothing."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,8 @@ def test_stretched_posts_have_the_length_and_whole_words(inputs: list[ModelInput
 
 
 def test_every_peer_resolves_or_says_why_not(tmp_path: Path) -> None:
-    for name in PEERS:
-        spec, reason = resolve(name, tmp_path)
-        assert (spec is None) == bool(reason), name
+    for name, peer in PEERS.items():
+        spec, reason = resolve(peer, tmp_path)
+        assert reason or bool(spec.preload) == peer.mkl, name
+    _, reason = resolve(replace(PEERS["research"], packages=("no_such",)), tmp_path)
+    assert "'no_such', which is not installed" in reason

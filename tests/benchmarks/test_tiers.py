@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.harness.jobs import Job
-from amlr.benchmarks.harness.worker import Worker
+from amlr.benchmarks.harness.peers import Worker
 from amlr.benchmarks.systems.base import ESCALATION, PeerSpec
 from amlr.benchmarks.systems.registry import load_peer
 from amlr.benchmarks.systems.tiers import explain_auto, open_tiers
