@@ -39,11 +39,6 @@ Scored = list[tuple[BenchPost, PostScores]]
 def calibrate(tier: Tier, threads: int, posts: Sequence[BenchPost]) -> CalibrationRecord:
     """Calibration of a tier on labelled posts.
 
-    Args:
-        tier: The tier; its graphs are opened once more.
-        threads: CPU threads.
-        posts: Posts; those without labels are left out.
-
     Raises:
         InputError: Too few posts are labelled.
     """

@@ -163,11 +163,6 @@ class StageClock:
 def measure_host(path: Path, posts: Sequence[BenchPost], *, quick: bool = False) -> list[HostRow]:
     """Rows of each kind of post, state of the caches and number of posts a call.
 
-    Args:
-        path: The bundle.
-        posts: Texts to read, without their words; too few are filled up with generated ones.
-        quick: Fewer rounds.
-
     Raises:
         BackendUnavailableError: The bundle has no packed graphs.
     """

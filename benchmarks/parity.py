@@ -122,15 +122,7 @@ class TierCheck:
             record.changed_entities += change.entities
 
     def tally(self, text: str, before: Keys, after: Keys, gold: Keys | None, stage: str) -> None:
-        """Count one post among those not calibrated on, and among those with known entities.
-
-        Args:
-            text: Its text.
-            before: Entities of the eager model.
-            after: Entities of the tier.
-            gold: True ones, or None where unknown.
-            stage: Precision that the tier's answer names.
-        """
+        """Count one post among those not calibrated on, and among those with known entities."""
         if is_held(text):
             held = self.held
             held.posts += 1
@@ -190,13 +182,7 @@ class TierCheck:
 def compare(
     eager: Engine, tiers: Sequence[tuple[Engine, TierCheck]], posts: Iterable[BenchPost]
 ) -> None:
-    """Run both sides over the posts, in chunks, so that batches mix lengths and pictures.
-
-    Args:
-        eager: The eager model in the runtime's engine; asked once for any number of tiers.
-        tiers: Each tier with what compares it.
-        posts: Any number.
-    """
+    """Run both sides over the posts, in chunks, so that batches mix lengths and pictures."""
     source = iter(posts)
     while chunk := list(islice(source, CHUNK_POSTS)):
         expected = ask(eager, [item.post for item in chunk])

@@ -46,12 +46,6 @@ def run_benchmark(
 ) -> Report:
     """Compare with the eager model, then measure.
 
-    Args:
-        options: Choices.
-        bundle: The opened bundle.
-        data: Posts to prove on; speed is measured on a sample of them.
-        load_tiers: Loads the tiers of the engine; the caller closes them.
-
     Returns:
         The report, ready for `write_report`.
     """

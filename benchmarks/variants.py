@@ -116,14 +116,7 @@ def spread_pictures(data: BenchData, folder: Path) -> BenchData:
 def measure_variants(
     bundle: Bundle, data: BenchData, names: Sequence[str], threads: int
 ) -> dict[str, Any]:
-    """All rows of the table; see the module.
-
-    Args:
-        bundle: With its reference model.
-        data: Posts.
-        names: Variants.
-        threads: CPU threads.
-    """
+    """All rows of the table; see the module."""
     import torch
 
     torch.set_num_threads(threads)

@@ -154,14 +154,7 @@ def best_utilisation(curve: Sequence[Load], p99_s: float) -> float:
 def simulate_day(
     traffic: Traffic, curve: Sequence[Load], utilisation: float, *, fixed: bool
 ) -> Day:
-    """Follow the rate through a day in steps of ten seconds.
-
-    Args:
-        traffic: Rates and autoscaling.
-        curve: One server's latency over its load.
-        utilisation: Share of the capacity that the autoscaler aims at.
-        fixed: Keep the replicas of the peak all day instead.
-    """
+    """Follow the rate through a day in steps of ten seconds; `fixed` keeps the peak's replicas."""
     steps = len(_times())
     rate = traffic.rate_at(_times())
     capacity = curve[-1].rate_per_s / curve[-1].utilisation

@@ -48,13 +48,6 @@ def measure_grid(
 ) -> CostGrid:
     """Measure everything the simulator needs, on this machine.
 
-    Args:
-        bundle: Folder of the bundle.
-        tokens: Lengths of the traffic's texts.
-        batch_posts: Posts of a full batch.
-        processes: Engines that are busy at the same time.
-        engine_options: `--provider` and `--precision` for the engine.
-
     Raises:
         RuntimeError: A measuring process failed.
     """

@@ -88,10 +88,6 @@ class CapacityReport:
 def plan_capacity(traffic: Traffic, costs: CostGrid) -> Plan:
     """Simulate a day.
 
-    Args:
-        traffic: What comes, and what it may cost.
-        costs: Measured on a machine like those to be rented, with all its cores busy.
-
     Raises:
         InputError: Not even an idle server keeps the latency.
     """
@@ -148,14 +144,7 @@ def run_capacity(
     check_seconds: float = 0.0,
     engine_options: Sequence[str] = (),
 ) -> CapacityReport:
-    """Measure, simulate, and compare with real servers if asked to.
-
-    Args:
-        bundle: Folder of the bundle.
-        traffic: What to plan for.
-        check_seconds: Length of each run against real servers; 0 runs none.
-        engine_options: `--provider` and `--precision`.
-    """
+    """Measure, simulate, and compare with real servers if asked to."""
     machine = describe_machine()
     # A rented machine has all its replicas busy; so have the cores that are measured here.
     busy = max(1, min(machine.cores or 1, traffic.machine.cores) // traffic.replica.workers)

@@ -177,10 +177,6 @@ def measure(call: Callable[[], Any], device: str, runs: int) -> dict[str, Any]:
 def busy_share(call: Callable[[], Any], seconds: float) -> dict[str, float]:
     """Share of the time in which the device did something, whatever stream it was on.
 
-    Args:
-        call: Repeated until the time is up; must wait for its results.
-        seconds: How long.
-
     Returns:
         `busy_ms_a_call` of kernels and copies, `wall_ms_a_call`, and `idle_share`, 0..1. A copy
         and a kernel at the same time count once.

@@ -53,11 +53,6 @@ FilePath = click.Path(path_type=Path)
 def add_part(part: Path, plan: Path, posts: Sequence[Post]) -> None:
     """Pack one bundle.
 
-    Args:
-        part: Folder in the kit; replaced.
-        plan: The bundle.
-        posts: Carried with it, and answered here.
-
     Raises:
         ExportError: It finds no entity in the posts.
     """

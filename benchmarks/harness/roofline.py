@@ -122,13 +122,7 @@ def measure_roof(threads: int, seconds: float) -> dict[str, float | None]:
 def summarize(
     products: dict[str, float | None], flops: dict[str, float], threads: int
 ) -> RooflineRecord:
-    """Roof, operations of a post, and the times below which float32 cannot go.
-
-    Args:
-        products: From `measure_roof`.
-        flops: From `flops_per_post`.
-        threads: Threads of both.
-    """
+    """Roof, operations of a post, and the times below which float32 cannot go."""
     fp32 = [v for name, v in products.items() if v and name.endswith("fp32")]
     peak = max(fp32, default=None)
     cold = flops["text"] + flops["image"] + flops["fusion"]
@@ -163,11 +157,6 @@ def flops_per_post(
     model: "AmlrModel", inputs: Sequence[ModelInput], manifest: Manifest
 ) -> dict[str, float]:
     """Floating-point operations (a multiply-add is two) of one post, averaged.
-
-    Args:
-        model: The eager model.
-        inputs: A sample of posts.
-        manifest: Of its bundle.
 
     Returns:
         `text` and `fusion` at exact lengths with only the word-aligned units, `image` once,

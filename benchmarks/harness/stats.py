@@ -13,10 +13,6 @@ def percentile(values: Sequence[float] | npt.NDArray[np.float64], percent: int) 
 
     A percentile q needs 100 / (100 - q) samples, 20 for p95 and 100 for p99; the median needs one.
 
-    Args:
-        values: Samples (N,).
-        percent: From 0 to 99.
-
     Returns:
         None where there are too few samples.
     """

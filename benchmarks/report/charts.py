@@ -107,12 +107,7 @@ def line_chart(lines: Sequence[Line], places: Sequence[str], x_label: str, unit:
 
 
 def reliability_chart(before: Bins, after: Bins) -> str:
-    """Share of correct entities over their score, with the diagonal of perfect honesty.
-
-    Args:
-        before: Bins of (count, mean confidence, share correct) at temperature 1.
-        after: The same at the chosen temperature.
-    """
+    """Share of correct entities over their score, with the diagonal of perfect honesty."""
     side, left, top = 260, _LEFT, _TOP
     bottom, right = top + side, left + side
     parts = [_open(right + 150, bottom + 44, "share of correct entities over score")]

@@ -91,14 +91,7 @@ def html_table(
     numeric: Iterable[int] = (),
     mine: Sequence[bool] | None = None,
 ) -> str:
-    """A table of plain texts.
-
-    Args:
-        head: Column names; all empty leaves the heading out.
-        rows: Cells.
-        numeric: Columns that align right.
-        mine: Rows to stress.
-    """
+    """A table of plain texts: `numeric` columns align right, rows of `mine` are stressed."""
     right = set(numeric)
 
     def cells(values: Sequence[str], tag: str) -> str:

@@ -46,10 +46,6 @@ def _plain(schema: Any) -> Any:
 def parse_report(text: str, source: str = "the report") -> Report:
     """A report out of JSON.
 
-    Args:
-        text: The JSON.
-        source: Named in errors.
-
     Raises:
         InputError: It does not fit; names the field.
     """

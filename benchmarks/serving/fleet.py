@@ -68,13 +68,7 @@ class RetryingClient:
     def __init__(
         self, port: int, requests: Sequence[bytes], expected: dict[str, list[Triples]]
     ) -> None:
-        """Ask a port of the loopback interface.
-
-        Args:
-            port: Of the proxy.
-            requests: Whole HTTP requests.
-            expected: Entities of each post, by the short hash of the bundle.
-        """
+        """Ask a port of the loopback interface."""
         self._port, self._requests, self._expected = port, requests, expected
         self._retries, self._random = Retries(), random.Random(0)
         self._begun = time.perf_counter()

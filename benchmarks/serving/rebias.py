@@ -15,13 +15,7 @@ from amlr.runtime.manifest import GOLDEN
 
 
 def rebias(source: Path, target: Path, bias: float) -> Path:
-    """Copy a bundle and change its bias; the result passes its own golden check.
-
-    Args:
-        source: A bundle.
-        target: Folder to make.
-        bias: The joint decoder's bias.
-    """
+    """Copy a bundle and change its bias; the result passes its own golden check."""
     shutil.copytree(source, target)
     manifest, _ = read_manifest(target)
     manifest = replace(manifest, decoder=replace(manifest.decoder, bias=bias))

@@ -14,12 +14,7 @@ class TaggingClient:
     """One connection; not to be shared by threads."""
 
     def __init__(self, protocol: str, address: str) -> None:
-        """Connect.
-
-        Args:
-            protocol: `http` or `grpc`.
-            address: Host and port.
-        """
+        """Connect."""
         self._library: Any = import_module(f"tritonclient.{protocol}")
         self.client: Any = self._library.InferenceServerClient(address)
 

@@ -66,12 +66,6 @@ def open_tiers(
 
     When `auto` picks a low precision, the exact tier of the same provider is added for comparison.
 
-    Args:
-        path: The bundle.
-        providers: `auto` or provider names.
-        precisions: `auto`, `exact`, `escalate` or precision names.
-        threads: CPU threads.
-
     Raises:
         AmlrError: Only one combination was asked for and it cannot be loaded.
     """
