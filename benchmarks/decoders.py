@@ -115,10 +115,10 @@ class TimedChain:
         """As the host functions check it."""
         return check_chain(self.emissions_bty, self.lengths_b, **self.parameters, allowed_yy=None)
 
-    def decode(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-        """NumPy's tags and scores."""
+    def decode(self, backend: str = "numpy") -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """Tags and scores."""
         parameters: dict[str, Any] = dict(self.parameters)
-        return viterbi_decode(self.emissions_bty, self.lengths_b, **parameters)
+        return viterbi_decode(self.emissions_bty, self.lengths_b, **parameters, backend=backend)
 
     def confidence(self, path_bt: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
         """NumPy's probability of each tag of a path (B, T), in float64; 0 past the end."""
@@ -174,11 +174,8 @@ def chain_calls(batch: int, steps: int, ragged: bool, backends: tuple[str, ...])
     baseline = chain.pytorch_crf()
     calls: Calls = {"pytorch-crf": baseline}
     expected = baseline()
-    parameters: dict[str, Any] = dict(chain.parameters)
     for backend in backends:
-        call = partial(
-            viterbi_decode, chain.emissions_bty, chain.lengths_b, **parameters, backend=backend
-        )
+        call = partial(chain.decode, backend)
         tags, _ = call()
         for row, path in zip(tags, expected, strict=True):
             assert row[: len(path)].tolist() == path, "a path differs from pytorch-crf's"

@@ -34,14 +34,14 @@ _TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 _PLANTED = {"memcheck": "--plant-short", "initcheck": "--plant-unwritten"}
 
 
-def write_kernel_kit(folder: Path) -> Path:
-    """Fill `<folder>/kernels`: recorded launches, the replay program's source, cubins for SM 9.0.
+def write_kernel_kit(kit: Path) -> None:
+    """Fill `<kit>/kernels`: recorded launches, the replay program's source, cubins for SM 9.0.
 
     Raises:
         AmlrError: The recording failed; the message ends with why.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "shims.kernel_kit", str(folder / "kernels")],
+        [sys.executable, "-m", "shims.kernel_kit", str(kit / "kernels")],
         capture_output=True,
         text=True,
         check=False,
@@ -49,7 +49,6 @@ def write_kernel_kit(folder: Path) -> Path:
     )
     if done.returncode:
         raise AmlrError(f"the kernel kit could not be written: {done.stderr.strip()[-2000:]}")
-    return folder / "kernels"
 
 
 def _step(function: Callable[[Context], Rows]) -> Callable[[Context], Iterator[Row]]:

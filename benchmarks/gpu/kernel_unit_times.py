@@ -21,7 +21,6 @@ from amlr.kernels.units import Units
 LABELS = ("PER", "LOC", "ORG", "OTHER")
 # Columns of the emissions: checkpoints have tags that play no part.
 UNIT_TAGS = 13
-_GOAL = (32, 10.0)  # at most so many posts, microseconds
 _RADIUS, _WEIGHT = 0.1, 0.25
 
 
@@ -119,7 +118,6 @@ def unit_rows(
     }
     rows: list[dict[str, Any]] = []
     for name, row in times.items():
-        goal = name == "segmental_viterbi" and posts <= _GOAL[0]
         rows.append(
             {
                 "kernel": name,
@@ -128,7 +126,6 @@ def unit_rows(
                 "longest_words": joint.table.max_words,
                 **row,
                 **(memory_floor(nbytes[name]) if name in nbytes else {}),
-                "goal_us": _GOAL[1] if goal else None,
                 "numpy_us": numpy_us.get(name),
                 **checks,
             }

@@ -215,17 +215,6 @@ def add_wheels(kit: Path, wheels: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def add_kernels(kit: Path) -> None:
-    """Add the part `kernels`, made beside the kernels' own tests.
-
-    Raises:
-        AmlrError: The recording failed.
-    """
-    from amlr.benchmarks.gpu.kernel_steps import write_kernel_kit
-
-    write_kernel_kit(kit)
-
-
 def sizes(kit: Path) -> list[str]:
     """A line per item, and the total of each call."""
     lines = []
@@ -279,7 +268,9 @@ def kit_command(
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)
     if kernels:
-        add_kernels(out)
+        from amlr.benchmarks.gpu.kernel_steps import write_kernel_kit
+
+        write_kernel_kit(out)
     # Nothing of it is ever committed, wherever it lies.
     (out / ".gitignore").write_text("*\n", encoding="utf-8")
     for line in sizes(out):

@@ -1,7 +1,9 @@
 """PyTorch on the same model: eager in three arithmetics, and compiled for static shapes."""
 
 import copy
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from amlr.benchmarks.gpu.context import TOKENS, Context, one_line
@@ -28,7 +30,7 @@ def eager(context: Context) -> Iterator[Row]:
         for count in context.sizes(1, 8, 32, 64):
             inputs = _inputs(context, bundle, model, count)
             for what, call in _calls(model, inputs, pictures=count <= 32):
-                yield _row(context, "eager", precision, what, count, _inferring(call))
+                yield _row(context, "eager", precision, what, count, call)
 
 
 def compile_static(context: Context) -> Iterator[Row]:
@@ -64,7 +66,7 @@ def _compiled(context: Context, model: Any, mode: str, what: str, count: int) ->
         torch.set_float32_matmul_precision("high")
         call = _compile(model, inputs, what, mode)
     try:
-        return _row(context, f"compile {mode}", "fp16", what, count, _inferring(call))
+        return _row(context, f"compile {mode}", "fp16", what, count, call)
     except Exception as error:  # another shape may still compile
         return {"card": context.card, "what": what, "batch": count, "mode": mode,
                 "not_run": one_line(error)}  # fmt: skip
@@ -75,11 +77,9 @@ def _compile(model: Any, inputs: dict[str, Any], what: str, mode: str) -> Callab
 
     compile_: Any = torch.compile
     if what == "image":
-        image = compile_(model.image, mode=mode, dynamic=False)
-        return lambda: image(inputs["pixels"])
+        return partial(compile_(model.image, mode=mode, dynamic=False), inputs["pixels"])
     posts = compile_(lambda **given: _score(model, **given), mode=mode, dynamic=False)
-    given = {name: inputs[name] for name in inputs if name != "pixels"}
-    return lambda: posts(**given)
+    return partial(posts, **{name: inputs[name] for name in inputs if name != "pixels"})
 
 
 def _inputs(context: Context, bundle: Bundle, model: Any, count: int) -> dict[str, Any]:
@@ -121,27 +121,19 @@ def _calls(
     return calls
 
 
-def _inferring(call: Callable[[], Any]) -> Callable[[], Any]:
-    import torch
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return call()
-
-    return run
-
-
 def _row(
     context: Context, mode: str, precision: str, what: str, count: int, call: Callable[[], Any]
 ) -> Row:
-    import time
+    import torch
 
-    start = time.perf_counter()
-    call()
-    first = round(time.perf_counter() - start, 2)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        call()
+        first = round(time.perf_counter() - start, 2)
+        timing = context.time(call)
     return {"card": context.card, "mode": mode, "precision": precision, "what": what,
             "batch": count, "tokens": 0 if what == "image" else TOKENS, "first_s": first,
-            **context.time(call)}  # fmt: skip
+            **timing}  # fmt: skip
 
 
 def load_model(context: Context) -> Any:

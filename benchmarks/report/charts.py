@@ -107,29 +107,19 @@ def line_chart(lines: Sequence[Line], places: Sequence[str], x_label: str, unit:
 
 
 def reliability_chart(before: Bins, after: Bins) -> str:
-    """Share of correct entities over their score, with the diagonal of perfect honesty."""
-    side, left, top = 260, _LEFT, _TOP
-    bottom, right = top + side, left + side
-    parts = [_open(right + 150, bottom + 44, "share of correct entities over score")]
-    for tick in np.linspace(0, 1, 6):
-        x, y = left + side * tick, bottom - side * tick
-        parts += [
-            f'<path class="grid" d="M{left} {y:.1f}H{right}M{x:.1f} {top}V{bottom}"/>',
-            _text("axis", left - 6, y, f"{tick:.1f}", anchor="end"),
-            _text("axis", x, bottom + 12, f"{tick:.1f}"),
-        ]
-    parts.append(f'<path class="diagonal" d="M{left} {bottom}L{right} {top}"/>')
-    curves = ((before, "line-0", "temperature 1"), (after, "own-line", "calibrated"))
-    for row, (bins, kind, label) in enumerate(curves):
-        points = [
-            (left + side * score, bottom - side * share)
-            for count, score, share in bins
-            if count and score is not None and share is not None
-        ]
-        parts.append(_curve(kind, points) if points else "")
-        parts.append(_text(f"{kind}-text", right + 12, top + 10 + row * 18, label, anchor="start"))
-    parts.append(_text("axis", left + side / 2, bottom + 32, "score of an entity"))
-    return "".join([*parts, "</svg>"])
+    """Share of correct entities over their score, beside perfect honesty.
+
+    Bins are (count, mean score, share correct), at temperature 1 and at the chosen one.
+    """
+    count = max(len(before), len(after), 1)
+    middles = [(i + 0.5) / count for i in range(count)]
+    curves = (("temperature 1", before, False), ("calibrated", after, True))
+    lines = [
+        Line(label=label, values=[share for _, _, share in bins], is_own=is_own)
+        for label, bins, is_own in curves
+    ]
+    lines.append(Line(label="honest", values=middles))
+    return line_chart(lines, [f"{m:.2f}" for m in middles], "score of an entity", "share correct")
 
 
 def _text(kind: str, x: float, y: float, content: str, *, anchor: str = "middle") -> str:

@@ -6,11 +6,11 @@ from html import escape
 
 from amlr.benchmarks.report.charts import Bar, bar_chart, reliability_chart
 from amlr.benchmarks.report.figures import number, ratio_text
-from amlr.benchmarks.report.host import host_section
 from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
 from amlr.benchmarks.report.records import ParityRecord, Report
 from amlr.benchmarks.report.sections import (
     growth_section,
+    host_section,
     parity_section,
     peers_section,
     resources_section,
@@ -47,7 +47,7 @@ def render_html(report: Report) -> str:
         tiers_section(report),
         _speed_section(lines, settings.clock),
         growth_section(join_rows(report.rows)),
-        host_section(report),
+        host_section(report.host),
         resources_section(report),
         roofline_section(report.roofline, lines),
         _calibration_section(report),

@@ -1,14 +1,15 @@
 """A short Markdown summary, for a pull request or a README."""
 
 from amlr.benchmarks.report.figures import markdown_table, number, ratio_text
-from amlr.benchmarks.report.host import host_markdown
 from amlr.benchmarks.report.records import Report
 from amlr.benchmarks.report.tables import (
     BASELINES,
+    HOST_LEAD,
     PRECISION_HEAD,
     SPEED_HEAD,
     Line,
     auto_lines,
+    host_table,
     main_lines,
     precision_lines,
     speed_lines,
@@ -41,7 +42,9 @@ def render_markdown(report: Report) -> str:
                 "posts/s", *(f"x {name}" for name in BASELINES)]  # fmt: skip
         listed = markdown_table(head, [_cells(line) for line in lines])
         parts += ["", "<details><summary>Every system</summary>", "", listed, "", "</details>"]
-    parts += host_markdown(report)
+    if report.host:
+        table = markdown_table(*host_table(report.host), words=2)
+        parts += ["", f"The host alone. {HOST_LEAD}", "", table]
     skipped = [peer for peer in report.peers if peer.status != "measured"]
     if skipped:
         parts += ["", "Not measured:"]

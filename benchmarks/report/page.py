@@ -41,7 +41,6 @@ svg .own-label { font-weight: 650; fill: var(--own); }
 svg .note, svg .axis { fill: var(--soft); }
 svg .whisker { stroke: var(--soft); fill: none; }
 svg .grid { stroke: var(--rule); fill: none; } svg .axis { font-size: 11.5px; }
-svg .diagonal { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
 svg .line { fill: none; stroke-width: 2; } svg .own-line { stroke: var(--own); stroke-width: 3; }
 svg .own-line-dot { fill: var(--own); } svg .own-line-text { fill: var(--own); font-weight: 650; }
 svg .line-0 { stroke: var(--l0); } svg .line-0-dot, svg .line-0-text { fill: var(--l0); }

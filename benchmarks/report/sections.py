@@ -10,6 +10,7 @@ from amlr.benchmarks.report.page import card, grid, html_table, section
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
     ChangeRecord,
+    HostRow,
     ParityRecord,
     PeerRecord,
     Report,
@@ -19,11 +20,13 @@ from amlr.benchmarks.report.records import (
     is_engine,
 )
 from amlr.benchmarks.report.tables import (
+    HOST_LEAD,
     PRECISION_HEAD,
     SPEED_HEAD,
     Line,
     auto_lines,
     engine_lines,
+    host_table,
     precision_lines,
     speed_lines,
     system_name,
@@ -248,3 +251,12 @@ def peers_section(peers: Sequence[PeerRecord], passed_over: Sequence[str]) -> st
     content = html_table(head, lines, numeric=(4,)) if lines else ""
     content += "".join(f'<p class="soft">{escape(note)}</p>' for note in passed_over)
     return section("Systems", lead, content)
+
+
+def host_section(rows: Sequence[HostRow]) -> str:
+    """The host's own cost."""
+    if not rows:
+        return ""
+    head, lines = host_table(rows)
+    table = html_table(head, lines, numeric=range(2, len(head)))
+    return section("What the host costs", HOST_LEAD, card("Microseconds a post", table))

@@ -1,12 +1,13 @@
 """The tables that Markdown and page share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from amlr.benchmarks.report.figures import error_text, number, ratio_text
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
     HeldRecord,
+    HostRow,
     PeerRecord,
     Report,
     Row,
@@ -21,6 +22,12 @@ SPEED_HEAD = ("workload", "tier", "precision", "ms a post", "x research", "x MKL
               "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
 PRECISION_HEAD = ("tier", "precision", "changed entities", "not calibrated on", "at most",
                   "F1 eager", "F1", "answered by", "memory MiB", "load s")  # fmt: skip
+
+HOST_LEAD = (
+    "Processor time of a call, in microseconds a post, whose engine answers at once. Text caches: "
+    "cold knew nothing, warm knew other posts, repeated these posts. Certificates come on top "
+    "where they are asked for."
+)
 
 
 def is_growth(workload: str) -> bool:
@@ -213,4 +220,22 @@ def engine_lines(lines: Iterable[Line], workload: str) -> list[Line]:
         line
         for line in lines
         if line.row.workload == workload and is_engine(line.row.backend) and line.row.p50_ms
+    ]
+
+
+def host_table(rows: Sequence[HostRow]) -> tuple[list[str], list[list[str]]]:
+    """The host's own cost by stages: names of columns, and lines."""
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_us))
+    # Pictures come before what is done with them.
+    if "pictures" in stages:
+        stages.remove("pictures")
+        stages.insert(stages.index("batch"), "pictures")
+    head = ["post", "text caches", "posts a call", "all", *stages, "certificate"]
+    return head, [
+        [
+            *(row.kind, row.state, str(row.batch), number(row.us_per_post)),
+            *(number(row.stages_us.get(stage)) for stage in stages),
+            number(row.certificate_us),
+        ]
+        for row in rows
     ]

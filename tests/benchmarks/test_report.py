@@ -201,7 +201,7 @@ def test_charts_survive_empty_and_missing_values() -> None:
     gaps = line_chart([Line(label="a", values=[1.0, None, 3.0])], ["1", "2", "3"], "x", "ms")
     assert gaps.count("<circle") == 2
     assert line_chart([Line(label="a", values=[None])], ["1"], "x", "ms").endswith("</svg>")
-    assert reliability_chart([], [[2, 0.5, 0.5]]).count("<circle") == 1
+    assert reliability_chart([], [(2, 0.5, 0.4)]).count("<circle") == 2
 
 
 def test_reliability_of_honest_and_boastful_scores() -> None:
