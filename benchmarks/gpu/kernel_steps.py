@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 from amlr.benchmarks.gpu.context import Context, NotRunError
 from amlr.benchmarks.gpu.kernel_times import kernel_times
@@ -101,30 +99,24 @@ def replay(context: Context) -> Rows:
 
 @_step
 def tests(context: Context) -> Rows:
-    """The tests marked gpu of `tests/kernels`, on the device: counts, then a row a failure."""
+    """The tests marked gpu of `tests/kernels`, on the device: what pytest prints."""
     folder = ROOT / "tests" / "kernels"
     if not folder.is_dir():
         return [{"not_run": f"{folder} is not here; run from a checkout"}]
-    chosen = ["test_device.py"] if context.smoke else ["."]
-    with tempfile.TemporaryDirectory() as made:
-        report = Path(made) / "tests.xml"
-        # The sanitizers have a step of their own; plugins of the machine's image are not ours.
-        command = [
-            *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "not compute_sanitizer"),
-            *("-o", "filterwarnings=default", "-p", "no:cacheprovider"),
-            f"--junitxml={report}",
-            *(str(folder / name) for name in chosen),
-        ]
-        environment = {
-            "PYTHONPATH": _python_path(),
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "AMLR_REQUIRE": "gpu",
-        }
-        row = _run(command, seconds=150, environment=environment)
-        if not report.is_file():
-            return [row | {"not_run": "pytest left no report"}]
-        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    return _test_rows(cases, row)
+    # The sanitizers have a step of their own; plugins of the machine's image are not ours.
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=3"),
+        *("-m", "gpu", "-k", "not compute_sanitizer"),
+        *("-o", "filterwarnings=default", "-p", "no:cacheprovider"),
+        str(folder / "test_device.py" if context.smoke else folder),
+    ]
+    environment = {
+        "PYTHONPATH": _python_path(),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "AMLR_REQUIRE": "gpu",
+    }
+    row = _run(command, seconds=150, environment=environment)
+    return [row | {"equal": row["exit_code"] == 0}]
 
 
 @_step
@@ -242,34 +234,6 @@ def _count(summary: str | None) -> int:
     """Errors of a line such as "ERROR SUMMARY: 0 errors"; -1 where there is none."""
     numbers = [int(word) for word in (summary or "").replace("(", " ").split() if word.isdigit()]
     return numbers[0] if numbers else -1
-
-
-def _test_rows(cases: Sequence[ElementTree.Element], run: Mapping[str, Any]) -> Rows:
-    failures: Rows = []
-    skipped: dict[str, int] = {}
-    for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
-        for kind in ("failure", "error"):
-            for problem in case.findall(kind):
-                lines = (problem.text or problem.get("message") or "").splitlines()
-                failures.append({"failed": name, "lines": [line for line in lines if line][-30:]})
-        for reason in case.findall("skipped"):
-            text = reason.get("message") or ""
-            skipped[text] = skipped.get(text, 0) + 1
-    slowest = sorted(cases, key=lambda case: -float(case.get("time", 0)))[:3]
-    bad = {row["failed"] for row in failures}
-    summary = {
-        "tests": len(cases),
-        "passed": len(cases) - len(bad) - sum(skipped.values()),
-        "failed": len(bad),
-        "skipped": skipped,
-        "exit_code": run["exit_code"],
-        "seconds": run["seconds"],
-        "slowest": [[case.get("name"), float(case.get("time", 0))] for case in slowest],
-    }
-    if run["exit_code"] not in (0, 1):
-        summary["output"] = run["output"]
-    return [summary, *failures]
 
 
 def _run(

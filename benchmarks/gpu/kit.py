@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,33 +140,19 @@ def _check(part: Path, aside: Path) -> None:
     (part / "entities.json").write_text(json.dumps(entities), encoding="utf-8")
 
 
-def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
-    """A bundle's model with weights that compress well and still read these posts.
+def shrunk_checkpoint(plan: Path) -> "Checkpoint":
+    """The model of a bundle, its matrices rounded to float8 (e5m2), so that they compress well.
 
-    Rows of the vocabulary that the posts do not use become zero, matrices are rounded to float8
-    (e5m2), whose values are float16's too.
-
-    Args:
-        plan: A bundle that holds its eager model.
-        posts: What it must still read, beside the export's own invented posts.
+    Every such value is a float16 as well: variants of half precision lose nothing more.
     """
     import torch
 
     from amlr.export.eager import load_reference
-    from amlr.export.samples import sample_texts
     from amlr.training.checkpoint import Checkpoint
 
     bundle = Bundle.open(plan)
     manifest, model = bundle.manifest, load_reference(bundle)
-    texts = [*(post.text for post in posts), *sample_texts(PAPER_POSTS)]
-    kept = set(asdict(manifest.token_ids).values())
-    for encoded in bundle.encoder.encode_prepared([bundle.encoder.prepare(t) for t in texts]):
-        kept |= {int(i) for window in encoded.windows for i in window.input_ids_t}
     with torch.no_grad():
-        words = model.text.encoder.get_input_embeddings().weight
-        is_unused = torch.ones(len(words), dtype=torch.bool)
-        is_unused[sorted(kept)] = False
-        words[is_unused] = 0.0
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(parameter.to(torch.float8_e5m2).float())
@@ -179,11 +164,11 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
         text=manifest.text,
         image=manifest.image,
         decoder=manifest.decoder,
-        provenance={"from": manifest.name, "vocabulary rows kept": len(kept)},
+        provenance={"from": manifest.name},
     )
 
 
-def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
+def shrink_bundle(plan: Path, out: Path) -> None:
     """Export `shrunk_checkpoint` with the variants of the bundle it comes from."""
     from amlr.export.options import ExportOptions
     from amlr.export.pipeline import export_checkpoint
@@ -191,7 +176,7 @@ def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
 
     precisions = tuple(Bundle.open(plan).manifest.variants)
     ckpt = out.with_suffix(".pt")
-    save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
+    save_checkpoint(ckpt, shrunk_checkpoint(plan))
     try:
         options = ExportOptions(keep_reference=False, precisions=precisions)
         export_checkpoint(ckpt, out, options)
@@ -263,7 +248,7 @@ def kit_command(
         chosen = [item.post for item in (*read.tuning, *read.held_out)]
         shrunk = out / ".small" / "small.plan"
         try:
-            shrink_bundle(small, chosen, shrunk)
+            shrink_bundle(small, shrunk)
             add_part(out / "small", shrunk, chosen)
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)

@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
-import numpy as np
+import torch
 from click.testing import CliRunner
 
-from amlr.benchmarks.gpu.kit import add_part, is_unpacked, kit_command, unpack_part
+from amlr.benchmarks.gpu.kit import (
+    add_part,
+    is_unpacked,
+    kit_command,
+    shrunk_checkpoint,
+    unpack_part,
+)
+from amlr.export.eager import load_reference
 from amlr.export.samples import sample_posts
+from amlr.runtime.bundle import Bundle
 
 
 def test_a_part_gives_its_bundle_again(tiny_plan: Path, tmp_path: Path) -> None:
@@ -33,32 +41,13 @@ def test_only_random_bundles_become_the_paper_part(tiny_plan: Path, tmp_path: Pa
     assert "has trained weights; make one with: amlr-train --random" in result.output
 
 
-def test_a_shrunk_model_still_reads_its_posts(tiny_plan: Path) -> None:
-    import torch
-
-    from amlr.benchmarks.gpu.kit import shrunk_checkpoint
-    from amlr.export.eager import EagerProvider, load_reference
-    from amlr.runtime import Engine
-    from amlr.runtime.bundle import Bundle
-
-    bundle = Bundle.open(tiny_plan)
-    posts = sample_posts(8, images=1)
-    checkpoint = shrunk_checkpoint(tiny_plan, posts)
-    before = load_reference(bundle).state_dict()
-    name = "text.encoder.embeddings.word_embeddings.weight"
-    is_zero = (checkpoint.weights[name] == 0).all(dim=1)
-    assert 0 < int(is_zero.sum()) < len(is_zero)
-    for key, value in checkpoint.weights.items():
-        exact = before[key]
-        if key == name:
-            value, exact = value[~is_zero], exact[~is_zero]
-        expected = exact.to(torch.float8_e5m2).float() if exact.dim() > 1 else exact
-        assert torch.equal(value, expected), key
-    # Zeroed rows are rows of words that no post has: the answers are those of rounding alone.
-    rounded = {k: v.to(torch.float8_e5m2).float() if v.dim() > 1 else v for k, v in before.items()}
-    models = [load_reference(bundle), load_reference(bundle)]
-    models[0].load_state_dict(rounded)
-    models[1].load_state_dict(checkpoint.weights)
-    answers = [Engine(bundle, EagerProvider(model)).raw(posts) for model in models]
-    for one, other in zip(*answers, strict=True):
-        assert np.array_equal(one.unit_logits, other.unit_logits)
+def test_a_shrunk_model_is_rounded_to_values_that_float16_holds(tiny_plan: Path) -> None:
+    before = load_reference(Bundle.open(tiny_plan)).state_dict()
+    after = shrunk_checkpoint(tiny_plan).weights
+    assert before.keys() == after.keys()
+    for name, value in after.items():
+        if value.dim() > 1 and value.is_floating_point():
+            assert torch.equal(value, before[name].to(torch.float8_e5m2).float()), name
+            assert torch.equal(value, value.half().float()), name
+        else:
+            assert torch.equal(value, before[name]), name

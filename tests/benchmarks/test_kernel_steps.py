@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -153,21 +152,6 @@ def test_broken_files_are_refused(bench: Bench, tmp_path: Path) -> None:
     done = broken.replay()
     assert done.returncode == 2
     assert "no .cubin in" in done.stderr
-
-
-def test_test_reports_become_rows() -> None:
-    report = ElementTree.fromstring(
-        '<testsuite><testcase classname="a" name="x" time="2"/>'
-        '<testcase classname="a" name="y"><failure message="m">def f():\n\nE  1 == 2</failure>'
-        '</testcase><testcase classname="a" name="z"><skipped message="needs it"/></testcase>'
-        "</testsuite>"
-    )
-    run = {"exit_code": 1, "seconds": 3.0, "output": []}
-    summary, failure = kernel_steps._test_rows(list(report), run)
-    assert (summary["passed"], summary["failed"]) == (1, 1)
-    assert summary["skipped"] == {"needs it": 1}
-    assert summary["slowest"][0] == ["x", 2.0]
-    assert failure == {"failed": "a::y", "lines": ["def f():", "E  1 == 2"]}
 
 
 def test_sanitizer_summaries_are_counted() -> None:
