@@ -271,7 +271,7 @@ def _check_random(plan: Path) -> None:
     from amlr.training.random_checkpoint import is_random
 
     manifest, _ = read_manifest(plan)
-    if not is_random(manifest.provenance):
+    if not is_random(manifest.provenance.get("training") or {}):
         raise InputError(f"{plan} has trained weights; make one with: amlr-train --random")
     if REFERENCE not in manifest.files:
         raise InputError(f"{plan} holds no eager model; export it without --no-reference")

@@ -13,8 +13,15 @@ from amlr.benchmarks.gpu.kit import (
     unpack_part,
 )
 from amlr.export.eager import load_reference
+from amlr.export.options import ExportOptions
+from amlr.export.pipeline import export_checkpoint
 from amlr.export.samples import sample_posts
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.image import ImageSpec
+from amlr.training.checkpoint import save_checkpoint
+from amlr.training.random_checkpoint import random_checkpoint
+from tiny import TOKEN_IDS, tiny_tokenizer
+from tiny_model import IMAGE_SIZE, tiny_config
 
 
 def test_a_part_gives_its_bundle_again(tiny_plan: Path, tmp_path: Path) -> None:
@@ -39,6 +46,22 @@ def test_only_random_bundles_become_the_paper_part(tiny_plan: Path, tmp_path: Pa
     )
     assert result.exit_code == 2
     assert "has trained weights; make one with: amlr-train --random" in result.output
+
+
+def test_a_random_bundle_that_holds_its_eager_model_is_packed(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(
+        tiny_config(), tiny_tokenizer().to_str(), TOKEN_IDS, image=ImageSpec(size=IMAGE_SIZE)
+    )
+    save_checkpoint(tmp_path / "x.pt", checkpoint)
+    for keep_reference, code in ((False, 2), (True, 0)):
+        plan = tmp_path / f"{keep_reference}.plan"
+        export_checkpoint(tmp_path / "x.pt", plan, ExportOptions(keep_reference=keep_reference))
+        result = CliRunner().invoke(
+            kit_command, ["--out", str(tmp_path / "kit"), "--paper", str(plan)]
+        )
+        assert result.exit_code == code, result.output
+        assert ("holds no eager model" in result.output) == (code == 2)
+    assert is_unpacked(tmp_path / "kit" / "paper", plan)
 
 
 def test_a_shrunk_model_is_rounded_to_values_that_float16_holds(tiny_plan: Path) -> None:
