@@ -1,12 +1,14 @@
 """What every command shares: errors as one line, exit codes, packages that are missing."""
 
 import logging
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from amlr.cli_support import AmlrCommand, log_to_stderr
+from amlr import cli_support
+from amlr.cli_support import AmlrCommand, log_to_stderr, progress
 from amlr.errors import InputError, ParityError
 from amlr.extras import missing_extra
 
@@ -67,3 +69,16 @@ def test_log_lines_are_printed_while_the_command_runs(is_quiet: bool, stderr: st
     for _ in range(2):  # the handler is gone after the first call
         result = CliRunner().invoke(command, [])
         assert (result.stderr, result.stdout) == (stderr, "")
+
+
+def test_progress_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A line every ten seconds; a work that ends on one says so once.
+    for seconds, lines in ((10.0, ["1/2 (50 %)", "2/2 (100 %)"]), (4.0, [])):
+        now = iter(range(100))
+        clock = SimpleNamespace(monotonic=lambda now=now, seconds=seconds: seconds * next(now))
+        monkeypatch.setattr(cli_support, "time", clock)
+        assert list(progress("ab", "batches", 2)) == ["a", "b"]
+        shown = capsys.readouterr().err.splitlines()
+        assert [line.partition(",")[0] for line in shown] == [f"batches {line}" for line in lines]

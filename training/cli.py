@@ -86,7 +86,8 @@ def train_command(**options: Any) -> None:
     --resume goes on bit for bit.
     """
     if options["random"]:
-        _write_random(options)
+        with log_to_stderr("amlr.training"):
+            _write_random(options)
         return
     from amlr.training.evaluate import table
     from amlr.training.run import run_training
@@ -95,7 +96,7 @@ def train_command(**options: Any) -> None:
         import torch
 
         torch.set_num_threads(options["threads"])
-    with stop_signals_raise():
+    with stop_signals_raise(), log_to_stderr("amlr.training"):
         run_options, model_options, settings = _collect(options)
     _keep_fonts(options["cache_dir"])
     with _stop_on_signals() as should_stop, log_to_stderr("amlr.training"):

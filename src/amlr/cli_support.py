@@ -204,19 +204,18 @@ def progress(
         total = len(items)
     start = last = time.monotonic()
     is_tty = sys.stderr.isatty()
-    shown = False
-    done = 0
+    done = drawn = 0
     for item in items:
         yield item
         done += 1
         now = time.monotonic()
         if now - start >= after_s and now - last >= (0.2 if is_tty else 10.0):
             _draw(label, done, total, now - start, is_tty)
-            last, shown = now, True
-    if shown:
+            last, drawn = now, done
+    if 0 < drawn < done:
         _draw(label, done, total, time.monotonic() - start, is_tty)
-        if is_tty:
-            click.echo("", err=True)
+    if drawn and is_tty:
+        click.echo("", err=True)
 
 
 def _draw(label: str, done: int, total: int | None, elapsed_s: float, is_tty: bool) -> None:

