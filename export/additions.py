@@ -5,15 +5,17 @@ The same steps serve `amlr-export --ckpt` (where the eager model is at hand) and
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amlr.export.fused.variant import check_twins, merge_products, write_fp16_cuda
-from amlr.export.ladder.ladder import add_cpu_variants
+from amlr.export.ladder.ladder import steps_of_cpu_variants
 from amlr.export.options import FP16_CUDA, ExportOptions
 from amlr.export.posts import CalibrationPosts, read_posts
 from amlr.export.precision.variant import fp32_models, write_fp16
 from amlr.export.staging import StagedBundle, check_target, file_entry, staged
+from amlr.export.steps import Step, run_steps
 from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -47,7 +49,7 @@ def add_to_bundle(source: Path, out: Path, options: ExportOptions) -> Manifest:
     with staged(out) as folder:
         bundle = StagedBundle(folder, old.manifest)
         bundle.copy(old)
-        add_parts(bundle, options, posts, reuse=old)
+        run_steps(steps_to_add(bundle, options, posts, reuse=old))
     return bundle.manifest
 
 
@@ -68,15 +70,15 @@ def prepare(options: ExportOptions) -> CalibrationPosts | None:
     return read_posts(options.calib, options.images, most=options.max_posts)
 
 
-def add_parts(
+def steps_to_add(
     bundle: StagedBundle,
     options: ExportOptions,
     posts: CalibrationPosts | None,
     *,
     model: "AmlrModel | None" = None,
     reuse: Bundle | None = None,
-) -> None:
-    """Add to a staged bundle, which must be complete in float32.
+) -> list[Step]:
+    """Steps that add to a staged bundle, which must be complete in float32 when they run.
 
     Args:
         bundle: Changed in place.
@@ -85,25 +87,38 @@ def add_parts(
         model: The eager model where there is one; None compares with the fp32 graphs.
         reuse: An older bundle whose engines are copied where nothing changed.
 
+    Returns:
+        The steps. They raise `ExportError` where a graph is not accepted or cannot be built, and
+        `ParityError` where a variant changes entities and none of its parts may stay float32.
+
     Raises:
         BackendUnavailableError: A library that was asked for is not installed.
-        ExportError: A graph was not accepted or could not be built.
-        ParityError: A variant changes entities and none of its parts may stay float32.
     """
     _warn_of_training_posts(bundle.manifest, options.calib)
+    steps = []
     has_fp16 = "fp16" in bundle.manifest.variants
     if posts is not None and "fp16" in options.precisions and not has_fp16:
-        add_fp16(bundle, posts, model=model, fold=options.fold)
+        add = partial(add_fp16, bundle, posts, model=model, fold=options.fold)
+        steps.append(Step(label="choosing what may be float16", run=add, posts=None))
         has_fp16 = True
     for target in options.engine_targets:
         # fp16 is what engines are for; fp32 ones are built where there is nothing else.
-        add_engines(bundle, target, "fp16" if has_fp16 else "fp32", options, reuse=reuse)
+        variant, library = "fp16" if has_fp16 else "fp32", load_tensorrt(family_of(target))
+        label = f"building {library.name}, {variant}, for {target_sms(library, options)}"
+        build = partial(add_engines, bundle, target, variant, options, reuse=reuse)
+        steps.append(Step(label=label, run=build, posts=None))
     if posts is not None and FP16_CUDA in options.precisions:
-        add_fp16_cuda(bundle, posts, model=model)
+        tuning, held_out = posts.half_posts()
+        judged = len(held_out) + (len(tuning) if posts.given else 0)
+        add = partial(add_fp16_cuda, bundle, posts, model=model)
+        label = f"making {FP16_CUDA} and judging it on {judged} posts"
+        steps.append(Step(label=label, run=add, posts=2 * judged))
     if posts is not None and options.cpu_precisions:
-        add_cpu_variants(bundle, options.cpu_precisions, posts)
+        steps += steps_of_cpu_variants(bundle, options.cpu_precisions, posts)
     if options.targets:
-        add_kernels(bundle)
+        compile_ = partial(add_kernels, bundle)
+        steps.append(Step(label="compiling the CUDA decoders", run=compile_, posts=None))
+    return steps
 
 
 def _warn_of_training_posts(manifest: Manifest, calib: Path | None) -> None:
@@ -216,7 +231,6 @@ def add_engines(
         ExportError: A graph was not accepted or could not be built.
     """
     library = load_tensorrt(family_of(target))
-    log.info(f"building {library.name}, {variant}, for {target_sms(library, options)}")
     record = build_engines(
         bundle.folder, bundle.open(), library, variant=variant, options=options, reuse=reuse
     )
@@ -229,7 +243,6 @@ def add_kernels(bundle: StagedBundle) -> None:
     """Compile the CUDA decoders into the bundle; images that it holds already are kept."""
     from amlr.kernels.images import build_images
 
-    log.info("compiling the CUDA decoders")
     folder = bundle.folder / "kernels"
     # A damaged one is made anew.
     ready = {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ParityError
+from amlr.export.steps import counted
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -64,7 +65,7 @@ class Answer:
 
 def ask(engine: Engine, posts: Sequence[Post]) -> list[Answer]:
     """Scores and entities of posts in one pass."""
-    scored = list(engine.pipeline.score(posts))
+    scored = list(counted(engine.pipeline.score(posts)))
     scores = [post.scores for post in scored if post.scores is not None]
     decoded = iter(Decoder.of(engine.bundle).entities(scores))
     return [

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import platform
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from amlr import __version__
-from amlr.export.additions import add_parts, prepare
+from amlr.export.additions import prepare, steps_to_add
 from amlr.export.eager import EagerProvider, write_reference
 from amlr.export.golden import save_golden, write_golden
 from amlr.export.graphs import build_graphs, regions_of
@@ -20,6 +21,7 @@ from amlr.export.options import ExportOptions
 from amlr.export.parity import ask, compare, require
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle, check_target, file_entry, staged
+from amlr.export.steps import Step, run_steps
 from amlr.export.to_onnx import write_graphs
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import ImageLimits
@@ -70,34 +72,34 @@ def export_checkpoint(
     checkpoint = load_checkpoint(ckpt, release or ReleaseOptions())
     model = checkpoint.build_model()
     with staged(out) as folder:
-        log.info("exporting graphs")
-        variant = _write_fp32(model, checkpoint, folder, options)
-        _write_decoder(model, folder / DECODER)
-        (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
-        if options.keep_reference:
-            write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
-        # A bundle always has golden samples; they come from the engine that needs a bundle.
-        save_golden(folder / GOLDEN, [], {})
         # The folder's own name, of a link the one it leads to; "v1.0" has no suffix.
         name = options.name or out.resolve().name.removesuffix(".plan")
-        bundle = StagedBundle(folder, _manifest(ckpt, checkpoint, model, variant, name))
-        bundle.save()
-        _verify_fp32(bundle, model, variant, options.tolerance)
-        add_parts(bundle, options, posts, model=model)
-        # Finally load the bundle exactly as a user would, golden check included.
-        Engine.load(folder, provider="onnxruntime").close()
+        bundle = StagedBundle(folder, _manifest(ckpt, checkpoint, model, name))
+        run_steps(
+            [
+                Step(
+                    label="exporting graphs",
+                    run=partial(_write_fp32, bundle, model, checkpoint, options),
+                ),
+                Step(
+                    label=f"verifying {PARITY_POSTS} posts against the eager model",
+                    run=partial(_verify_fp32, bundle, model, options.tolerance),
+                    posts=3 * PARITY_POSTS,
+                ),
+                *steps_to_add(bundle, options, posts, model=model),
+                Step(label="loading the bundle as a user would", run=partial(_load, folder)),
+            ]
+        )
     return bundle.manifest
 
 
-def _verify_fp32(
-    bundle: StagedBundle, model: AmlrModel, variant: Variant, tolerance: float
-) -> None:
+def _verify_fp32(bundle: StagedBundle, model: AmlrModel, tolerance: float) -> None:
     """Compare both forms of the float32 graphs with the eager model; record it, write golden posts.
 
     Raises:
         ParityError: A number or an entity differs.
     """
-    log.info(f"verifying {PARITY_POSTS} posts against the eager model")
+    variant = bundle.manifest.variants["fp32"]
     opened, posts = bundle.open(), sample_posts(PARITY_POSTS)
     with Engine(opened, EagerProvider(model)) as eager:
         expected = ask(eager, posts)
@@ -118,14 +120,27 @@ def _errors(errors: dict[str, float]) -> str:
 
 
 def _write_fp32(
-    model: AmlrModel, checkpoint: Checkpoint, folder: Path, options: ExportOptions
-) -> Variant:
+    bundle: StagedBundle, model: AmlrModel, checkpoint: Checkpoint, options: ExportOptions
+) -> None:
+    """Write what a bundle needs in float32; its golden posts come with the verification."""
+    folder = bundle.folder
     target = folder / "onnx" / "fp32"
     target.mkdir(parents=True)
     specs = build_graphs(model, image_size=checkpoint.image.size, fold=options.fold)
     files = write_graphs(specs, target)
     graphs = {name: path.relative_to(folder).as_posix() for name, path in files.items()}
-    return Variant(precision="fp32", graphs=graphs)
+    _write_decoder(model, folder / DECODER)
+    (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
+    if options.keep_reference:
+        write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
+    # A bundle always has golden samples; they come from the engine that needs a bundle.
+    save_golden(folder / GOLDEN, [], {})
+    bundle.save(variants={"fp32": Variant(precision="fp32", graphs=graphs)})
+
+
+def _load(folder: Path) -> None:
+    """Golden check included."""
+    Engine.load(folder, provider="onnxruntime").close()
 
 
 def _write_decoder(model: AmlrModel, path: Path) -> None:
@@ -142,9 +157,7 @@ def _write_decoder(model: AmlrModel, path: Path) -> None:
     )
 
 
-def _manifest(
-    ckpt: Path, checkpoint: Checkpoint, model: AmlrModel, variant: Variant, name: str
-) -> Manifest:
+def _manifest(ckpt: Path, checkpoint: Checkpoint, model: AmlrModel, name: str) -> Manifest:
     config = checkpoint.config
     return Manifest(
         name=name,
@@ -162,7 +175,7 @@ def _manifest(
         limits=ImageLimits(),
         decoder=checkpoint.decoder,
         provenance=_provenance(ckpt, checkpoint),
-        variants={"fp32": variant},
+        variants={},
         files={},
     )
 

@@ -247,8 +247,8 @@ class Certified:
         for row, post in scored.items():
             if post.decoded is not None:
                 if post.decoded.found.certified and _kind(stage, post) in radii:
-                    (of_post,) = decoder.entities([post.decoded])
-                    answers[row] = stage, self._answer(post, stage, of_post)
+                    (decoded,) = decoder.entities([post.decoded])
+                    answers[row] = stage, self._answer(post, stage, decoded)
             elif post.scores is not None and (stage == LOW or post.image_used):
                 doubtful.append((row, post, post.scores))
             else:

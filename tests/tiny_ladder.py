@@ -7,11 +7,12 @@ from pathlib import Path
 
 from amlr.export import radii
 from amlr.export.ladder import ladder, measure
-from amlr.export.ladder.ladder import add_cpu_variants
+from amlr.export.ladder.ladder import steps_of_cpu_variants
 from amlr.export.options import CPU_PRECISIONS
 from amlr.export.posts import read_posts
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle
+from amlr.export.steps import run_steps
 from amlr.runtime.bundle import Bundle
 
 
@@ -37,10 +38,15 @@ def tiny_ladder(
     precisions: Sequence[str] = CPU_PRECISIONS,
 ) -> Path:
     """Copy a bundle and add CPU variants to the copy, calibrated on posts given or invented."""
+    bundle = small_ladder(plan, out)
+    run_steps(steps_of_cpu_variants(bundle, precisions, read_posts(calib)))
+    return out
+
+
+def small_ladder(plan: Path, out: Path) -> StagedBundle:
+    """Copy a bundle to add CPU variants to, which are measured on a few posts only."""
     shutil.copytree(plan, out)
     ladder.CALIBRATION_POSTS = 24
     radii.LEAST_POSTS, radii.LEAST_PHOTOS = 20, 4
     measure.WARM_UP = 4
-    bundle = StagedBundle(out, Bundle.open(out).manifest)
-    add_cpu_variants(bundle, precisions, read_posts(calib))
-    return out
+    return StagedBundle(out, Bundle.open(out).manifest)

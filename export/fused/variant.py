@@ -325,7 +325,6 @@ def write_fp16_cuda(
     """
     parts = read_parts(bundle)
     twins = check_twins(bundle, parts.plain, build(parts, Arithmetic.FLOAT, names=GRAPHS))
-    log.info(f"judging the fused graphs on {len(posts)} posts")
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
     provider = GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated")

@@ -6,6 +6,7 @@ post. Everything not chosen stays float32. onnxruntime and OpenVINO both fuse th
 QuantizeLinear and DequantizeLinear around a product.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from amlr.export.ladder.scales import Feeds, Scale, fit_products, fit_values, observe, round_weight
 from amlr.export.precision.graph_tools import open_session, prepare
+from amlr.export.steps import counted
 from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -32,6 +34,7 @@ HEADS = ("span_head", "token_head")
 LARGEST_ERROR = 0.04
 FEEDS, IMAGES = 4, 4
 Feed = dict[str, npt.NDArray[Any]]
+log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
 
@@ -271,6 +274,7 @@ def write_int8(
 
     def models() -> Iterator[tuple[str, onnx.ModelProto]]:
         for name, source in sources.items():
+            log.info(f"  quantizing {name}")
             yield name, quantized(onnx.load(str(source)), _thinned(name, feeds[name]))
 
     return write_models(models(), folder)
@@ -341,7 +345,7 @@ def _bearable(
     exact = open_session(model).run(None, probe)[0]
     spread = float(exact.std()) or 1.0
     names = []
-    for product in products:
+    for product in counted(products, f"of {len(products)} products tried alone"):
         one = insert_qdq(model, {product.activation: scales[product.activation]}, {product.node})
         moved = open_session(one).run(None, probe)[0] - exact
         if float(np.sqrt(np.square(moved).mean())) <= LARGEST_ERROR * spread:

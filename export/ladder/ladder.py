@@ -7,6 +7,7 @@ the radii within which its answers can be certified. `precision="auto"` takes bf
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from amlr.export.ladder.measure import Measurements
 from amlr.export.posts import CalibrationPosts
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle
+from amlr.export.steps import Step
 from amlr.runtime.manifest import Variant
 
 CALIBRATION_POSTS = 96
@@ -28,75 +30,106 @@ PARTS = {
     "image": ("image",),
     "fusion": ("fusion", "fusion_packed", "fusion_closed"),
 }
+# Of one precision: the precision, and the provider where it is for one alone.
+VARIANTS = {
+    "bf16": ("bf16", "openvino"),
+    "int8-openvino": ("int8", "openvino"),
+    "int8": ("int8", None),
+}
 log = logging.getLogger(__name__)
 
 
-def add_cpu_variants(
+def steps_of_cpu_variants(
     bundle: StagedBundle, precisions: Sequence[str], posts: CalibrationPosts
-) -> None:
-    """Add CPU variants to a staged bundle, in the order in which `auto` tries them.
+) -> list[Step]:
+    """Steps that add CPU variants to a staged bundle, in the order in which `auto` tries them.
 
     Args:
-        bundle: Complete in float32; changed in place.
+        bundle: Changed in place; complete in float32 when the steps run.
         precisions: Of `CPU_PRECISIONS`.
         posts: Scales are chosen on one half of them, and variants measured on the other.
 
-    Raises:
-        ExportError: A graph is not valid, or a variant fails the golden check at any tolerance.
+    Returns:
+        The steps, which raise `ExportError` where a graph is not valid, or where a variant fails
+        the golden check at any tolerance.
     """
     ladder = _Ladder(bundle, posts)
+    every = len(posts.tuning) + len(posts.held_out)
+    steps = []
     if "int8" in precisions:
-        ladder.write_int8()
-    variants = ladder.variants(precisions)
-    # Manifest order is the order in which `auto` tries: the fastest first.
-    ordered = dict(sorted(variants.items(), key=lambda item: item[1].parity["ms_per_post"]))
-    fp32 = bundle.manifest.variants["fp32"]
-    margin = ladder.measurements.picture_margin()
-    fp32 = replace(fp32, parity={**fp32.parity, "when_needed": margin})
-    bundle.save(variants={**ordered, **bundle.manifest.variants, "fp32": fp32})
+        steps.append(Step(label="calibrating int8", run=ladder.write_int8, posts=None))
+    # A post is answered twice, its picture new and known.
+    exact = Step(label=f"measuring float32 on {every} posts", run=ladder.exact, posts=2 * every)
+    steps.append(exact)
+    # The same with everything low, and with the picture alone low.
+    has_pictures = any(item.post.image for item in (*posts.tuning, *posts.held_out))
+    measured = (4 if has_pictures else 2) * every
+    for name, (precision, _) in VARIANTS.items():
+        if precision in precisions:
+            run = partial(ladder.measure, name)
+            label = f"measuring {name} on {every} posts"
+            steps.append(Step(label=label, run=run, posts=measured))
+    label = "measuring float32 without pictures"
+    return [*steps, Step(label=label, run=ladder.save, posts=every)]
 
 
 class _Ladder:
     def __init__(self, staged: StagedBundle, posts: CalibrationPosts) -> None:
-        self._folder, self._bundle, self._posts = staged.folder, staged.open(), posts
-        self._fp32 = staged.manifest.variants["fp32"]
+        self._staged, self._posts = staged, posts
         self._int8: dict[str, str] = {}
-        self.measurements = Measurements(self._bundle, posts)
+        self._measured: dict[str, Variant] = {}
+
+    @cached_property
+    def _measurements(self) -> Measurements:
+        # The bundle is opened when it is complete in float32.
+        return Measurements(self._staged.open(), self._posts)
+
+    @property
+    def _fp32(self) -> Variant:
+        return self._staged.manifest.variants["fp32"]
 
     def write_int8(self) -> None:
         """Quantize the graphs that CPUs run."""
         posts = [item.post for item in self._posts.tuning[:CALIBRATION_POSTS]]
-        log.info(f"calibrating int8 on {len(posts)} posts of {self._posts.source}")
+        log.info(f"  scales from {len(posts)} posts of {self._posts.source}")
         if all(post.image is None for post in posts):
             # Without one picture the image graph would have no range of values at all.
             log.info("  they have no picture: invented ones are used; give --images for your own")
             posts += sample_posts(_INVENTED, images=_INVENTED)
-        feeds = record_feeds(self._bundle, posts)
+        feeds = record_feeds(self._measurements.bundle, posts)
+        folder = self._staged.folder
         sources = {
-            name: self._folder / self._fp32.graphs[name]
-            for name in feeds
-            if name in self._fp32.graphs
+            name: folder / self._fp32.graphs[name] for name in feeds if name in self._fp32.graphs
         }
-        files = write_int8(sources, feeds, self._folder / "onnx" / "int8")
-        self._int8 = {n: path.relative_to(self._folder).as_posix() for n, path in files.items()}
+        files = write_int8(sources, feeds, folder / "onnx" / "int8")
+        self._int8 = {n: path.relative_to(folder).as_posix() for n, path in files.items()}
 
-    def variants(self, precisions: Sequence[str]) -> dict[str, Variant]:
-        """Measured variants by name; logs those that are left out for want of their provider."""
-        wanted: dict[str, Variant] = {}
-        if "bf16" in precisions:
-            levels = {"text": "bf16", "image": self._picture_level(), "fusion": "bf16"}
-            wanted["bf16"] = self._variant(levels, "bf16", "openvino")
-        if "int8" in precisions:
-            low = dict.fromkeys(PARTS, "int8")
-            wanted["int8-openvino"] = self._variant(low, "int8", "openvino")
-            wanted["int8"] = self._variant(low, "int8", None)
-        measured = {}
-        for name, variant in wanted.items():
-            try:
-                measured[name] = self.measurements.measured(name, variant)
-            except BackendUnavailableError as error:
-                log.info(f"  {name} left out: {error}")
-        return measured
+    def exact(self) -> None:
+        """Answer all posts in float32, with which the variants are compared."""
+        for posts in (self._posts.tuning, self._posts.held_out):
+            self._measurements.exact(posts)
+
+    def measure(self, name: str) -> None:
+        """Measure one of `VARIANTS`; log it where its provider is not installed."""
+        precision, provider = VARIANTS[name]
+        levels = dict.fromkeys(PARTS, precision)
+        if precision == "bf16":
+            levels["image"] = self._picture_level()
+        variant = self._variant(levels, precision, provider)
+        try:
+            self._measured[name] = self._measurements.measured(name, variant)
+        except BackendUnavailableError as error:
+            log.info(f"  {name} left out: {error}")
+
+    def save(self) -> None:
+        """Write the variants into the manifest, and what float32 does without pictures."""
+        # Manifest order is the order in which `auto` tries: the fastest first.
+        ordered = dict(
+            sorted(self._measured.items(), key=lambda item: item[1].parity["ms_per_post"])
+        )
+        margin = self._measurements.picture_margin()
+        fp32 = replace(self._fp32, parity={**self._fp32.parity, "when_needed": margin})
+        self._staged.save(variants={**ordered, **self._staged.manifest.variants, "fp32": fp32})
 
     def _variant(self, levels: Mapping[str, str], precision: str, provider: str | None) -> Variant:
         """The variant that runs each of `PARTS` at its level."""
@@ -113,7 +146,8 @@ class _Ladder:
 
     def _picture_level(self) -> str:
         """`bf16` where the picture encoder bears it, which small convolutional ones do not."""
-        pixels = [post.pixels_chw for post in self._bundle.golden if post.pixels_chw is not None]
+        golden = self._measurements.bundle.golden
+        pixels = [post.pixels_chw for post in golden if post.pixels_chw is not None]
         if not pixels:
             return "fp32"
         batch = np.stack(pixels[:4])
@@ -121,7 +155,7 @@ class _Ladder:
         for provider, compute in ((None, {}), ("openvino", {"image": "bf16"})):
             variant = replace(self._fp32, provider=provider, compute=compute)
             try:
-                with self.measurements.engine(variant) as engine:
+                with self._measurements.engine(variant) as engine:
                     regions.append(np.stack(engine.pipeline.provider.encode_images(batch)))
             except BackendUnavailableError:
                 return "fp32"

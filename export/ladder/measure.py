@@ -12,6 +12,7 @@ from amlr.errors import ExportError, ParityError
 from amlr.export.parity import Answer, ask, compare, entity_keys
 from amlr.export.posts import CalibrationPost, CalibrationPosts, strict_f1
 from amlr.export.radii import Pair, by_kind, count_photos, radii_record
+from amlr.export.steps import counted
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -56,9 +57,9 @@ def time_answers(engine: Engine, posts: Posts) -> Timed:
     list(engine.pipeline.score(requests[:WARM_UP]))
     engine.pipeline.images.reset()
     start = time.process_time()
-    scored = list(engine.pipeline.score(requests))
+    scored = list(counted(engine.pipeline.score(requests)))
     middle = time.process_time()
-    results = engine.tag_batch(requests)
+    results = list(counted(engine.tag_batch(requests)))
     end = time.process_time()
     per_post = 1e3 / max(1, len(requests))
     return Timed(

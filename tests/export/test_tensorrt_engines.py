@@ -61,7 +61,7 @@ def test_engines_are_named_listed_and_audited(built: tuple[Path, list[str]]) -> 
         assert text == ((1, bundle.manifest.scales), (4, 32), (16, 64))
     assert any(line.strip().startswith("graph ") for line in lines)
     assert any("built in" in line and "MB" in line for line in lines)
-    assert f"building tensorrt-rtx-{version}, fp16, for SM 8.0, 8.9, 12.0" in lines
+    assert f"step 2 of 3: building tensorrt-rtx-{version}, fp16, for SM 8.0, 8.9, 12.0" in lines
     assert sum(line.strip().startswith("3 engines, ") for line in lines) == 2
     assert any("other: integer and shape layers" in line for line in lines)
     # The text's heads of 8 values are too narrow for any kernel. Float32 has none, and no warning.
