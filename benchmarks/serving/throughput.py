@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,9 @@ def main(
             ("plain FastAPI", f"{_HERE}.servers", ["--kind", "plain", *common]),
             ("LitServe", f"{_HERE}.litserve_server", own),
         ):
+            if name == "LitServe" and find_spec("litserve") is None:
+                click.echo("LitServe is left out; pip install litserve", err=True)
+                continue
             _keep(rows, name, measured(module, arguments, posts, expected, clients, seconds))
     click.echo(f"all by {provider}, {precision}")
     reference = rows["direct"]
