@@ -17,6 +17,7 @@ from amlr.export.steps import counted
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
+from amlr.runtime.pipeline import ScoredPost
 from amlr.runtime.results import Entity, Post
 from amlr.runtime.windows import PostScores
 
@@ -65,7 +66,11 @@ class Answer:
 
 def ask(engine: Engine, posts: Sequence[Post]) -> list[Answer]:
     """Scores and entities of posts in one pass."""
-    scored = list(counted(engine.pipeline.score(posts)))
+    return decoded_answers(engine, list(counted(engine.pipeline.score(posts))))
+
+
+def decoded_answers(engine: Engine, scored: Sequence[ScoredPost]) -> list[Answer]:
+    """Entities from scores by the bundle's decoder."""
     scores = [post.scores for post in scored if post.scores is not None]
     decoded = iter(Decoder.of(engine.bundle).entities(scores))
     return [

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import apply_depth_multiplier
@@ -103,9 +102,3 @@ def feature_width(config: Any) -> int:
         if value is not None:
             return int(value[-1] if isinstance(value, list | tuple) else value)
     raise CheckpointError(f"cannot tell the width of image encoder {config.model_type!r}")
-
-
-def frozen_features(backbone: ImageBackbone, pixel_values: Tensor) -> Tensor:
-    """Encoder features without gradients, for an image encoder that is not trained."""
-    with torch.no_grad():
-        return backbone.features(pixel_values)

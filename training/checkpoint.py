@@ -4,9 +4,7 @@ A checkpoint is read with `weights_only=True`: tensors and plain values, never c
 release's bare state_dict is accepted too and converted by `amlr.training.release`.
 """
 
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +20,7 @@ from amlr.runtime.manifest import DecoderSettings, TokenIds
 from amlr.runtime.text import TextEncoder, TextSpec, load_tokenizer
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
+from amlr.whole import replacing
 
 FORMAT = "amlr-checkpoint"
 VERSION = 1
@@ -110,25 +109,14 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 def save_atomically(path: str | Path, content: Mapping[str, Any]) -> None:
     """`torch.save` aside, flush to disk, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-    aside = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp files are private to the user; a checkpoint is an ordinary file.
-        aside.chmod(0o644)
-        aside.replace(path)
+        with replacing(Path(path)) as aside:
+            torch.save(dict(content), aside)
     # torch's own writer reports a full disk as a RuntimeError.
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot write {path}: {_first_line(error)}; free some space, or choose another --out"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ never sees. Nothing is copied from anywhere.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from amlr.training.conll import LabelledPost, write_conll
 from amlr.training.sample_pictures import KINDS, draw_picture
+from amlr.whole import write_whole
 
 _VERSION = 2
 _STAMP = "sample.json"
@@ -209,9 +209,7 @@ def write_sample(folder: Path, *, seed: int = 0, train: int = 480, dev: int = 16
                 picture.save(images / f"{post.image_id}.jpg", quality=int(rng.integers(70, 95)))
         write_conll(folder / ("train.txt" if split == "train" else "valid.txt"), posts)
     # Last and atomically: a half-written folder has no stamp.
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-        json.dump({**wanted, "sha256": _digest(folder)}, file)
-    Path(file.name).replace(stamp)
+    write_whole(stamp, json.dumps({**wanted, "sha256": _digest(folder)}))
     return folder
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from amlr.training.backbones import frozen_features
 from amlr.training.data import Batch
 from amlr.training.model import AmlrModel, AmlrOutput
 
@@ -41,7 +40,8 @@ class Scorer(nn.Module):
         elif self.train_image:
             features = backbone.features(images)
         else:
-            features = frozen_features(backbone, images)
+            with torch.no_grad():
+                features = backbone.features(images)
         projected: Tensor = backbone.project(features)
         return projected
 

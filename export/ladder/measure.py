@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import ExportError, ParityError
-from amlr.export.parity import Answer, ask, compare, entity_keys
+from amlr.export.parity import Answer, ask, compare, decoded_answers
 from amlr.export.posts import CalibrationPost, CalibrationPosts, strict_f1
 from amlr.export.radii import Pair, by_kind, count_photos, radii_record
 from amlr.export.steps import counted
@@ -59,19 +59,11 @@ def time_answers(engine: Engine, posts: Posts) -> Timed:
     start = time.process_time()
     scored = list(counted(engine.pipeline.score(requests)))
     middle = time.process_time()
-    results = list(counted(engine.tag_batch(requests)))
+    list(counted(engine.tag_batch(requests)))
     end = time.process_time()
     per_post = 1e3 / max(1, len(requests))
     return Timed(
-        answers=[
-            Answer(
-                scores=post.scores,
-                entities=entity_keys(result.entities),
-                image_used=result.image_used,
-                failed="" if post.error is None else str(post.error),
-            )
-            for post, result in zip(scored, results, strict=True)
-        ],
+        answers=decoded_answers(engine, scored),
         cold_ms=(middle - start) * per_post,
         hit_ms=(end - middle) * per_post,
     )

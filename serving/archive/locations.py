@@ -59,10 +59,10 @@ class Folder:
         """Whether the file or folder is there."""
         return bool(self.fs.exists(self.path(name)))
 
-    def names(self, folder: str = "") -> list[str]:
-        """Names in a folder, sorted; empty where it is absent."""
+    def names(self) -> list[str]:
+        """Names in the folder, sorted; empty where it is absent."""
         try:
-            found = self.fs.ls(self.path(folder) if folder else self.root, detail=False)
+            found = self.fs.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)

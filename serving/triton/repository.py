@@ -35,32 +35,10 @@ The folder `models` is a model repository. Serve it:
 
     tritonserver --model-repository={{this folder}}/models
 
-## models/amlr
-
-One model of the python backend around the lean engine. The interpreter that Triton's python backend
-starts must have the package `amlr` {version} (`pip install amlr`; no PyTorch is needed).
-
-| tensor | type | shape | |
-|---|---|---|---|
-| `text` | BYTES | [B, 1] | UTF-8 |
-| `image` | BYTES | [B, 1] | the picture file; optional; empty means none |
-| `result` | BYTES | [B, 1] | JSON, as `/v1/tag` and `/v2` of `amlr-serve` give it |
-
-Responses carry the parameters `tier`, `posts`, `images_used`, `entities`, `warnings` and `errors`.
-The request parameter `timeout` (microseconds) refuses a request that has waited longer.
-Triton does not put a request with `image` and one without it into the same batch: where both kinds
-come mixed, send an empty `image` instead of leaving it out.
-
-What to change, in `models/amlr/config.pbtxt`:
-
-* `instance_group`: each instance is a process of its own with its own picture cache. On a CPU, use
-  as many instances as cores and set `threads` to 1, or one instance with `threads` `auto`.
-* `parameters`: all options of `amlr.Engine.load` by their names; `auto` stands for none.
-  `manifest_sha256` pins the bundle, which lies in `models/amlr/1/amlr.plan`.
-* `dynamic_batching`: preferred sizes are those of the bundle's engines, or those at which a CPU
-  reaches full speed.
-
-The engine is checked on the bundle's golden posts before Triton calls the model ready.
+The interpreter that Triton's python backend starts must have the package `amlr` {version} (`pip
+install amlr`; no PyTorch is needed). Inputs are `text` and `image` (optional; empty means none),
+both BYTES [B, 1]; the output `result` is JSON, as `/v2` of `amlr-serve` gives it. What can be
+changed in `models/amlr/config.pbtxt` is in docs/howto/triton.md of amlr.
 """
 MODEL = "amlr"
 _MICROSECONDS = 1_000_000
