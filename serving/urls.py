@@ -5,22 +5,20 @@ answer between check and use (DNS rebinding) gains nothing.
 """
 
 import asyncio
-import http.client
 import ipaddress
 import socket
 import ssl
 import time
 from fnmatch import fnmatchcase
-from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httpx
 
 from amlr.errors import InputError
 from amlr.serving.settings import UrlSettings
 
 _PORTS = {"http": 80, "https": 443}
-_REDIRECTS = (301, 302, 303, 307, 308)
 _AT_ONCE = 8
-_CHUNK = 65_536
 
 
 class UrlFetcher:
@@ -59,9 +57,7 @@ class UrlFetcher:
             address = self._resolve(parts)
             try:
                 target = self._get(parts, address, end)
-            except InputError:  # a ValueError as well
-                raise
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
                 raise InputError(
                     f"the picture's address did not answer ({type(error).__name__})",
                     "image_missing",
@@ -103,23 +99,28 @@ class UrlFetcher:
 
     def _get(self, parts: SplitResult, address: str, end: float) -> bytes | str:
         """The picture, or where it is said to be."""
-        connection = _connect(parts, address, max(0.1, end - time.monotonic()))
-        try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers={"Accept": "image/*", "Connection": "close"})
-            with connection.getresponse() as response:
-                return self._content(response, end)
-        finally:
-            connection.close()
+        number = f"[{address}]" if ":" in address else address
+        by_number = parts._replace(netloc=f"{number}:{parts.port or _PORTS[parts.scheme]}")
+        headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity"}
+        # Connected by number, while the Host header and the certificate go by name.
+        names = {"sni_hostname": parts.hostname}
+        timeout, store = max(0.1, end - time.monotonic()), ssl.create_default_context()
+        with (
+            httpx.Client(timeout=timeout, trust_env=False, verify=store) as client,
+            client.stream("GET", by_number.geturl(), headers=headers, extensions=names) as response,
+        ):
+            return self._content(response, end)
 
-    def _content(self, response: http.client.HTTPResponse, end: float) -> bytes | str:
+    def _content(self, response: httpx.Response, end: float) -> bytes | str:
         location = response.headers.get("Location")
-        if response.status in _REDIRECTS and location:
-            return location
-        if response.status != http.client.OK:
-            raise InputError(f"the picture's address answered {response.status}", "image_missing")
+        if response.is_redirect and location:
+            return str(location)
+        if response.status_code != httpx.codes.OK:
+            raise InputError(
+                f"the picture's address answered {response.status_code}", "image_missing"
+            )
         content = bytearray()
-        while chunk := response.read1(_CHUNK):
+        for chunk in response.iter_raw():
             content += chunk
             if len(content) > self._max_bytes:
                 raise InputError(
@@ -150,19 +151,3 @@ def _matches(host: str, allowed: str) -> bool:
 
 def _forbidden(message: str) -> InputError:
     return InputError(message, "url_forbidden")
-
-
-def _connect(parts: SplitResult, address: str, timeout_s: float) -> http.client.HTTPConnection:
-    host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
-    assert host
-    connection: Any = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    stream = socket.create_connection((address, port), timeout_s)
-    if parts.scheme == "https":
-        try:
-            stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host)
-        except BaseException:
-            stream.close()
-            raise
-    # Connected by number, while the Host header and the certificate go by name.
-    connection.sock = stream
-    return connection  # type: ignore[no-any-return]
