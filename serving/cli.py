@@ -2,7 +2,6 @@
 
 import ipaddress
 import logging
-import math
 import os
 import re
 import signal
@@ -35,18 +34,9 @@ LOG = logging.getLogger("amlr.serving.cli")
 _PATH = click.Path(path_type=Path)
 
 
-class _Number(click.FloatRange):
-    """A number within a range; NaN lies in none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the number."""
-        number = super().convert(value, param, ctx)
-        return self.fail(f"{value} is no number.", param, ctx) if math.isnan(number) else number
-
-
 # A day, and a terabyte: more than that is a slip, and what the system's timers cannot hold.
-_SECONDS, _MILLISECONDS = _Number(0, 86_400), _Number(0, 86_400_000)
-_MEGABYTES = _Number(0, 1_000_000)
+_SECONDS, _MILLISECONDS = click.FloatRange(0, 86_400), click.FloatRange(0, 86_400_000)
+_MEGABYTES = click.FloatRange(0, 1_000_000)
 _COUNT, _DEADLINE = click.IntRange(0, 1_000_000_000), click.IntRange(1, MAX_DEADLINE_MS)
 EXAMPLES = """\b
 Examples:

@@ -82,3 +82,12 @@ def test_progress_ends_with_one_line(
         assert list(progress("ab", "batches", 2)) == ["a", "b"]
         shown = capsys.readouterr().err.splitlines()
         assert [line.partition(",")[0] for line in shown] == [f"batches {line}" for line in lines]
+
+
+def test_time_left_counts_this_run_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 10.0, 10.0, 10.0])
+    monkeypatch.setattr("amlr.cli_support.time.monotonic", lambda: next(seconds))
+    list(progress([200], "tagged", 1000, size=lambda rows: rows, before=400))
+    assert capsys.readouterr().err.splitlines()[0] == ("tagged 600/1000 (60 %), 20.0/s, 20 s left")

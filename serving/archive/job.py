@@ -1,14 +1,14 @@
 """A whole run: plan, or resume; hand out what is left; add up the reports."""
 
 import importlib.metadata
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.extras import require_extra
 from amlr.runtime.bundle import read_manifest
@@ -27,7 +27,6 @@ _LONGEST_RUN = 10
 _PLAN, _SUMMARY = "_run/plan.json", "_run/summary.json"
 # Folders of work in progress, removed when it is over.
 _SCRATCH = ("_run/aside", "_run/tries")
-_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,9 @@ def run_job(job: Job) -> dict[str, Any]:
     if left:
         try:
             with stop_signals_raise():
-                fresh.extend(_with_progress(_start(job, plan, left), plan.rows, plan.rows - total))
+                parts = _start(job, plan, left)
+                before = plan.rows - total
+                fresh.extend(progress(parts, "tagged", plan.rows, size=_rows, before=before))
         finally:
             # Workers are gone, whatever ended them; what they had begun is of no use.
             folder.remove("_run/aside")
@@ -177,6 +178,11 @@ def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]
     return run_local(settings, chunks, job.workers)
 
 
+def _rows(report: dict[str, Any]) -> int:
+    rows: int = report["rows"]
+    return rows
+
+
 def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     tiers: Counter[str] = Counter()
@@ -194,44 +200,3 @@ def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
         "tiers": dict(tiers),
         "peak_rss_mb_of_a_worker": max(report["peak_rss_mb"] for report in reports),
     }
-
-
-def progress_line(done: int, total: int, fresh: int, seconds: float) -> str:
-    """Rows, rate of this run and time left.
-
-    Args:
-        done: Rows that are finished, those of an earlier run included.
-        total: Rows of the whole input.
-        fresh: Rows that this run has tagged.
-        seconds: How long it took for them.
-    """
-    rate = fresh / max(seconds, 1e-9)
-    text = f"tagged {done}/{total} ({100 * done // max(total, 1)} %), {rate:.1f}/s"
-    if done < total and fresh:
-        text += f", {(total - done) / rate:.0f} s left"
-    return text
-
-
-def _with_progress(
-    reports: Iterable[dict[str, Any]], total: int, resumed: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the reports of parts; on a terminal each redraws the line, in logs one in ten seconds.
-
-    Args:
-        reports: One per finished part; each has its `rows`.
-        total: Rows of the whole input.
-        resumed: Rows that were finished before.
-    """
-    begun = last = time.monotonic()
-    is_tty = sys.stderr.isatty()
-    fresh = 0
-    for report in reports:
-        yield report
-        fresh += report["rows"]
-        now = time.monotonic()
-        is_over = resumed + fresh == total
-        if is_tty or now - last >= _EVERY_S or is_over:
-            line = progress_line(resumed + fresh, total, fresh, now - begun)
-            ends = "" if is_tty and not is_over else "\n"
-            print(("\r\x1b[K" if is_tty else "") + line, file=sys.stderr, end=ends, flush=True)
-            last = now

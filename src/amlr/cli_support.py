@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -193,33 +193,38 @@ def log_to_stderr(name: str, *, is_quiet: bool = False) -> Iterator[None]:
 
 
 def progress(
-    items: Iterable[T], label: str, total: int | None = None, *, after_s: float = 2.0
+    items: Iterable[T],
+    label: str,
+    total: int | None = None,
+    *,
+    after_s: float = 2.0,
+    size: Callable[[T], int] = lambda item: 1,
+    before: int = 0,
 ) -> Iterator[T]:
     """Yield from `items`, drawing a bar on stderr once the work has lasted `after_s` seconds.
 
     On a terminal the bar is redrawn in place; elsewhere a plain line appears every ten seconds, so
-    logs stay readable.
+    logs stay readable. An item counts `size`; `before` of the total was done in an earlier run.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
     start = last = time.monotonic()
     is_tty = sys.stderr.isatty()
-    done = drawn = 0
+    done = drawn = before
     for item in items:
         yield item
-        done += 1
+        done += size(item)
         now = time.monotonic()
         if now - start >= after_s and now - last >= (0.2 if is_tty else 10.0):
-            _draw(label, done, total, now - start, is_tty)
+            _draw(label, done, total, (done - before) / (now - start), is_tty)
             last, drawn = now, done
-    if 0 < drawn < done:
-        _draw(label, done, total, time.monotonic() - start, is_tty)
-    if drawn and is_tty:
+    if before < drawn < done:
+        _draw(label, done, total, (done - before) / (time.monotonic() - start), is_tty)
+    if drawn > before and is_tty:
         click.echo("", err=True)
 
 
-def _draw(label: str, done: int, total: int | None, elapsed_s: float, is_tty: bool) -> None:
-    rate = done / max(elapsed_s, 1e-9)
+def _draw(label: str, done: int, total: int | None, rate: float, is_tty: bool) -> None:
     text = f"{label} {done}" + (f"/{total} ({100 * done // max(total, 1)} %)" if total else "")
     text += f", {rate:.1f}/s"
     if total and done < total:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amlr.serving.archive.cli import tag_command
-from amlr.serving.archive.job import progress_line
 from amlr.serving.archive.plan import plan_chunks, scan_pictures
 from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, read_piece
@@ -77,8 +76,3 @@ def test_each_picture_is_encoded_once_by_all_workers(tiny_plan: Path, tmp_path: 
     assert (summary["pictures_encoded"], summary["image_used"]) == (4, 24)
     again = CliRunner().invoke(tag_command, [*options, "--resume"])
     assert "group_by_picture" in again.stderr
-
-
-def test_time_left_counts_this_run_only() -> None:
-    assert progress_line(600, 1000, 200, 10.0) == "tagged 600/1000 (60 %), 20.0/s, 20 s left"
-    assert progress_line(1000, 1000, 0, 0.0) == "tagged 1000/1000 (100 %), 0.0/s"
