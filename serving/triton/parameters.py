@@ -76,24 +76,12 @@ def _value(option: "Field[Any]", text: str) -> Any:
     kinds = get_args(option.type) or (option.type,)
     if text == AUTO and type(None) in kinds:
         return None
-    if bool in kinds:
-        if text not in ("True", "False"):
-            raise InputError(_wrong(option.name, "True or False", text))
-        return text == "True"
-    if int in kinds:
-        if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise InputError(_wrong(option.name, "a whole number", text))
-        return int(text)
-    if float in kinds:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not 0 <= number < math.inf:
-            raise InputError(_wrong(option.name, "a number from 0 on", text))
-        return number
-    return Path(text) if Path in kinds else text
-
-
-def _wrong(name: str, expected: str, text: str) -> str:
-    return f"parameter {name} of config.pbtxt must be {expected}, got {text!r}"
+    kind = next(kind for kind in kinds if kind is not type(None))
+    where = f"parameter {option.name} of config.pbtxt must be"
+    try:
+        value = {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"{where} of type {kind.__name__}, got {text!r}") from None
+    if kind in (int, float) and not 0 <= value < math.inf:
+        raise InputError(f"{where} a number from 0 on, got {text!r}")
+    return value

@@ -156,7 +156,7 @@ def test_older_servers_get_no_parameters(repository: Path, monkeypatch: pytest.M
     ("name", "value", "message"),
     [
         ("manifest_sha256", "0" * 64, "was pinned"),
-        ("threads", "many", "whole number"),
+        ("threads", "many", "of type int"),
         ("image_cache_mb", "-1", "from 0 on"),
         ("image", "sometimes", "when-needed"),
         ("colour", "red", "unknown colour"),
