@@ -15,6 +15,7 @@ from amlr.errors import InputError, ParityError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, Post, Result, pipeline, tier_choice, tier_memory
 from amlr.runtime.certified import Certified, CertifiedStats
+from amlr.runtime.decode import Decoder
 from amlr.runtime.joined_calls import JoinedCalls
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers import registry
@@ -303,9 +304,9 @@ def test_the_next_chunk_is_read_in_low_precision_while_one_climbs(
         assert isinstance(engine.strategy, Certified)
         low_scores = engine.strategy._low_scores
 
-        def watched(posts: Sequence[Post]) -> Any:
+        def watched(posts: Sequence[Post], decoder: Decoder) -> Any:
             threads.append(threading.current_thread().name)
-            return low_scores(posts)
+            return low_scores(posts, decoder)
 
         monkeypatch.setattr(engine.strategy, "_low_scores", watched)
         engine.strategy.first.overlaps = True
