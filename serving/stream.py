@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from amlr.serving.answers import answer_dict, error_dict
 from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange
-from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.jobs import RefusedError
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.parsing import PreparedPost, prepare_post
 from amlr.serving.problems import NOT_OPEN, ApiError, from_failure
@@ -23,7 +23,7 @@ WINDOW = 32
 _RETRY_S = 0.05
 # A stream has no deadline; this only bounds a line on a server that never gets to it.
 _LINE_DEADLINE_S = 600.0
-_Pending = tuple[PreparedPost, Job | None]
+_Pending = tuple[PreparedPost, asyncio.Future[Any] | None]
 
 
 class LinesResponse(Response):
@@ -62,14 +62,23 @@ async def tag_lines(
     """
     pending: deque[_Pending] = deque()
     count = 0
+    lines = split_lines(chunks, service.settings.limits.max_line_bytes)
+    reading: asyncio.Task[bytes | None] | None = _next(lines)
     try:
-        async for line in split_lines(chunks, service.settings.limits.max_line_bytes):
-            pending.append(await _begin(line, service))
-            count += 1
-            while pending and (len(pending) >= WINDOW or _is_done(pending[0])):
+        while reading or pending:
+            if pending and (not reading or len(pending) >= WINDOW or _is_done(pending[0])):
                 yield await _answer(pending.popleft(), service)
-        while pending:
-            yield await _answer(pending.popleft(), service)
+                continue
+            assert reading
+            # A client may wait for an answer before it sends its next line.
+            waited = [reading, *(outcome for _, outcome in [*pending][:1] if outcome)]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                line = reading.result()
+                reading = None if line is None else _next(lines)
+                if line is not None:
+                    pending.append(await _begin(line, service))
+                    count += 1
     except ApiError as error:
         # The answer has begun with 200: the last line is the only place left for an error.
         while pending:
@@ -79,9 +88,11 @@ async def tag_lines(
         exchange.facts["error"] = "client_left"
     finally:
         exchange.facts["posts"] = count
-        left = [job for _, job in pending if job is not None]
-        for job in left:
-            job.future.cancel()
+        if reading:
+            reading.cancel()
+        left = [outcome for _, outcome in pending if outcome]
+        for outcome in left:
+            outcome.cancel()
         service.metrics.cancelled.inc(len(left))
 
 
@@ -108,6 +119,23 @@ async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator
         yield line
 
 
+def _next(lines: AsyncIterator[bytes]) -> asyncio.Task[bytes | None]:
+    """Begin to read a line; None at the end."""
+
+    async def read() -> bytes | None:
+        return await anext(lines, None)
+
+    task = asyncio.create_task(read())
+    task.add_done_callback(_see)
+    return task
+
+
+def _see(done: asyncio.Future[Any]) -> None:
+    """Nobody may be left to ask for the error of a stream that has ended."""
+    if not done.cancelled():
+        done.exception()
+
+
 async def _begin(line: bytes, service: TaggingService) -> _Pending:
     prepared = await parse(_parse, line, service, inline=is_light(line))
     if prepared.post is None:
@@ -120,7 +148,9 @@ async def _begin(line: bytes, service: TaggingService) -> _Pending:
                 raise from_failure(error) from None
             await asyncio.sleep(_RETRY_S)
         else:
-            return prepared, job
+            outcome = asyncio.wrap_future(job.future)
+            outcome.add_done_callback(_see)
+            return prepared, outcome
 
 
 def _parse(line: bytes, service: TaggingService) -> PreparedPost:
@@ -138,14 +168,14 @@ def _bad_line(code: str, message: str) -> PreparedPost:
 
 
 def _is_done(pending: _Pending) -> bool:
-    return pending[1] is None or pending[1].future.done()
+    return pending[1] is None or pending[1].done()
 
 
 async def _answer(pending: _Pending, service: TaggingService) -> bytes:
-    prepared, job = pending
-    if job is None:
+    prepared, waited = pending
+    if waited is None:
         return _line(error_dict(prepared))
-    (outcome,) = await asyncio.gather(asyncio.wrap_future(job.future), return_exceptions=True)
+    (outcome,) = await asyncio.gather(waited, return_exceptions=True)
     return _line(answer_dict(service, prepared, outcome))
 
 

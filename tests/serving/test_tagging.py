@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -266,6 +267,23 @@ def test_stream_answers_lines_in_order(server: LiveServer) -> None:
     assert results[50]["error"]["code"] == "json_invalid"
     assert results[60]["error"]["code"] == "body_invalid"
     assert all(r["error"] is None for i, r in enumerate(results) if i not in (50, 60))
+
+
+def test_a_stream_answers_a_client_that_waits_for_each_answer(server: LiveServer) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = "POST /v1/tag/stream HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-ndjson\r\n"
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for number in range(3):
+            line = json.dumps({"id": number, "text": TEXT}) + "\n"
+            connection.sendall(f"{len(line):x}\r\n{line}\r\n".encode())
+            while not (received := answer.readline()).startswith(b"{"):
+                assert received
+            assert json.loads(received)["id"] == number
+        connection.sendall(b"0\r\n\r\n")
 
 
 def test_explanation(server: LiveServer, engine: Engine) -> None:
