@@ -167,7 +167,7 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(tiny_plan: Path, tmp_pa
 
 def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tiny_plan: Path, tmp_path: Path) -> None:
     """Ctrl-C, which every process of a terminal gets, then SIGTERM, which the driver gets alone."""
-    count, source, out = 2000, tmp_path / "in.jsonl", tmp_path / "out"
+    count, source, out = 5000, tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("\n".join(json.dumps({"id": i, "text": TEXTS[i % 12]}) for i in range(count)))
     code = "from amlr.serving.archive.cli import tag_main; tag_main()"
     chunks = ("--chunk-rows", "50", "--workers", "1", "--resume")
