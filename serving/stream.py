@@ -63,7 +63,7 @@ async def tag_lines(
     pending: deque[_Pending] = deque()
     count = 0
     lines = split_lines(chunks, service.settings.limits.max_line_bytes)
-    reading: asyncio.Task[bytes | None] | None = _next(lines)
+    reading: asyncio.Future[bytes | None] | None = _next(lines)
     try:
         while reading or pending:
             if pending and (not reading or len(pending) >= WINDOW or _is_done(pending[0])):
@@ -71,7 +71,8 @@ async def tag_lines(
                 continue
             assert reading
             # A client may wait for an answer before it sends its next line.
-            waited = [reading, *(outcome for _, outcome in [*pending][:1] if outcome)]
+            first = pending[0][1] if pending else None
+            waited = {reading, first} if first else {reading}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 line = reading.result()
@@ -119,15 +120,11 @@ async def split_lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator
         yield line
 
 
-def _next(lines: AsyncIterator[bytes]) -> asyncio.Task[bytes | None]:
+def _next(lines: AsyncIterator[bytes]) -> asyncio.Future[bytes | None]:
     """Begin to read a line; None at the end."""
-
-    async def read() -> bytes | None:
-        return await anext(lines, None)
-
-    task = asyncio.create_task(read())
-    task.add_done_callback(_see)
-    return task
+    reading = asyncio.ensure_future(anext(lines, None))
+    reading.add_done_callback(_see)
+    return reading
 
 
 def _see(done: asyncio.Future[Any]) -> None:
