@@ -8,7 +8,8 @@ only time decides.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.certified import Certified
@@ -16,8 +17,10 @@ from amlr.runtime.manifest import Variant
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers.registry import CPUS
 from amlr.runtime.radii import PICTURE, TEXT
+from amlr.runtime.results import Post
+from amlr.runtime.strategies import Strategy
 from amlr.runtime.tier_memory import Memory
-from amlr.runtime.tier_timing import BATCH_POSTS, Choice, TierTime, time_tier
+from amlr.runtime.tier_timing import BATCH_POSTS, Choice, Contestant, TierTime, time_tiers
 from amlr.runtime.tiers import (
     Skipped,
     Tier,
@@ -74,7 +77,7 @@ def open_fastest(
 
     cpus = [tier for tier in tiers if tier.provider in CPUS]
     devices = [tier for tier in tiers if tier not in cpus]
-    engine = race.device(devices, open_checked, has_more=bool(cpus), is_timed=bool(low_tiers))
+    engine = race.device(devices, open_checked, has_more=bool(cpus))
     if engine is not None:
         low = race.low(engine, low_tiers, put_first)
         return engine, race.choice(tiers, low), tuple(skipped)
@@ -93,7 +96,7 @@ def open_fastest(
             skipped += [other.passed_over("slower when it was timed") for other in others]
             return opened, choice, tuple(skipped)
         # What served once no longer does: a library was changed under the same version.
-    engine = race.float32(cpus, open_checked, is_timed=bool(low_tiers))
+    engine = race.float32(cpus, open_checked)
     low = race.low(engine, low_tiers, put_first)
     choice = race.choice(tiers, low)
     memory.keep(race.tier, low, choice)
@@ -125,45 +128,31 @@ class _Race:
 
     def __init__(self, bundle: Bundle, options: EngineOptions, skipped: list[Skipped]) -> None:
         self._bundle, self._options, self._skipped = bundle, options, skipped
-        self._times: list[TierTime] = []
-        self._best: TierTime | None = None
+        self._times: dict[tuple[str, str], TierTime] = {}
         self._least_posts = 1
         self.tier: Tier
 
     def device(
-        self,
-        tiers: Sequence[Tier],
-        open_tier: Callable[[Tier], E],
-        *,
-        has_more: bool,
-        is_timed: bool,
+        self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], *, has_more: bool
     ) -> E | None:
         """The first device that serves; None where there is none and others may be tried."""
-        opened: E | Exception | None = None
-        if tiers and not has_more:
-            self.tier, opened = open_first(self._bundle, tiers, open_tier, self._skipped)
-        for tier in tiers if has_more else ():
+        if not has_more and tiers:
+            self.tier, engine = open_first(self._bundle, tiers, open_tier, self._skipped)
+            return engine
+        for tier in tiers:
             opened = try_tier(self._bundle, tier, open_tier)
             if not isinstance(opened, Exception):
                 self.tier = tier
-                break
+                return opened
             self._skipped.append(tier.passed_over(reason_of(opened)))
-        if opened is None or isinstance(opened, Exception):
-            return None
-        if is_timed and self._bundle.golden:
-            self._best = self._time(opened, self.tier)
-        return opened
+        return None
 
-    def float32(
-        self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E], *, is_timed: bool
-    ) -> E:
+    def float32(self, tiers: Sequence[Tier], open_tier: Callable[[Tier], E]) -> E:
         """The fastest tier of the CPU that serves alone."""
         self.tier, engine = open_first(self._bundle, tiers, open_tier, self._skipped)
-        waiting = tiers[tiers.index(self.tier) + 1 :]
-        if not self._bundle.golden or not (waiting or is_timed):
+        if not self._bundle.golden:
             return engine
-        self._best = self._time(engine, self.tier)
-        for other in waiting:
+        for other in tiers[tiers.index(self.tier) + 1 :]:
             try:
                 opened = try_tier(self._bundle, other, open_tier)
             except BaseException:
@@ -172,11 +161,14 @@ class _Race:
             if isinstance(opened, Exception):
                 self._skipped.append(other.passed_over(reason_of(opened)))
                 continue
-            measured = self._time(opened, other)
-            if measured.total_ms < CLEARLY_FASTER * self._best.total_ms:
+            best, measured = self._time(
+                _contestant(self.tier, engine, engine.strategy),
+                _contestant(other, opened, opened.strategy),
+            )
+            if measured.total_ms < CLEARLY_FASTER * best.total_ms:
                 engine.close()
-                self._skipped.append(self.tier.passed_over(f"slower here: {self._best}"))
-                self.tier, engine, self._best = other, opened, measured
+                self._skipped.append(self.tier.passed_over(f"slower here: {best}"))
+                self.tier, engine = other, opened
             else:
                 opened.close()
                 self._skipped.append(other.passed_over(f"not clearly faster here: {measured}"))
@@ -190,7 +182,7 @@ class _Race:
     ) -> Tier | None:
         """Put the low tier before float32 with which it is fastest; None leaves float32 alone."""
         must, taken, failures = self._options.escalates, None, []
-        float32 = self._best
+        float32, share = engine.strategy, 1.0
         for tier in tiers:
             try:
                 opened = try_tier(self._bundle, tier, lambda tier: put_first(engine, tier, True))
@@ -201,25 +193,28 @@ class _Race:
                 failures.append(opened)
                 self._skipped.append(tier.passed_over(reason_of(opened)))
                 continue
-            before, engine.strategy = engine.strategy, opened
-            is_faster = must and taken is None
-            if float32 is not None and self._best is not None:
-                measured = self._time_low(engine, opened, tier, float32)
-                is_faster = is_faster or _is_faster_in_batches(measured, self._best)
-                if is_faster:
-                    self._best = measured
+            is_better = must and taken is None
+            if self._bundle.golden:
+                alone, measured = self._time_low(engine, float32, opened, tier)
+                share_here = measured.batch_ms / alone.batch_ms
+                # Known pictures must be clearly faster in batches, and new ones no slower.
+                is_faster = share_here < CLEARLY_FASTER * share and (
+                    CLEARLY_FASTER * measured.picture_ms <= alone.picture_ms
+                )
+                is_better = is_better or is_faster
+                if is_better:
+                    share = share_here
                     # One post alone may take as long in low precision as in float32.
-                    is_worth_it = measured.alone_ms < CLEARLY_FASTER * float32.alone_ms
+                    is_worth_it = measured.alone_ms < CLEARLY_FASTER * alone.alone_ms
                     opened.least_posts = 1 if must or is_worth_it else BATCH_POSTS
                 else:
                     reason = f"not clearly faster here: {measured}"
                     self._skipped.append(tier.passed_over(reason))
-            if is_faster:
-                before.close()
-                taken, self._least_posts = tier, opened.least_posts
+            if is_better:
+                engine.strategy.close()
+                engine.strategy, taken, self._least_posts = opened, tier, opened.least_posts
             else:
                 opened.close()
-                engine.strategy = before
         if must and taken is None:
             engine.close()
             raise failures[0]
@@ -240,25 +235,44 @@ class _Race:
             provider=self.tier.provider,
             precision=precision,
             reason=reason,
-            times=tuple(self._times) if len(self._times) > 1 else (),
+            times=tuple(self._times.values()) if len(self._times) > 1 else (),
             least_posts=self._least_posts,
         )
 
-    def _time(self, engine: "Engine", tier: Tier) -> TierTime:
+    def _time(self, *contestants: Contestant) -> list[TierTime]:
         pictures = self._options.checks_pictures
-        measured = time_tier(engine, self._bundle, tier, TIMING_S, pictures=pictures)
-        self._times.append(measured)
-        return measured
+        times = time_tiers(contestants, self._bundle, TIMING_S, pictures=pictures)
+        for (tier, _, _), measured in zip(contestants, times, strict=True):
+            self._times[tier.provider, tier.name] = measured
+        return times
 
     def _time_low(
-        self, engine: "Engine", certified: Certified, tier: Tier, float32: TierTime
-    ) -> TierTime:
-        """Time a low tier as if nothing climbed; how much does is on the bundle's record."""
-        # The few golden posts cannot tell what share climbs.
+        self, engine: "Engine", float32: Strategy, certified: Certified, tier: Tier
+    ) -> tuple[TierTime, TierTime]:
+        """Time float32, and beside it a low tier as if nothing climbed.
+
+        The few golden posts cannot tell what share climbs; that is on the bundle's record.
+        """
+        before = engine.strategy
+        low = _contestant(tier, engine, certified)
+        if certified.pictures is float32.pictures:
+            low = low._replace(encode=None)
         with certified.without_climbing():
-            measured = self._time(engine, tier)
-        self._times[-1] = measured.plus(expected_climbs(tier.variant), float32)
-        return self._times[-1]
+            alone, measured = self._time(_contestant(self.tier, engine, float32), low)
+        engine.strategy = before
+        if low.encode is None:
+            measured = replace(measured, picture_ms=alone.picture_ms)
+        measured = measured.plus(expected_climbs(tier.variant), alone)
+        self._times[tier.provider, tier.name] = measured
+        return alone, measured
+
+
+def _contestant(tier: Tier, engine: "Engine", strategy: Strategy) -> Contestant:
+    def tag(posts: Sequence[Post]) -> Any:
+        engine.strategy = strategy
+        return engine.tag_batch(posts)
+
+    return Contestant(tier, tag, strategy.pictures.provider.encode_images)
 
 
 def describe_low(low: Tier, tier: Tier) -> str:
@@ -276,12 +290,6 @@ def expected_climbs(variant: Variant) -> float:
     posts = sum(kind["posts"] for kind in kinds)
     certified = sum(kind["certified"] * kind["posts"] for kind in kinds)
     return 1.0 - certified / posts if posts else 1.0
-
-
-def _is_faster_in_batches(low: TierTime, other: TierTime) -> bool:
-    """Whether known pictures are clearly faster in batches, and new ones no slower."""
-    is_faster = low.batch_ms < CLEARLY_FASTER * other.batch_ms
-    return is_faster and CLEARLY_FASTER * low.picture_ms <= other.picture_ms
 
 
 def _quickest_by_record(tiers: Sequence[Tier]) -> tuple[list[Tier], list[Skipped]]:

@@ -4,16 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
 from amlr.runtime.tiers import Skipped, Tier
-
-if TYPE_CHECKING:
-    from amlr.runtime.engine import Engine
 
 BATCH_POSTS = 8
 
@@ -84,44 +82,61 @@ def describe_choice(choice: Choice, skipped: Sequence[Skipped]) -> Iterator[str]
         yield f"  not {other.provider} {other.precision}: {other.reason}"
 
 
-def time_tier(
-    engine: "Engine", bundle: Bundle, tier: Tier, seconds: float, *, pictures: bool
-) -> TierTime:
-    """Time one tier on the golden posts.
+class Contestant(NamedTuple):
+    """A tier that is timed.
+
+    Attributes:
+        tier: What the record names.
+        tag: Answers posts on it.
+        encode: Encodes pictures on it; None where pictures are not timed.
+    """
+
+    tier: Tier
+    tag: Callable[[Sequence[Post]], Any]
+    encode: Callable[[Any], Any] | None
+
+
+def time_tiers(
+    contestants: Sequence[Contestant], bundle: Bundle, seconds: float, *, pictures: bool
+) -> list[TierTime]:
+    """Time tiers on the golden posts, in turns, so that a busy moment meets all of them.
 
     Args:
-        engine: Serves the tier.
+        contestants: What to time.
         bundle: Whose golden posts to run.
-        tier: For the record.
-        seconds: About how long; three runs of everything are always made.
+        seconds: About how long for each; three runs of everything are always made.
         pictures: Whether to run posts with their pictures.
     """
     golden = [g for g in bundle.golden if pictures or g.image is None] or list(bundle.golden)
     posts = [Post(g.text, g.image if pictures else None, g.words) for g in golden]
     batch = (posts * BATCH_POSTS)[:BATCH_POSTS]
+    # A short, a middling and a long post tell as much as all of them.
+    by_length = sorted(posts, key=lambda post: len(post.text))
+    alone = [by_length[place * (len(posts) - 1) // 2] for place in range(3)]
     pixels = next((g.pixels_chw for g in golden if pictures and g.pixels_chw is not None), None)
-    calls: list[tuple[int, Callable[[], Any]]] = [
-        (1, lambda post=post: engine.tag_batch([post]))  # type: ignore[misc]
-        for post in posts
-    ]
-    calls.append((len(batch), lambda: engine.tag_batch(batch)))
-    if pixels is not None:
-        calls.append((1, lambda: engine.strategy.pictures.provider.encode_images(pixels[None])))
-    shortest = [math.inf] * len(calls)
-    end = time.perf_counter() + seconds
+    shortest = np.full((len(contestants), len(alone) + 2), math.inf)
+    end = time.perf_counter() + seconds * len(contestants)
     rounds = 0
     # The first round meets new shapes, and pictures that are not known yet.
     while rounds < 3 or time.perf_counter() < end:
         rounds += 1
-        for place, (count, call) in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            # The smallest: whatever else runs on the machine only adds.
-            shortest[place] = min(shortest[place], 1e3 * (time.perf_counter() - start) / count)
-    return TierTime(
-        provider=tier.provider,
-        precision=tier.variant.precision,
-        alone_ms=round(float(np.mean(shortest[: len(posts)])), 3),
-        batch_ms=round(shortest[len(posts)], 3),
-        picture_ms=0.0 if pixels is None else round(shortest[-1], 3),
-    )
+        for row, (_, tag, encode) in enumerate(contestants):
+            calls = [partial(tag, [post]) for post in alone] + [partial(tag, batch)]
+            if encode is not None and pixels is not None:
+                calls.append(partial(encode, pixels[None]))
+            for place, call in enumerate(calls):
+                start = time.perf_counter()
+                call()
+                # The smallest: whatever else runs on the machine only adds.
+                elapsed_ms = 1e3 * (time.perf_counter() - start)
+                shortest[row, place] = min(shortest[row, place], elapsed_ms)
+    return [
+        TierTime(
+            provider=tier.provider,
+            precision=tier.variant.precision,
+            alone_ms=round(float(np.mean(times[: len(alone)])), 3),
+            batch_ms=round(float(times[len(alone)]) / len(batch), 3),
+            picture_ms=round(float(times[-1]), 3) if math.isfinite(times[-1]) else 0.0,
+        )
+        for (tier, _, _), times in zip(contestants, shortest, strict=True)
+    ]

@@ -81,16 +81,25 @@ def plan(tiny_plan: Path, tmp_path: Path) -> Path:
     return with_bf16(tiny_plan, tmp_path / "low.plan")
 
 
+def same_times(tier: Any, ms: float) -> TierTime:
+    return TierTime(
+        provider=tier.provider,
+        precision=tier.variant.precision,
+        alone_ms=ms,
+        batch_ms=ms,
+        picture_ms=ms,
+    )
+
+
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What each precision takes."""
     ms = {"fp32": 10.0, "bf16": 5.0}
 
-    def time_tier(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
-        every = dict.fromkeys(("alone_ms", "batch_ms", "picture_ms"), ms[tier.variant.precision])
-        return TierTime(provider=tier.provider, precision=tier.variant.precision, **every)
+    def time_tiers(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        return [same_times(tier, ms[tier.variant.precision]) for tier, _, _ in contestants]
 
-    monkeypatch.setattr(tier_choice, "time_tier", time_tier)
+    monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
     return ms
 
 
@@ -110,6 +119,8 @@ def test_auto_takes_a_certified_tier_that_is_faster(plan: Path, times: dict[str,
         assert "for the 15 % whose answers are not certified" in engine.choice.reason
         # 5 ms, and 10 more for those that climb.
         assert engine.choice.times[-1].alone_ms == pytest.approx(6.5)
+        # Both encode pictures with the same session.
+        assert engine.choice.times[-1].picture_ms == 10.0
         assert stats_of(engine) == CertifiedStats()
         results = engine.tag_batch(POSTS)
         assert spans(results) == spans(exact.tag_batch(POSTS))
@@ -132,17 +143,13 @@ def test_auto_stays_in_float32_where_that_is_as_fast(plan: Path, times: dict[str
 def test_calls_of_few_posts_go_where_they_are_faster(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def time_tier(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
-        batch_ms = {"fp32": 10.0, "bf16": 5.0}[tier.variant.precision]
-        return TierTime(
-            provider=tier.provider,
-            precision=tier.variant.precision,
-            alone_ms=10.0,
-            batch_ms=batch_ms,
-            picture_ms=1.0,
-        )
+    def time_tiers(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        return [
+            replace(same_times(tier, 10.0), batch_ms={"fp32": 10.0, "bf16": 5.0}[tier.name])
+            for tier, _, _ in contestants
+        ]
 
-    monkeypatch.setattr(tier_choice, "time_tier", time_tier)
+    monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
     for _ in range(2):  # the second is remembered
         with Engine.load(plan, threads=1, cache_dir=tmp_path, sentinel=0.0) as engine:
             assert engine.precision == "bf16+fp32"

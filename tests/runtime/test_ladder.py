@@ -119,19 +119,21 @@ def variant_of(plan: Path, target: Path, **parity: int) -> Path:
 def test_precision_auto_needs_a_budget_above_zero(
     tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def faster_in_int8(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
-        precision = tier.variant.precision
-        own = 1.0 if precision == "int8" else 2.0
-        return TierTime(
-            provider=tier.provider,
-            precision=precision,
-            alone_ms=own,
-            batch_ms=own,
-            picture_ms=own,
-        )
+    def faster_in_int8(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        return [
+            TierTime(
+                provider=tier.provider,
+                precision=tier.variant.precision,
+                alone_ms=ms,
+                batch_ms=ms,
+                picture_ms=ms,
+            )
+            for tier, _, _ in contestants
+            for ms in [1.0 if tier.variant.precision == "int8" else 2.0]
+        ]
 
     # The copies are equally fast.
-    monkeypatch.setattr("amlr.runtime.tier_choice.time_tier", faster_in_int8)
+    monkeypatch.setattr("amlr.runtime.tier_choice.time_tiers", faster_in_int8)
     verified = variant_of(tiny_plan, tmp_path / "a", changed_entities=0, entities=90)
     lossy = variant_of(tiny_plan, tmp_path / "b", changed_entities=1, entities=90)
     chosen = []

@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from amlr.errors import BundleError
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, tier_choice, tier_memory
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.cli import tag_command
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
-from amlr.runtime.tier_timing import TierTime
+from amlr.runtime.tier_timing import Contestant, TierTime, time_tiers
+from amlr.runtime.tiers import Tier
 
 
 class Named(OnnxRuntimeProvider):
@@ -60,18 +62,21 @@ def timings(monkeypatch: pytest.MonkeyPatch, **ms: float) -> list[str]:
     """Let tiers take the given times; returns which were timed."""
     timed: list[str] = []
 
-    def time_tier(engine: Any, bundle: Any, tier: Any, seconds: float, *, pictures: bool) -> Any:
-        timed.append(tier.provider)
-        own = ms[tier.provider.replace("-", "_")]
-        return TierTime(
-            provider=tier.provider,
-            precision=tier.variant.precision,
-            alone_ms=own,
-            batch_ms=own / 2,
-            picture_ms=1.0,
-        )
+    def time_tiers(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        timed.extend(tier.provider for tier, _, _ in contestants)
+        return [
+            TierTime(
+                provider=tier.provider,
+                precision=tier.variant.precision,
+                alone_ms=alone_ms,
+                batch_ms=alone_ms / 2,
+                picture_ms=1.0,
+            )
+            for tier, _, _ in contestants
+            for alone_ms in [ms[tier.provider.replace("-", "_")]]
+        ]
 
-    monkeypatch.setattr(tier_choice, "time_tier", time_tier)
+    monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
     return timed
 
 
@@ -169,12 +174,21 @@ def by_precision(monkeypatch: pytest.MonkeyPatch, **ms: float) -> list[str]:
     """Let precisions take the given times; returns which were timed."""
     timed: list[str] = []
 
-    def time_tier(engine: Any, bundle: Any, tier: Any, seconds: float, **_: Any) -> TierTime:
-        timed.append(tier.variant.precision)
-        every = dict.fromkeys(("alone_ms", "batch_ms", "picture_ms"), ms[tier.variant.precision])
-        return TierTime(provider=tier.provider, precision=tier.variant.precision, **every)
+    def time_tiers(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        precisions = [tier.variant.precision for tier, _, _ in contestants]
+        timed.extend(precisions)
+        return [
+            TierTime(
+                provider=tier.provider,
+                precision=precision,
+                alone_ms=ms[precision],
+                batch_ms=ms[precision],
+                picture_ms=ms[precision],
+            )
+            for (tier, _, _), precision in zip(contestants, precisions, strict=True)
+        ]
 
-    monkeypatch.setattr(tier_choice, "time_tier", time_tier)
+    monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
     return timed
 
 
@@ -197,7 +211,8 @@ def test_tiers_are_pruned_by_the_record_and_the_rest_is_timed(
         with Engine.load(three_tiers, cache_dir=tmp_path, **options) as engine:
             assert (engine.precision, engine.choice.reason) == ("bf16", reason)
         monkeypatch.setattr(tier_memory, "_remembered", {})
-    assert timed == ["fp32", "int8", "fp32", "int8", "bf16"]
+    # Each is timed beside the best so far.
+    assert timed == ["fp32", "int8", "fp32", "int8", "fp32", "bf16"]
 
 
 def test_float32_is_timed_where_its_first_provider_is_gone(
@@ -232,6 +247,23 @@ def test_a_cache_dir_that_cannot_be_written_is_no_error(
     timings(monkeypatch, openvino=9.0, onnxruntime_cpu=3.0)
     with Engine.load(tiny_plan, cache_dir=tmp_path / "file") as engine:
         assert engine.provider == "onnxruntime-cpu"
+
+
+def test_tiers_are_timed_in_turns(tiny_plan: Path) -> None:
+    order: list[str] = []
+
+    def contestant(name: str) -> Contestant:
+        variant = bundle.manifest.variants["fp32"]
+        tier = Tier(provider=name, name="fp32", variant=variant)
+        return Contestant(tier, lambda posts: order.append(name), None)
+
+    bundle = Bundle.open(tiny_plan)
+    names = ["first", "second"]
+    times = time_tiers(list(map(contestant, names)), bundle, 0.0, pictures=True)
+    # Three posts alone and a batch, three times over.
+    assert order == [name for _ in range(3) for name in names for _ in range(4)]
+    assert [item.provider for item in times] == names
+    assert {item.picture_ms for item in times} == {0.0}
 
 
 def test_real_times_are_measured(tiny_plan: Path) -> None:
