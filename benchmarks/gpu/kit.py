@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # a kit is unpacked where nothing is trained
     from amlr.training.checkpoint import Checkpoint
 
 PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 300
-# A call of the device tool takes 64 MiB, the source tree included.
+# What travels in one go, beside the source tree, to machines that take 64 MiB at a time.
 CALL_MIB = 56.0
 _CHUNK = 1 << 20
 _log = logging.getLogger("amlr.benchmarks.gpu.kit")
