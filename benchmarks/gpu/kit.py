@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,11 @@ def _check(part: Path, aside: Path) -> None:
     (part / "entities.json").write_text(json.dumps(entities), encoding="utf-8")
 
 
-def shrunk_checkpoint(plan: Path) -> "Checkpoint":
-    """The model of a bundle, its matrices rounded to float8 (e5m2), so that they compress well.
+def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
+    """The model of a bundle in values that compress well.
 
-    Every such value is a float16 as well: variants of half precision lose nothing more.
+    Matrices are rounded to float8 (e5m2); every such value is a float16 as well, so variants of
+    half precision lose nothing more. Embeddings of tokens that the posts do not hold are zero.
     """
     import torch
 
@@ -152,7 +154,13 @@ def shrunk_checkpoint(plan: Path) -> "Checkpoint":
 
     bundle = Bundle.open(plan)
     manifest, model = bundle.manifest, load_reference(bundle)
+    encoded = bundle.encoder.encode([(post.text, post.words) for post in posts])
+    used = [*chain.from_iterable(w.input_ids_t.tolist() for e in encoded for w in e.windows)]
     with torch.no_grad():
+        words = model.text.encoder.get_input_embeddings().weight
+        unused = torch.ones(len(words), dtype=torch.bool)
+        unused[used] = False
+        words[unused] = 0.0
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(parameter.to(torch.float8_e5m2).float())
@@ -168,7 +176,7 @@ def shrunk_checkpoint(plan: Path) -> "Checkpoint":
     )
 
 
-def shrink_bundle(plan: Path, out: Path) -> None:
+def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
     """Export `shrunk_checkpoint` with the variants of the bundle it comes from."""
     from amlr.export.options import ExportOptions
     from amlr.export.pipeline import export_checkpoint
@@ -176,7 +184,7 @@ def shrink_bundle(plan: Path, out: Path) -> None:
 
     precisions = tuple(Bundle.open(plan).manifest.variants)
     ckpt = out.with_suffix(".pt")
-    save_checkpoint(ckpt, shrunk_checkpoint(plan))
+    save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
     try:
         options = ExportOptions(keep_reference=False, precisions=precisions)
         export_checkpoint(ckpt, out, options)
@@ -248,7 +256,7 @@ def kit_command(
         chosen = [item.post for item in (*read.tuning, *read.held_out)]
         shrunk = out / ".small" / "small.plan"
         try:
-            shrink_bundle(small, shrunk)
+            shrink_bundle(small, chosen, shrunk)
             add_part(out / "small", shrunk, chosen)
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)

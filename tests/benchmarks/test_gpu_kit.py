@@ -18,6 +18,7 @@ from amlr.export.pipeline import export_checkpoint
 from amlr.export.samples import sample_posts
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import ImageSpec
+from amlr.runtime.results import Post
 from amlr.training.checkpoint import save_checkpoint
 from amlr.training.random_checkpoint import random_checkpoint
 from tiny import TOKEN_IDS, tiny_tokenizer
@@ -64,10 +65,23 @@ def test_a_random_bundle_that_holds_its_eager_model_is_packed(tmp_path: Path) ->
     assert is_unpacked(tmp_path / "kit" / "paper", plan)
 
 
-def test_a_shrunk_model_is_rounded_to_values_that_float16_holds(tiny_plan: Path) -> None:
-    before = load_reference(Bundle.open(tiny_plan)).state_dict()
-    after = shrunk_checkpoint(tiny_plan).weights
+def test_a_shrunk_model_has_values_that_float16_holds_and_tokens_of_its_posts(
+    tiny_plan: Path,
+) -> None:
+    bundle = Bundle.open(tiny_plan)
+    before, posts = load_reference(bundle).state_dict(), [Post("Paris"), Post("Jordan in Paris")]
+    after = shrunk_checkpoint(tiny_plan, posts).weights
     assert before.keys() == after.keys()
+    tokens = {
+        int(token)
+        for encoded in bundle.encoder.encode([(post.text, None) for post in posts])
+        for window in encoded.windows
+        for token in window.input_ids_t
+    }
+    (words,) = (name for name in before if name.endswith("word_embeddings.weight"))
+    is_unused = torch.tensor([token not in tokens for token in range(len(before[words]))])
+    assert is_unused.any()
+    before[words][is_unused] = 0.0
     for name, value in after.items():
         if value.dim() > 1 and value.is_floating_point():
             assert torch.equal(value, before[name].to(torch.float8_e5m2).float()), name
