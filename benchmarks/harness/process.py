@@ -24,18 +24,16 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def memory_mib(pid: int | str = "self", *, peak: bool = False, shared: bool = True) -> float:
-    """Memory of a process in MiB (Linux); 0 where the process is gone.
+def memory_mib(pid: int | str = "self", *, peak: bool = False) -> float:
+    """Resident memory of a process in MiB (Linux); 0 where the process is gone.
 
     Args:
         pid: The process.
-        peak: Largest resident size so far instead of the present one.
-        shared: Whether pages shared with other processes count in full; else each process counts
-            its share of them, which only the present size has.
+        peak: Largest size so far instead of the present one.
     """
-    file, name = ("status", "VmHWM" if peak else "VmRSS") if shared else ("smaps_rollup", "Pss")
+    name = "VmHWM" if peak else "VmRSS"
     try:
-        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0.0
     kib = next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -52,16 +52,6 @@ class ServerProcess:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def family(pid: int) -> list[int]:
-    """A process and all it started, directly or not (Linux)."""
-    found = [pid]
-    for parent in found:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found += map(int, path.read_text().split())
-    return found
-
-
 def machine_cpu_s() -> float:
     """CPU time that all processes of this machine have used (Linux)."""
     fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]

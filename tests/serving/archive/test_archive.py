@@ -1,5 +1,6 @@
 """Whole runs on the tiny bundle, with real worker processes that are really killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from amlr.benchmarks.serving.processes import family
 from amlr.runtime import Engine
 from amlr.serving.archive.cli import tag_command
 from amlr.serving.archive.locations import Folder
@@ -206,6 +206,16 @@ def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tiny_plan: Path, tmp_
     summary = good(tag(tiny_plan, source, out, *chunks))
     assert summary["resumed_rows"] == 50 * len(kept)
     assert [row["id"] for row in read(out)] == [str(i) for i in range(count)]
+
+
+def family(pid: int) -> list[int]:
+    """A process and all it started, directly or not."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, path.read_text().split())
+    return found
 
 
 def workers_of(pid: int) -> list[int]:
