@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from amlr.benchmarks.serving.rebias import rebias
 from amlr.runtime import Engine, Post
 from amlr.runtime.bundle import read_manifest
 from amlr.serving.client import Client, Retries
@@ -22,6 +21,7 @@ from amlr.serving.ray.arguments import FleetArguments
 from amlr.serving.ray.proxy import CALLBACK, VARIABLE
 from amlr.serving.ray.switch import MANIFEST_HEADER
 from ray_library import require_ray
+from rebias import rebias
 
 # Ray leaves sockets to the garbage collector, and its threads complain when it is shut down.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -71,7 +71,7 @@ def wait(test: Any, seconds: float = 60.0) -> None:
 
 
 def test_a_fleet_of_one(serve: Any, tiny_plan: Path, tmp_path: Path) -> None:
-    from amlr.benchmarks.serving.fleet_cluster import Fleet
+    from ray_fleet import Fleet
 
     other = rebias(tiny_plan, tmp_path / "other.plan", 1.2)
     answers = {}

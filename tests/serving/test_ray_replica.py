@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from amlr.benchmarks.serving.rebias import rebias
 from amlr.errors import AmlrError, InputError
 from amlr.runtime import Engine
 from amlr.runtime.bundle import read_manifest
 from amlr.serving.ray.replica import Door, Tagger
 from amlr.serving.ray.switch import MANIFEST_HEADER
 from amlr.serving.service import State
+from rebias import rebias
 
 TEXT = "Kevin Love at Quicken Loans Arena in Paris"
 Found = list[tuple[int, int, str]]

@@ -1,5 +1,6 @@
-"""A Ray Serve fleet for tests and load: deployed by configuration, as an operator would."""
+"""A Ray Serve fleet for tests: deployed by configuration, as an operator would."""
 
+import time
 from typing import Any
 
 from amlr.serving.ray.arguments import BundleChoice, FleetArguments
@@ -73,8 +74,6 @@ class Fleet:
         _get_global_client().deploy_apps(config, _blocking=False)
 
     def _wait(self) -> None:
-        import time
-
         from ray import serve
 
         while True:
