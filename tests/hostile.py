@@ -23,7 +23,7 @@ from amlr.serving.server import Server
 _NOT_HERE = (
     "amlr.kernels.device_pycuda",
     "amlr.serving.triton",
-    "amlr.benchmarks.serving.litserve",
+    "amlr.benchmarks.load.litserve",
 )
 _NOT_THE_OPTIONS = ("Error: memory is too short", "Error: no NVIDIA driver")
 _INTEGERS = ("-1", "0", "x", "", "nan", "1e9", "99999999999999999999")

@@ -19,8 +19,8 @@ from amlr.benchmarks.capacity.fleet import capacity_per_s, mix
 from amlr.benchmarks.capacity.replica import Arrivals, simulate
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.harness.stats import percentile
-from amlr.benchmarks.serving.client import Connection, Reply, open_loop, request_bytes
-from amlr.benchmarks.serving.processes import running
+from amlr.benchmarks.load.client import Connection, Reply, open_loop, request_bytes
+from amlr.benchmarks.load.server import running
 from amlr.errors import InputError
 from amlr.runtime import Post
 from amlr.serving.warmup import picture, sample_text

@@ -21,8 +21,8 @@ import numpy as np
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
 from amlr.benchmarks.harness.process import thread_variables
 from amlr.benchmarks.harness.stats import median
-from amlr.benchmarks.serving.client import Reply, closed_loop, request_bytes
-from amlr.benchmarks.serving.processes import running
+from amlr.benchmarks.load.client import Reply, closed_loop, request_bytes
+from amlr.benchmarks.load.server import running
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 from amlr.serving.warmup import picture, sample_text
@@ -30,7 +30,7 @@ from amlr.serving.warmup import picture, sample_text
 BATCHES = (1, 4, 16)
 _REPEATS = 5
 _log = logging.getLogger(__name__)
-_SERVERS = "amlr.benchmarks.serving.servers"
+_SERVERS = "amlr.benchmarks.load.peers"
 
 
 def grid_tokens(tokens: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import pytest
 
 from amlr.benchmarks.harness.process import memory_mib, own_peak_mib, thread_variables
 from amlr.benchmarks.harness.timing import run_threads
-from amlr.benchmarks.serving.client import Reply, open_loop, request_bytes
+from amlr.benchmarks.load.client import Reply, open_loop, request_bytes
 from amlr.runtime import Post
 
 

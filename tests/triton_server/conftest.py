@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from amlr.benchmarks.serving.triton_server import (
-    Installation,
-    TritonServer,
-    find_installation,
-)
 from amlr.errors import BackendUnavailableError
 from amlr.runtime import Engine
 from amlr.serving.triton.repository import write_repository
 from requirements import require
+from triton_process import (
+    Installation,
+    TritonServer,
+    find_installation,
+)
 
 
 @pytest.fixture(scope="session")

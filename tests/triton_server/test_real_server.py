@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from amlr.benchmarks.serving.triton_client import TaggingClient
-from amlr.benchmarks.serving.triton_server import Installation, TritonServer
 from amlr.errors import BackendUnavailableError
 from amlr.runtime import Engine
 from amlr.runtime.results import Post
 from drawings import saved, smooth
+from triton_client import TaggingClient
+from triton_process import Installation, TritonServer
 
 PICTURE = saved(smooth())
 

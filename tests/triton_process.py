@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from amlr.benchmarks.serving.processes import free_ports
+from amlr.benchmarks.load.server import free_ports
 from amlr.errors import BackendUnavailableError
 
 READY_S = 120.0

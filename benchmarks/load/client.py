@@ -5,7 +5,7 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +16,13 @@ Triples = list[tuple[int, int, str]]
 """Entities of one answer: start, end, label."""
 
 
-def answer_triples(answer: dict[str, Any]) -> Triples:
-    """Entities of an answer as the server writes it."""
-    return [(e["start"], e["end"], e["label"]) for e in answer["entities"]]
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer.
 
     Attributes:
-        index: Which of the posts was asked.
-        status: HTTP status; 0 where the connection broke.
+        index: Which of the requests was sent.
+        status: HTTP status; 0 where the connection broke or nothing listened.
         seconds: From the first byte sent to the last one read.
         body: The answer's body.
         at: When it was sent, seconds since the start.
@@ -45,7 +40,7 @@ class Tally:
     """Answers checked as they come, so that a long run keeps no bodies.
 
     Attributes:
-        expected: For each post its entities as (start, end, label).
+        expected: Entities of each post.
         statuses: Number of answers by status.
         seconds: Latencies of the 200s.
         wrong: Answers that are not the expected ones.
@@ -62,7 +57,9 @@ class Tally:
         if reply.status != 200:
             return
         self.seconds.append(reply.seconds)
-        self.wrong += answer_triples(json.loads(reply.body)) != self.expected[reply.index]
+        entities = json.loads(reply.body)["entities"]
+        triples = [(e["start"], e["end"], e["label"]) for e in entities]
+        self.wrong += triples != self.expected[reply.index]
 
     def to_dict(self, duration_s: float) -> dict[str, Any]:
         """Figures for a report."""
@@ -75,15 +72,6 @@ class Tally:
         }
 
 
-def http_post(path: str, kind: str, body: bytes) -> bytes:
-    """A whole HTTP request; `kind` is the content type, further headers may follow it."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
 def request_bytes(post: Post, deadline_ms: int | None = None) -> bytes:
     """A whole HTTP request for one post."""
     value: dict[str, Any] = {"text": post.text}
@@ -91,7 +79,12 @@ def request_bytes(post: Post, deadline_ms: int | None = None) -> bytes:
         value["image"] = base64.b64encode(post.image).decode()
     if deadline_ms is not None:
         value["deadline_ms"] = deadline_ms
-    return http_post("/v1/tag", "application/json", json.dumps(value).encode())
+    body = json.dumps(value).encode()
+    head = (
+        "POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 class Connection:
@@ -103,15 +96,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body, as `exchange`."""
-        status, _, body = await self.exchange(request)
-        return status, body
-
-    async def exchange(self, request: bytes) -> tuple[int, bytes, bytes]:
-        """Status, head in lower case, and body.
-
-        The status is 0 where the connection broke, 1 where nothing listens.
-        """
+        """Status and body; the status is 0 where the connection broke or nothing listens."""
         # A server closes connections that were idle for long; that is no broken request.
         if self._streams is not None and self._streams[0].at_eof():
             self.close()
@@ -120,7 +105,7 @@ class Connection:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
             await asyncio.sleep(0.05)  # nobody listens: asking faster helps nobody
-            return 1, b"", b""
+            return 0, b""
         reader, writer = self._streams
         try:
             writer.write(request)
@@ -133,8 +118,8 @@ class Connection:
                 self.close()
         except (OSError, asyncio.IncompleteReadError, IndexError, ValueError):
             self.close()
-            return 0, b"", b""
-        return status, head, body
+            return 0, b""
+        return status, body
 
     def close(self) -> None:
         """Drop the connection."""
@@ -157,12 +142,12 @@ async def closed_loop(
         Seconds from the start to the last answer.
     """
     begun = time.perf_counter()
-    turn = iter(range(10**12))
+    turn = itertools.cycle(range(len(requests)))
 
     async def client() -> None:
         connection = Connection(port)
         while time.perf_counter() - begun < seconds:
-            index = next(turn) % len(requests)
+            index = next(turn)
             take(await _timed(connection, index, requests[index], begun))
         connection.close()
 
@@ -174,7 +159,7 @@ async def open_loop(
     ports: Sequence[int],
     requests: Sequence[bytes],
     *,
-    at_s: Sequence[float],
+    at_s: Iterable[float],
     take: Callable[[Reply], None],
     server: Sequence[int] | None = None,
     most_open: int = 2000,

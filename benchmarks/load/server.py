@@ -1,4 +1,4 @@
-"""Posts to send, and servers as processes of their own."""
+"""Servers as processes of their own, on the loopback interface."""
 
 import contextlib
 import os
@@ -8,18 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from amlr.benchmarks.data import in_memory, read_jsonl
 from amlr.benchmarks.harness.process import memory_mib, thread_variables
-from amlr.benchmarks.serving.client import Triples
-from amlr.runtime import Engine, Post
 
 _READY_S = 300.0
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,56 +45,24 @@ class ServerProcess:
                 # A session of its own was made for it; fields are counted from the state on.
                 if int(fields[3]) == self.process.pid:
                     ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return ticks / _TICKS_PER_S
 
 
 def machine_cpu_s() -> float:
     """CPU time that all processes of this machine have used (Linux)."""
     fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = fields[3] + fields[4]  # times of guests, behind the eight, are part of user time
-    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
-
-
-def load_options(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Options that all load tests share; `count` is the usual number of different posts."""
-    path = click.Path(path_type=Path)
-    options = (
-        click.option("--engine", "bundle", type=path, required=True, help="Folder of the bundle."),
-        click.option(
-            "--posts", "posts_file", type=path, required=True, help="JSON lines {text, image}."
-        ),
-        click.option("--images", type=path, required=True, help="Folder of the pictures."),
-        click.option("--count", default=count, show_default=True, help="Different posts."),
-        click.option("--json", "out", type=path, help="Write the figures here."),
-    )
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-def read_posts(path: Path, images: Path, count: int) -> list[Post]:
-    """Posts of JSON lines {text, image}, their pictures as bytes.
-
-    Raises:
-        InputError: The file is missing or holds something else.
-    """
-    return [in_memory(item.post) for item in read_jsonl(path, images, count).posts]
-
-
-def triples(engine: Engine, posts: list[Post]) -> list[Triples]:
-    """What the engine itself finds: the answers to expect."""
-    return [
-        [(e.start, e.end, e.label) for e in result.entities] for result in engine.tag_batch(posts)
-    ]
+    return (sum(fields) - idle) / _TICKS_PER_S
 
 
 @contextlib.contextmanager
-def running(module: str, arguments: list[str]) -> Iterator[ServerProcess]:
-    """Start `python -m module ... --port N`, wait until it is ready, end it afterwards."""
+def running(module: str, arguments: Sequence[str]) -> Iterator[ServerProcess]:
+    """Start `python -m module ... --port N`, wait until it is ready, end it afterwards.
+
+    Raises:
+        RuntimeError: It ended while starting; `AMLR_SHOW=1` shows what it printed.
+        TimeoutError: It did not get ready.
+    """
     (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments, "--port", str(port)],
@@ -134,7 +98,10 @@ def _wait_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
     end = time.monotonic() + _READY_S
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode} while starting")
+            raise RuntimeError(
+                f"the server ended with {process.returncode} while starting; "
+                "set AMLR_SHOW=1 to see what it printed"
+            )
         for path in ("/v2/health/ready", "/health"):
             url = f"http://127.0.0.1:{port}{path}"
             # An answer such as 404 or 503 is an OSError as well.

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import litserve  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from amlr.benchmarks.serving.servers import post_of
+from amlr.benchmarks.load.peers import post_of
 from amlr.cli_support import AmlrCommand
 from amlr.runtime import Engine, Post
 
