@@ -9,9 +9,8 @@ from amlr import __version__
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
 from amlr.benchmarks.harness.footprint import measure_footprint
 from amlr.benchmarks.harness.machine import describe_machine
-from amlr.benchmarks.harness.roofline import flops_per_post, measure_roof, summarize
 from amlr.benchmarks.harness.session import RunOptions, Session
-from amlr.benchmarks.harness.workloads import BATCH, GROWTH, Pool, make_pool, plan
+from amlr.benchmarks.harness.workloads import BATCH, Pool, make_pool, plan
 from amlr.benchmarks.parity import TierCheck, compare
 from amlr.benchmarks.report.merge import decisive
 from amlr.benchmarks.report.records import (
@@ -32,8 +31,6 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 
 _log = logging.getLogger(__name__)
-ROOF_S = 10.0
-"""Seconds that measuring the roof takes; a quick run without them does without it."""
 BUSY = 1.15
 """Wall time over processor time of one thread from which a run counts as disturbed."""
 
@@ -73,12 +70,6 @@ def run_benchmark(
         report.rows = _measure(session, options, pool, bundle, provider, report.notes)
         report.peers = list(session.records.values())
     report.notes += _notes(report, pool)
-    if options.quick and options.deadline.left < ROOF_S:
-        return report
-    _log.info("measuring matrix products")
-    flops = flops_per_post(provider.model, pool.inputs[:8], bundle.manifest)
-    products = measure_roof(options.threads, 1.0 if options.deadline.is_set else 8.0)
-    report.roofline = summarize(products, flops, options.threads)
     return report
 
 
@@ -160,23 +151,16 @@ def _measure(
 
     session.first_post(pool.inputs[:1], pool.posts[:1])
     rows: list[Row] = []
-    is_noted = False
-    workloads = plan(pool, bundle, options.groups, quick=options.quick)
+    workloads = plan(pool, options.groups, quick=options.quick)
     for number, workload in enumerate(workloads):
         # The first one is measured in any case: without it there is nothing to show.
         if number and options.deadline.is_over:
             late = ", ".join(dict.fromkeys(w.name for w in workloads[number:]))
             notes.append(f"time was up before: {late}")
             break
-        # Growth runs larger batches; memory is that of serving the plain workloads.
-        if workload.group in GROWTH and not is_noted:
-            session.note_memory()
-            is_noted = True
-        check = None if workload.group in GROWTH else reference
         weights = sum(later.weight for later in workloads[number:])
-        rows += session.run(workload, check, weights)
-    if not is_noted:
-        session.note_memory()
+        rows += session.run(workload, reference, weights)
+    session.note_memory()
     return rows
 
 

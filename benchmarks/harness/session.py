@@ -189,12 +189,12 @@ class Session:
                 continue
             self.records[label].first_post_ms = round(verdict.first_ms, 3)
 
-    def run(self, workload: Workload, reference: Reference | None, all_weights: float) -> list[Row]:
+    def run(self, workload: Workload, reference: Reference, all_weights: float) -> list[Row]:
         """Check and time one workload on every peer that is still alive.
 
         Args:
             workload: What to run.
-            reference: Gives the eager scores of a batch; None leaves the numbers unchecked.
+            reference: Gives the eager scores of a batch.
             all_weights: Weights of this workload and all that follow.
         """
         budget, seconds = self._deadline.share(workload.budget, workload.weight, all_weights)
@@ -229,14 +229,14 @@ class Session:
             return False
         return workload.peers is None or name in workload.peers or name.startswith(ENGINE_PREFIX)
 
-    def _prepare(self, label: str, name: str, job: Job, reference: Reference | None) -> bool:
+    def _prepare(self, label: str, name: str, job: Job, reference: Reference) -> bool:
         record, precision = self.records[label], self._specs[label].precision
         try:
             verdict = self._alive[label].prepare(job, self._patience(label))
         except PeerError as error:
             self._fail(label, error)
             return False
-        if reference is None or job.end_to_end:
+        if job.end_to_end:
             return True
         expected = [reference(batch, job.picture) for batch in job.batches]
         off = min(max_error(expected, verdict.outputs), 1e9)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from amlr.benchmarks.data import BenchPost, with_pictures
 from amlr.benchmarks.harness.jobs import Job
@@ -14,18 +12,11 @@ from amlr.errors import InputError
 from amlr.export.samples import sample_posts
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
-from amlr.runtime.text import TextWindow
-from amlr.runtime.units import aligned_units
 
-T = TypeVar("T")
 BATCH = 16
 """Posts a call, as the published code batches them."""
 # With four rounds just enough calls for a p95.
 QUICK_SINGLES = 5
-GROWTH_LENGTHS = (8, 16, 32, 64, 128)
-GROWTH_BATCHES = (1, 2, 4, 8, 16, 32)
-GROWTH_SHARES = (0, 25, 50, 75, 100)
-GROWTH_POSTS = (1, 4, 16, 64, 128)
 _PICTURES: dict[str, Picture] = {
     "cold": "cold",
     "hit": "hit",
@@ -36,14 +27,11 @@ _PICTURES: dict[str, Picture] = {
 MAIN = ("cold", "hit", "text-only")
 BLOCK = ("block", "block-text-only")
 END_TO_END = tuple(f"end-to-end-{name}" for name in MAIN)
-GROWTH = ("growth-length", "growth-batch", "growth-images", "growth-posts")
-ALL = (*MAIN, *END_TO_END, *BLOCK, *GROWTH)
+ALL = (*MAIN, *END_TO_END, *BLOCK)
 # The host is measured without peers, by `amlr.benchmarks.host`.
 HOST = "host"
 CHOICES = (*ALL, HOST)
 QUICK = (*MAIN, "end-to-end-cold")
-# Peers that growth curves show; the others would only make the run long.
-GROWTH_PEERS = ("research", "eager-exact", "openvino")
 # MKL's two ways are compared once in a quick run, on the largest workload.
 QUICK_WITHOUT = ("research-mkl",)
 BLOCK_PEERS = ("research", "research-mkl", "eager-exact", "onnxruntime-plain", "openvino")
@@ -74,8 +62,6 @@ class Workload:
     @property
     def weight(self) -> float:
         """Share of a limited run's time, relative to others."""
-        if self.group in GROWTH:
-            return 0.4
         return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.group in BLOCK else 1.0)
 
     @property
@@ -147,22 +133,17 @@ def check_groups(groups: Sequence[str]) -> None:
         raise InputError(f"unknown workload {unknown[0]!r}; expected some of {', '.join(CHOICES)}")
 
 
-def plan(pool: Pool, bundle: Bundle, groups: Sequence[str], *, quick: bool) -> list[Workload]:
+def plan(pool: Pool, groups: Sequence[str], *, quick: bool) -> list[Workload]:
     """All workloads of a run, what matters most first: a limited run leaves out the last ones.
 
-    Whole batches come before single posts, growth curves last.
+    Whole batches come before single posts.
 
     Raises:
         InputError: A group has no such name.
     """
     check_groups(groups)
-    workloads: list[Workload] = []
-    for group in groups:
-        if group in GROWTH:
-            workloads += _growth(group, pool, bundle)
-        else:
-            workloads += _timed(group, pool, quick=quick)
-    return sorted(workloads, key=lambda w: 2 if w.group in GROWTH else int(w.batch == 1))
+    workloads = [workload for group in groups for workload in _timed(group, pool, quick=quick)]
+    return sorted(workloads, key=lambda workload: workload.batch == 1)
 
 
 def _budgets(quick: bool) -> tuple[Budget, Budget]:
@@ -201,72 +182,3 @@ def _timed(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
         # A quick run takes whole batches of the most telling kind only.
         for batch, calls, budget in (sizes[1:] if quick and not is_main else sizes)
     ]
-
-
-def _growth(group: str, pool: Pool, bundle: Bundle) -> list[Workload]:
-    budget = Budget(seconds=4, min_rounds=3)
-    made: list[tuple[str, int, Job]] = []
-    if group == "growth-length":
-        limit = bundle.manifest.text.max_tokens
-        for steps in [steps for steps in GROWTH_LENGTHS if steps <= limit]:
-            items = tuple(stretch(i, steps, bundle.manifest.scales) for i in pool.inputs[:8])
-            made.append((f"length-{steps}", 8, Job(key="", picture="hit", batches=(items,))))
-    elif group == "growth-batch":
-        for size in GROWTH_BATCHES:
-            items = _repeat(pool.inputs, size)
-            made.append((f"batch-{size}", size, Job(key="", picture="cold", batches=(items,))))
-    elif group == "growth-images":
-        for share in GROWTH_SHARES:
-            posts = _share(pool.posts[:BATCH], share)
-            job = Job(key="", picture="cold", posts=(posts,), end_to_end=True)
-            made.append((f"images-{share}", len(posts), job))
-    else:
-        for size in GROWTH_POSTS:
-            job = Job(key="", picture="hit", posts=(_repeat(pool.posts, size),), end_to_end=True)
-            made.append((f"posts-{size}", size, job))
-    return [
-        Workload(
-            name=name,
-            group=group,
-            batch=batch,
-            budget=budget,
-            job=replace(job, key=f"{group}-{name}"),
-            peers=GROWTH_PEERS,
-        )
-        for name, batch, job in made
-    ]
-
-
-def _repeat(items: Sequence[T], size: int) -> tuple[T, ...]:
-    return tuple(items[i % len(items)] for i in range(size))
-
-
-def _share(posts: Sequence[Post], percent: int) -> tuple[Post, ...]:
-    """The posts with a picture on `percent` of them, spread evenly."""
-    count = len(posts)
-    kept = {round(i * 100 / percent) for i in range(count * percent // 100)} if percent else set()
-    return tuple(
-        post if i in kept else Post(post.text, None, post.words) for i, post in enumerate(posts)
-    )
-
-
-def stretch(item: ModelInput, steps: int, scales: int) -> ModelInput:
-    """The same post at exactly `steps` tokens: its inner tokens cut or repeated."""
-    ids, inner = item.window.input_ids_t, item.steps - 2
-    source = 1 + np.arange(steps - 2) % inner
-    shapes = item.window.shape_ids_t
-    is_first = np.zeros(item.steps, np.bool_)
-    is_first[item.window.first_n] = True
-    starts = is_first[source]
-    starts[0] = True
-    first = np.flatnonzero(starts) + 1
-    last = np.append(first[1:] - 1, steps - 2)
-    window = TextWindow(
-        input_ids_t=np.concatenate([ids[:1], ids[source], ids[-1:]]),
-        shape_ids_t=np.concatenate([shapes[:1], shapes[source], shapes[-1:]]),
-        first_n=first.astype(np.int32),
-        last_n=last.astype(np.int32),
-        word_start=0,
-    )
-    units = aligned_units(window.first_n, window.last_n, scales)
-    return ModelInput(window=window, units=units, pixels_chw=item.pixels_chw, regions=item.regions)

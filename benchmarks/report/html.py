@@ -9,15 +9,13 @@ from amlr.benchmarks.report.figures import number, ratio_text
 from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
 from amlr.benchmarks.report.records import ParityRecord, Report
 from amlr.benchmarks.report.sections import (
-    growth_section,
     host_section,
     parity_section,
     peers_section,
     resources_section,
-    roofline_section,
     tiers_section,
 )
-from amlr.benchmarks.report.tables import Line, engine_lines, join_rows, main_lines, verdict_line
+from amlr.benchmarks.report.tables import Line, engine_lines, join_rows, verdict_line
 
 _TILES = ("cold", "hit", "text-only", "end-to-end-cold")
 _TITLES = {
@@ -34,7 +32,7 @@ _TITLES = {
 
 def render_html(report: Report) -> str:
     """The whole page."""
-    lines = main_lines(report)
+    lines = join_rows(report.rows)
     engine, settings = report.engine, report.settings
     body = [
         f"<h1>{escape(engine.name)}: is it right, and how fast is it?</h1>",
@@ -46,14 +44,12 @@ def render_html(report: Report) -> str:
         *(f'<p class="soft">Note: {escape(note)}</p>' for note in report.notes),
         tiers_section(report),
         _speed_section(lines, settings.clock),
-        growth_section(join_rows(report.rows)),
         host_section(report.host),
         resources_section(report),
-        roofline_section(report.roofline, lines),
         _calibration_section(report),
         parity_section(report.parity),
         peers_section(report.peers, engine.passed_over),
-        _all_rows(join_rows(report.rows)),
+        _all_rows(lines),
         _method(report),
     ]
     return html_page(f"{engine.name}: parity and speed", body)

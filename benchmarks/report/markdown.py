@@ -10,7 +10,7 @@ from amlr.benchmarks.report.tables import (
     Line,
     auto_lines,
     host_table,
-    main_lines,
+    join_rows,
     precision_lines,
     speed_lines,
     verdict_line,
@@ -36,7 +36,7 @@ def render_markdown(report: Report) -> str:
     parts += ["", markdown_table(PRECISION_HEAD, precision_lines(report))]
     auto = auto_lines(report)
     parts += ["", *(f"{line}  " for line in auto)] if auto else []
-    lines = main_lines(report)
+    lines = join_rows(report.rows)
     if lines:
         head = ["workload", "backend", "precision", "batch", "p50 ms", "p95 ms", "p99 ms",
                 "posts/s", *(f"x {name}" for name in BASELINES)]  # fmt: skip

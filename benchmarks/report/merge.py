@@ -59,7 +59,6 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         parity=decisive(_tiers(reports)),
         rows=_rows(reports),
         peers=_peers(reports),
-        roofline=_known(report.roofline for report in reports),
         calibration=_known(report.calibration for report in reports),
         host=next((report.host for report in reversed(reports) if report.host), []),
         notes=_unique(note for report in reports for note in report.notes),

@@ -276,23 +276,6 @@ class ResourcesRecord:
 
 
 @dataclass(slots=True, kw_only=True)
-class RooflineRecord:
-    """The machine's fastest matrix products, and the work of a post.
-
-    Attributes:
-        gflops: GFLOP/s by library.
-        mflop_per_post: Operations by part of the model.
-        bound_ms_per_post: Times below which float32 cannot go.
-    """
-
-    threads: int
-    gflops: dict[str, float | None]
-    peak_fp32_gflops: float | None
-    mflop_per_post: dict[str, float]
-    bound_ms_per_post: dict[str, float | None]
-
-
-@dataclass(slots=True, kw_only=True)
 class Reliability:
     """Expected calibration error, and bins of (count, mean score, share correct)."""
 
@@ -357,7 +340,6 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     peers: list[PeerRecord] = field(default_factory=list)
     resources: ResourcesRecord
-    roofline: RooflineRecord | None = None
     calibration: CalibrationRecord | None = None
     host: list[HostRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -1,20 +1,17 @@
-"""Sections of the report page: tiers, growth, resources, roofline, parity, systems."""
+"""Sections of the report page: tiers, resources, parity, systems."""
 
 from collections.abc import Sequence
 from html import escape
 
-from amlr.benchmarks.report.charts import Bar, bar_chart, line_chart
-from amlr.benchmarks.report.charts import Line as Curve
+from amlr.benchmarks.report.charts import Bar, bar_chart
 from amlr.benchmarks.report.figures import error_text, number
 from amlr.benchmarks.report.page import card, grid, html_table, section
 from amlr.benchmarks.report.records import (
-    ENGINE_PREFIX,
     ChangeRecord,
     HostRow,
     ParityRecord,
     PeerRecord,
     Report,
-    RooflineRecord,
     Span,
     TierParity,
     is_engine,
@@ -23,21 +20,13 @@ from amlr.benchmarks.report.tables import (
     HOST_LEAD,
     PRECISION_HEAD,
     SPEED_HEAD,
-    Line,
     auto_lines,
-    engine_lines,
     host_table,
     precision_lines,
     speed_lines,
     system_name,
 )
 
-_GROWTH = {
-    "length": ("Longer posts", "tokens a post (picture cached, 8 posts a call)"),
-    "batch": ("More posts a call", "posts a call (new pictures)"),
-    "images": ("More pictures", "% of posts with a new picture (end to end, 16 posts a call)"),
-    "posts": ("More posts waiting", "posts given at once (end to end, pictures cached)"),
-}
 _PADDING = {
     "padded to 50, as released": "to 50, as released",
     "padded to the longest of 16": "to longest of 16",
@@ -66,31 +55,6 @@ def tiers_section(report: Report) -> str:
         "still allows, at 95 %."
     )
     return section("The engine's tiers", lead, content)
-
-
-def growth_section(lines: Sequence[Line]) -> str:
-    """Curves of milliseconds per post."""
-    cards = []
-    for kind, (title, x_label) in _GROWTH.items():
-        points = {
-            (line.name, int(line.row.workload.split("-")[1])): line.ms_per_post
-            for line in lines
-            if line.row.workload.split("-")[0] == kind and line.row.p50_ms
-        }
-        if not points:
-            continue
-        places = sorted({place for _, place in points})
-        curves = [
-            Curve(
-                label=name,
-                values=[points.get((name, place)) for place in places],
-                is_own=name.startswith(ENGINE_PREFIX),
-            )
-            for name in dict.fromkeys(name for name, _ in points)
-        ]
-        cards.append(card(title, line_chart(curves, [*map(str, places)], x_label, "ms per post")))
-    lead = "Median milliseconds per post as the work grows."
-    return section("How cost grows", lead, grid(cards))
 
 
 def resources_section(report: Report) -> str:
@@ -132,46 +96,6 @@ def resources_section(report: Report) -> str:
     sizes = ", ".join(f"{name} {number(size)} MB" for name, size in resources.variants_mb.items())
     lead = f"The bundle takes {number(resources.bundle_mb)} MB on disk; graphs: {sizes}."
     return section("What it takes to run", lead, grid(cards) or " ")
-
-
-def roofline_section(roof: RooflineRecord | None, lines: Sequence[Line]) -> str:
-    """Distance from the fastest matrix product this machine was seen to do."""
-    if roof is None or not roof.peak_fp32_gflops:
-        return ""
-    work = roof.mflop_per_post
-    cells = []
-    for workload in ("cold", "hit"):
-        exact = [line for line in engine_lines(lines, workload) if line.row.precision == "fp32"]
-        bound = roof.bound_ms_per_post[workload]
-        if not exact or bound is None:
-            continue
-        best = min(exact, key=lambda line: line.ms_per_post)
-        cells.append(
-            [
-                *(workload, f"{best.row.backend}, batch {best.row.batch}", number(work[workload])),
-                *(
-                    number(bound),
-                    number(best.ms_per_post),
-                    f"{100 * bound / best.ms_per_post:.0f} %",
-                ),
-            ]
-        )
-    head = ["workload", "system", "MFLOP", "bound ms", "took ms", "of roof"]
-    speeds = [[name, number(value)] for name, value in roof.gflops.items() if value]
-    products = html_table(["library", "GFLOP/s"], speeds, numeric=(1,))
-    content = grid(
-        [
-            card("Float32", html_table(head, cells, numeric=range(2, 6))),
-            card("Best matrix product, GFLOP/s", products),
-        ]
-    )
-    lead = (
-        f"With the operations that exact lengths and word-aligned units need, done at "
-        f"{number(roof.peak_fp32_gflops)} GFLOP/s, nothing in float32 can be faster than the "
-        f"bound. The published form needs {number(work['research'])} MFLOP a post. Folding work "
-        "ahead of time can beat the bound, which counts the plain order of products."
-    )
-    return section("Distance to the machine's limit", lead, content)
 
 
 def parity_section(parity: ParityRecord) -> str:

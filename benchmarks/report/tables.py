@@ -30,11 +30,6 @@ HOST_LEAD = (
 )
 
 
-def is_growth(workload: str) -> bool:
-    """Whether a workload is a point of a growth curve."""
-    return workload.split("-")[0] in ("length", "batch", "images", "posts")
-
-
 def verdict_line(parity: TierParity) -> str:
     """Parity in one sentence."""
     errors = ", ".join(
@@ -100,8 +95,7 @@ def join_rows(rows: Iterable[Row]) -> list[Line]:
 def speed_lines(rows: Iterable[Row]) -> list[list[str]]:
     """The engine's tiers: tensors to logits, and beside it text and picture file to entities.
 
-    Of several batch sizes the largest counts: what a busy service forms. Growth curves are left
-    out.
+    Of several batch sizes the largest counts: what a busy service forms.
     """
     lines: dict[tuple[str, str, str], Line] = {}
     for line in join_rows(rows):
@@ -207,11 +201,6 @@ def auto_lines(report: Report) -> list[str]:
             if record.entities
         ),
     ]
-
-
-def main_lines(report: Report) -> list[Line]:
-    """All systems on all workloads but growth curves."""
-    return [line for line in join_rows(report.rows) if not is_growth(line.row.workload)]
 
 
 def engine_lines(lines: Iterable[Line], workload: str) -> list[Line]:

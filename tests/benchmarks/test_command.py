@@ -164,4 +164,4 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 def test_listings() -> None:
     assert "research-mkl" in run("--peers", "list").output
-    assert "growth-length" in run("--workloads", "list").output
+    assert "block-text-only" in run("--workloads", "list").output

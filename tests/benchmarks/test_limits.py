@@ -60,14 +60,13 @@ def test_no_round_begins_that_would_end_too_late() -> None:
     assert len(runs) == 2
 
 
-def test_single_posts_and_growth_come_last(tiny_plan: Path) -> None:
+def test_single_posts_come_last(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     pool = make_pool(load_data("sample", None, None, 24).posts, bundle, 16)
-    found = plan(pool, bundle, ("growth-batch", "cold", "block"), quick=False)
-    assert [(w.group, w.batch) for w in found[:4]] == [
+    found = plan(pool, ("cold", "block"), quick=False)
+    assert [(w.group, w.batch) for w in found] == [
         ("cold", 16), ("block", 16), ("cold", 1), ("block", 1),
     ]  # fmt: skip
-    assert {w.group for w in found[4:]} == {"growth-batch"}
 
 
 def test_a_peer_that_takes_too_long_is_ended(tiny_plan: Path) -> None:

@@ -61,7 +61,7 @@ def make(
                     "system": "s", "python": "3", "packages": {}},
         "parity": {**every[0], "tiers": every}, "rows": listed, "peers": list(peers),
         "resources": {"bundle_mb": 1.0, "variants_mb": {}, "padding": {}},
-        "roofline": None, "calibration": None, "notes": [],
+        "calibration": None, "notes": [],
     }  # fmt: skip
     return parse_report(json.dumps(values))
 
@@ -85,8 +85,7 @@ def test_the_headline_is_of_a_tier_with_the_eager_entities() -> None:
 
 def test_end_to_end_stands_beside_tensors_to_logits() -> None:
     whole = rows("end-to-end-cold", "fp32", 320, ("research", "fp32", 3.0))
-    growth = rows("batch-4", "fp32", 1, ("research", "fp32", 9.0))
-    (line,) = speed_lines(make([*COLD, *whole, *growth]).rows)
+    (line,) = speed_lines(make([*COLD, *whole]).rows)
     assert line == ["cold", "openvino", "fp32", "10", "7x", "4.9x", "1.2x (fp32)", "20", "3x", "–"]
 
 

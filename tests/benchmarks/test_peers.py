@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from amlr.benchmarks.harness.workloads import stretch
 from amlr.benchmarks.systems import exported
 from amlr.benchmarks.systems.base import (
     ModelInput,
@@ -200,15 +199,6 @@ def test_a_peer_behind_the_engine_gives_the_engines_entities(
         assert [[(e.start, e.end, e.label) for e in post] for post in found] == [
             [(e.start, e.end, e.label) for e in post] for post in expected
         ]
-
-
-def test_stretched_posts_have_the_length_and_whole_words(inputs: list[ModelInput]) -> None:
-    for steps in (8, 33):
-        item = stretch(inputs[2], steps, 6)
-        assert item.steps == steps
-        assert item.window.first_n[0] == 1
-        assert item.window.last_n[-1] == steps - 2
-        assert (item.window.first_n[1:] == item.window.last_n[:-1] + 1).all()
 
 
 def test_every_peer_resolves_or_says_why_not(tmp_path: Path) -> None:
