@@ -57,7 +57,6 @@ def all_commands() -> dict[str, click.Command]:
 _END_EARLY = {
     "amlr.benchmarks.gpu.kit": ["--paper", "missing"],
     "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
-    "amlr.benchmarks.kernel_resources": ["--sm", "none"],
     "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],
 }
 
