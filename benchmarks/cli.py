@@ -208,8 +208,7 @@ def _run(given: dict[str, Any]) -> "Report":
     try:
         report = run_benchmark(options, bundle, data, load_tiers)
         if given["calibration"]:
-            tier = opened[0].tiers[0]
-            report.calibration = calibrate(tier, options.threads, data.posts)
+            report.calibration = calibrate(opened[0].tiers[0].engine, data.posts)
         if HOST in groups:
             _measure_host(report, options, data.posts)
     finally:

@@ -1,51 +1,104 @@
-"""Every variant of a bundle against the eager model: changed entities, and what is certain.
+"""Every low precision of a bundle against the eager model: what changes, and what is certified.
 
-Half graphs run twice: emulated, every half tensor rounded, and as onnxruntime on a CPU computes
-them, as a second witness. Radii are the largest errors on the half of the posts that a hash of
-their ids chooses; on the other half the box certificate is put to the test.
+    python -m amlr.benchmarks.variants --engine amlr.plan --data posts.jsonl --spread photos/
+
+Each variant answers all posts alone. Half graphs run twice: emulated, every half tensor rounded,
+and as onnxruntime on a CPU computes them, as a second witness. Where the bundle holds radii, the
+certificate is tried on those answers, and the engine that certifies (`bf16+fp32`) answers as well.
+"Changed" means what it means in `amlr.export.parity`.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import onnx
 
-from amlr.benchmarks.data import BenchData, BenchPost, load_data
+from amlr.benchmarks.data import BenchData, load_data
 from amlr.benchmarks.report.figures import markdown_table
 from amlr.cli_support import AmlrCommand, log_to_stderr, progress
-from amlr.errors import BackendUnavailableError, InputError, ParityError
+from amlr.errors import AmlrError, BackendUnavailableError, InputError, ParityError
 from amlr.export.eager import EagerProvider, load_reference
 from amlr.export.fused import variant as fused
 from amlr.export.options import FP16_CUDA
-from amlr.export.parity import Answer, ask, compare
-from amlr.export.posts import CalibrationPost, strict_f1
+from amlr.export.parity import (
+    Answer,
+    Doubles,
+    ask,
+    change_bound,
+    compare,
+    count_changes,
+    entity_keys,
+    leads,
+)
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.judge import GRAPHS, GraphProvider, session_runner
-from amlr.kernels import is_tuning_half
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.certified import EXACT, LOW, MIDDLE, Certified
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
-from amlr.runtime.radii import Radii
+from amlr.runtime.radii import PICTURE, TEXT, Radii, calibrated_radii
+from amlr.runtime.results import Post, Result
+from amlr.runtime.sentinel import UNDECIDABLE
 
 _PATH = click.Path(path_type=Path)
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
 _CHUNK = 64
-_WITNESS = "onnxruntime float16"
 _log = logging.getLogger("amlr.benchmarks.variants")
 EXAMPLES = """\b
 Examples:
   python -m amlr.benchmarks.variants --engine amlr.plan --data valid.txt
+  python -m amlr.benchmarks.variants --engine amlr.plan --data valid.txt --only fp16
   python -m amlr.benchmarks.variants --engine amlr.plan --data valid.txt --spread photos/
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierRow:
+    """One tier on all posts.
+
+    Attributes:
+        tier: Name of a variant, or the precisions of an engine that certifies.
+        by: What computed it.
+        promised: Whether the tier is said to change no entity.
+        entities: Of the eager model.
+        changed_entities: Entities that differ on posts with a clear answer.
+        undecidable: Changed posts whose eager answer leads by less than float32 noise.
+        certified: Answers that low precision gave and the certificate cleared.
+        on_picture: Answers cleared in float32 on the low-precision picture.
+        climbed: Posts that were computed in float32 altogether.
+        certified_changed: Cleared answers whose entities changed.
+        covered: Posts that the bundle's radii hold for.
+        beyond: Of these, posts with an error beyond its radius.
+        max_abs_error: Of each raw output; empty for an engine, which gives answers alone.
+    """
+
+    tier: str
+    by: str
+    promised: bool
+    posts: int
+    entities: int
+    changed_entities: int
+    undecidable: int
+    certified: int
+    on_picture: int
+    climbed: int
+    certified_changed: int
+    covered: int = 0
+    beyond: int = 0
+    max_abs_error: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a promise did not hold."""
+        return bool(self.certified_changed or (self.promised and self.changed_entities))
 
 
 @click.command(cls=AmlrCommand, epilog=EXAMPLES)
@@ -54,6 +107,7 @@ Examples:
 @click.option("--images", type=_PATH, help="Folder of the posts' own pictures.")
 @click.option("--spread", type=_PATH, help="Give every other post a picture of this folder.")
 @click.option("--only", help="Comma-separated variants; all but fp32 if not given.")
+@click.option("--radii", "factor", default=1.0, show_default=True, help="Factor on the radii.")
 @click.option("--limit", type=int, help="Most posts.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--json", "json_path", type=_PATH, help="Write the figures here.")
@@ -63,14 +117,15 @@ def main(
     images: Path | None,
     spread: Path | None,
     only: str | None,
+    factor: float,
     limit: int | None,
     threads: int,
     json_path: Path | None,
 ) -> None:
-    """Compare a bundle's variants with the eager model on all posts of a file.
+    """Compare a bundle's low precisions with the eager model on all posts of a file.
 
-    Exit code 1: a variant that is recorded to change nothing changed an entity, or an answer that
-    the certificate cleared was not float32's.
+    Exit code 1: a variant that is recorded to change nothing changed an entity, or a certified
+    answer is not float32's.
     """
     bundle = Bundle.open(bundle_path)
     posts = load_data(data, images, limit, 512)
@@ -86,11 +141,16 @@ def main(
             "add one: amlr-export --from BUNDLE --precision fp16,int8"
         )
     with log_to_stderr("amlr.benchmarks"):
-        report = measure_variants(bundle, posts, names, threads)
-    click.echo(table(report))
+        rows = measure_variants(bundle, posts, names, threads, factor)
+    click.echo(f"{len(posts.posts):,} posts, {posts.pictures:,} with a picture\n\n{table(rows)}")
+    certified = sum(row.certified + row.on_picture for row in rows)
+    if not any(row.certified_changed for row in rows):
+        bound = change_bound(0, certified)
+        click.echo(f"\n0 of {certified} certified answers changed: at most {bound:.1e} at 95 %")
     if json_path is not None:
+        report = {"schema": 2, "data": posts.source, "rows": [asdict(row) for row in rows]}
         json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    broken = [row["variant"] for row in report["rows"] if row["broken"]]
+    broken = dict.fromkeys(row.tier for row in rows if row.is_broken)
     if broken:
         raise ParityError(f"{', '.join(broken)}: not what the bundle's record promises")
 
@@ -114,36 +174,48 @@ def spread_pictures(data: BenchData, folder: Path) -> BenchData:
 
 
 def measure_variants(
-    bundle: Bundle, data: BenchData, names: Sequence[str], threads: int
-) -> dict[str, Any]:
-    """All rows of the table; see the module."""
+    bundle: Bundle, data: BenchData, names: Sequence[str], threads: int, factor: float = 1.0
+) -> list[TierRow]:
+    """Rows of some variants, and of the engines that certify with them.
+
+    Args:
+        bundle: The bundle.
+        data: Posts, best none of the calibration's.
+        names: Variants.
+        threads: CPU threads.
+        factor: On the bundle's radii: large ones certify nothing, small ones everything.
+    """
     import torch
 
     torch.set_num_threads(threads)
-    proofs = [
-        CalibrationPost(post=item.post, gold=None if item.gold is None else frozenset(item.gold))
-        for item in data.posts
-    ]
+    posts = [item.post for item in data.posts]
+    _log.info(f"{len(posts)} posts, {data.pictures} with a picture: the eager model")
     fp32 = bundle.manifest.variants["fp32"]
-    _log.info(f"{len(proofs)} posts, {data.pictures} with a picture: the eager model")
-    eager = _answers(bundle, EagerProvider(load_reference(bundle)), fp32, data.posts)
-    tuning = is_tuning_half([item.id for item in data.posts])
-    rows = []
+    eager = _answers(bundle, EagerProvider(load_reference(bundle)), fp32, posts)
+    lead_of = leads(eager, bundle)
+    rows: list[TierRow] = []
+    certifying: set[str] = set()
     for name in names:
         variant = bundle.manifest.variants[name]
+        radii = _scaled(calibrated_radii(variant.parity), factor)
         for label, provider in _witnesses(bundle, name, variant, threads):
             _log.info(f"{name}, {label}")
-            found = _answers(bundle, provider, variant, data.posts)
-            rows.append(
-                {
-                    "variant": name,
-                    "by": label,
-                    "islands": variant.parity.get("islands", {}),
-                    **_judge(bundle, variant, eager, found, proofs, tuning),
-                }
-            )
-    return {"schema": 1, "data": data.source, "posts": len(proofs), "pictures": data.pictures,
-            "rows": rows}  # fmt: skip
+            answers = _answers(bundle, provider, variant, posts)
+            row = _alone(bundle, eager, lead_of, answers, radii)
+            promised = variant.parity.get("changed_entities") == 0
+            rows.append(replace(row, tier=name, by=label, promised=promised))
+        if radii:
+            certifying.add(variant.precision)
+    for precision in sorted(certifying):
+        rows += _certifying(bundle, f"{precision}+fp32", eager, lead_of, posts, threads, factor)
+    return rows
+
+
+def _scaled(radii: Mapping[str, Radii], factor: float) -> dict[str, Radii]:
+    return {
+        kind: replace(r, units=factor * r.units, tokens=factor * r.tokens)
+        for kind, r in radii.items()
+    }
 
 
 def _witnesses(
@@ -156,10 +228,9 @@ def _witnesses(
             rounding = fused.emulated(fused.read_parts(bundle))
         else:
             rounding = {graph: emulate(model) for graph, model in models.items()}
-        emulated = {graph: session_runner(m, threads) for graph, m in rounding.items()}
-        yield "emulated float16", GraphProvider(emulated, bundle, name="fp16-emulated")
-        plain = {graph: session_runner(model, threads) for graph, model in models.items()}
-        yield _WITNESS, GraphProvider(plain, bundle, name="fp16-onnxruntime")
+        for label, graphs in (("emulated float16", rounding), ("onnxruntime float16", models)):
+            runs = {graph: session_runner(model, threads) for graph, model in graphs.items()}
+            yield label, GraphProvider(runs, bundle, name=label)
         return
     provider = variant.provider or "onnxruntime-cpu"
     try:
@@ -169,80 +240,124 @@ def _witnesses(
 
 
 def _answers(
-    bundle: Bundle, provider: Provider, variant: Variant, posts: Sequence[BenchPost]
+    bundle: Bundle, provider: Provider, variant: Variant, posts: Sequence[Post]
 ) -> list[Answer]:
     answers: list[Answer] = []
     with Engine(bundle, provider, variant=variant) as engine:
         for begin in progress(range(0, len(posts), _CHUNK), "batches"):
-            answers += ask(engine, [item.post for item in posts[begin : begin + _CHUNK]])
+            answers += ask(engine, posts[begin : begin + _CHUNK])
     return answers
 
 
-def _judge(
+def _alone(
     bundle: Bundle,
-    variant: Variant,
     eager: Sequence[Answer],
-    found: Sequence[Answer],
-    proofs: Sequence[CalibrationPost],
-    tuning: Any,
-) -> dict[str, Any]:
-    parity = compare(eager, found)
-    f1s = [strict_f1(proofs, side) for side in (eager, found)]
-    errors = parity.errors_p2[tuning]
-    units, tokens = errors.max(axis=0, initial=0.0).tolist()
-    radii = Radii(units=units, tokens=tokens, posts=int(tuning.sum()), steps=0, blocks=frozenset())
-    held = [row for row in np.flatnonzero(~tuning).tolist() if found[row].scores is not None]
-    scores = [scores for row in held if (scores := found[row].scores) is not None]
-    clear = Decoder.of(bundle).certify(scores, [radii] * len(scores))
-    changed = np.array([eager[row].entities != found[row].entities for row in held], np.bool_)
-    promised = variant.parity.get("changed_entities") == 0
-    wrong = int((clear & changed).sum())
-    return {
-        **parity.to_dict(),
-        **({} if None in f1s else {"f1": dict(zip(("fp32", "variant"), f1s, strict=True))}),
-        "radii": radii.to_dict(),
-        "held_posts": len(held),
-        "cleared": int(clear.sum()),
-        "held_changed": int(changed.sum()),
-        "cleared_and_changed": wrong,
-        "broken": bool(wrong or (promised and parity.changed_entities)),
-    }
+    lead_of: Doubles,
+    answers: Sequence[Answer],
+    radii: Mapping[str, Radii],
+) -> TierRow:
+    """A variant that gives all answers; the certificate is tried on them."""
+    allowed: dict[int, Radii] = {}
+    for i, (wanted, answer) in enumerate(zip(eager, answers, strict=True)):
+        of_kind = radii.get(PICTURE if wanted.image_used else TEXT)
+        if of_kind and answer.scores is not None and of_kind.covers(answer.scores.encoded):
+            allowed[i] = of_kind
+    scored = [answers[i].scores for i in allowed]
+    cleared = Decoder.of(bundle).certify([s for s in scored if s], list(allowed.values()))
+    stages = [""] * len(answers)
+    for i, is_certified in zip(allowed, cleared, strict=True):
+        stages[i] = LOW if is_certified else ""
+    errors_p2 = compare(eager, answers).errors_p2
+    beyond = [bool((errors_p2[i] > [r.units, r.tokens]).any()) for i, r in allowed.items()]
+    row = _row(eager, lead_of, answers, stages)
+    return replace(row, covered=len(allowed), beyond=sum(beyond))
 
 
-def table(report: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    head = (
-        "variant", "computed by", "entities changed", "error of logits", "of emissions",
-        "radius of units", "of emissions", "held half: cleared", "changed", "cleared and changed",
-    )  # fmt: skip
-    lines: list[tuple[str, ...]] = []
-    islands: list[str] = []
-    for row in report["rows"]:
-        error, radii = row["max_abs_error"], row["radii"]
-        lines.append(
-            (
-                row["variant"],
-                row["by"],
-                f"{row['changed_entities']} of {row['entities']:,}",
-                f"{error['unit_logits']:.2e}",
-                f"{error['emissions']:.2e}",
-                f"{radii['units']:.2e}",
-                f"{radii['tokens']:.2e}",
-                f"{row['cleared']} of {row['held_posts']}",
-                str(row["held_changed"]),
-                str(row["cleared_and_changed"]),
-            )
+def _certifying(
+    bundle: Bundle,
+    precision: str,
+    eager: Sequence[Answer],
+    lead_of: Doubles,
+    posts: Sequence[Post],
+    threads: int,
+    factor: float,
+) -> Iterator[TierRow]:
+    """The engine of two precisions, where it runs here; it gives answers without scores."""
+    try:
+        loaded = Engine.load(bundle.path, precision=precision, threads=threads, sentinel=0.0)
+    except AmlrError as error:
+        _log.info(f"{precision} left out: {error}")
+        return
+    with loaded as engine:
+        _log.info(f"{precision}: {engine.choice.reason}")
+        if not isinstance(engine.strategy, Certified):
+            return
+        engine.strategy.radii = _scaled(engine.strategy.radii, factor)
+        results: list[Result] = []
+        for begin in progress(range(0, len(posts), _CHUNK), "batches"):
+            results += engine.tag_batch(posts[begin : begin + _CHUNK])
+        by = engine.provider
+    answers = [
+        Answer(
+            scores=None,
+            entities=entity_keys(result.entities),
+            failed="" if result.error is None else result.error["message"],
         )
-        if row["by"] != _WITNESS:
-            islands += _islands(row)
-    counts = f"{report['posts']:,} posts, {report['pictures']:,} with a picture"
-    return "\n".join([counts, "", markdown_table(head, lines, words=2), "", *islands])
+        for result in results
+    ]
+    without = [replace(answer, scores=None) for answer in eager]
+    row = _row(without, lead_of, answers, [_stage(result, precision) for result in results])
+    yield replace(row, tier=precision, by=by, promised=True, max_abs_error={})
 
 
-def _islands(row: dict[str, Any]) -> Iterator[str]:
-    for graph, found in row["islands"].items():
-        ops = sorted({f"{op} ({reason})" for _, op, reason in found})
-        yield f"{row['variant']} {graph}: {len(found)} nodes float32: {', '.join(ops) or 'none'}"
+def _stage(result: Result, both: str) -> str:
+    """What gave an answer; a post without words has the same one everywhere."""
+    if result.certified:
+        return MIDDLE if result.precision == both else LOW
+    return EXACT if result.precision == "fp32" else ""
+
+
+def _row(
+    eager: Sequence[Answer], lead_of: Doubles, answers: Sequence[Answer], stages: Sequence[str]
+) -> TierRow:
+    """What changed, and what gave the answers: `LOW` and `MIDDLE` are certified."""
+    parity = compare(eager, answers)
+    tied = {i for i in parity.changed if lead_of[i] <= UNDECIDABLE}
+    in_ties = sum(count_changes(eager[i].entities, answers[i].entities) for i in tied)
+    counts = Counter(stages)
+    return TierRow(
+        tier="",
+        by="",
+        promised=False,
+        posts=parity.posts,
+        entities=parity.entities,
+        changed_entities=parity.changed_entities - in_ties,
+        undecidable=len(tied),
+        certified=counts[LOW],
+        on_picture=counts[MIDDLE],
+        climbed=counts[EXACT],
+        certified_changed=sum(stages[i] in (LOW, MIDDLE) for i in {*parity.changed} - tied),
+        max_abs_error=parity.max_abs_error,
+    )
+
+
+def table(rows: Sequence[TierRow]) -> str:
+    """The rows as Markdown."""
+    head = ("tier", "computed by", "entities changed", "undecidable posts", "error of logits",
+            "of emissions", "like the calibration", "beyond the radii", "certified",
+            "on its picture", "in float32", "certified and changed")  # fmt: skip
+    lines = [
+        (
+            *(row.tier, row.by, f"{row.changed_entities} of {row.entities:,}"),
+            str(row.undecidable),
+            *(f"{error:.2e}" for error in row.max_abs_error.values()),
+            *("–" for _ in range(2 - len(row.max_abs_error))),
+            *map(str, (row.covered, row.beyond, row.certified, row.on_picture, row.climbed)),
+            str(row.certified_changed),
+        )
+        for row in rows
+    ]
+    return markdown_table(head, lines, words=2)
 
 
 if __name__ == "__main__":

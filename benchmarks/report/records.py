@@ -285,14 +285,6 @@ class Reliability:
 
 
 @dataclass(slots=True, kw_only=True)
-class Refit:
-    """Calibration error at the temperature fitted on the other half."""
-
-    temperature: float
-    ece: float
-
-
-@dataclass(slots=True, kw_only=True)
 class CalibrationRecord:
     """Whether scores mean what they say, before and after the temperature."""
 
@@ -300,9 +292,7 @@ class CalibrationRecord:
     before: Reliability
     after: Reliability
     temperature: float = 1.0
-    fitted_here: bool = False
     posts: int = 0
-    refitted: Refit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

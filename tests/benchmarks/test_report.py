@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amlr.benchmarks.calibration import _reliability
+from amlr.benchmarks.calibration import reliability
 from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, TierCheck
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart, reliability_chart
 from amlr.benchmarks.report.compare import compare_reports
@@ -197,9 +197,9 @@ def test_charts_survive_empty_and_missing_values() -> None:
     assert reliability_chart([], [(2, 0.5, 0.4)]).count("<circle") == 2
 
 
-def test_reliability_of_honest_and_boastful_scores() -> None:
-    honest = _reliability(np.array([1.0, 0.0]), np.array([True, False]))
-    boastful = _reliability(np.array([0.9, 0.9]), np.array([True, False]))
+def testreliability_of_honest_and_boastful_scores() -> None:
+    honest = reliability(np.array([1.0, 0.0]), np.array([True, False]))
+    boastful = reliability(np.array([0.9, 0.9]), np.array([True, False]))
     assert honest.ece == 0
     assert boastful.ece == pytest.approx(0.4)
-    assert _reliability(np.zeros(0), np.zeros(0, bool)).entities == 0
+    assert reliability(np.zeros(0), np.zeros(0, bool)).entities == 0
