@@ -301,7 +301,7 @@ def _plan_capacity(given: dict[str, Any]) -> None:
 
 
 def _compare(before: Path, after: Path, markdown: Path | None) -> None:
-    from amlr.benchmarks.report.compare import compare_reports
+    from amlr.benchmarks.report.markdown import compare_reports
     from amlr.benchmarks.report.schema import read_report
 
     text = compare_reports(read_report(before), read_report(after))

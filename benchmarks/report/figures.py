@@ -1,6 +1,7 @@
 """How figures and tables of figures are written. Imports nothing: every command prints some."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -34,3 +35,24 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], *, words
     rule = "".join("---|" if i < words else "--:|" for i in range(len(head)))
     first, *rest = ("| " + " | ".join(row) + " |" for row in (head, *lines))
     return "\n".join([first, f"|{rule}", *rest])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of a report, which Markdown and the page show alike.
+
+    Attributes:
+        head: Column names.
+        rows: Cells.
+        words: Columns of text; those behind them are figures.
+        mine: Which rows are the engine's, where the page is to stress them.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 3
+    mine: Sequence[bool] | None = None
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        return markdown_table(self.head, self.rows, words=self.words)

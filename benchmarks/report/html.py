@@ -6,16 +6,39 @@ from html import escape
 
 from amlr.benchmarks.report.charts import Bar, bar_chart, reliability_chart
 from amlr.benchmarks.report.figures import number, ratio_text
-from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
-from amlr.benchmarks.report.records import ParityRecord, Report
-from amlr.benchmarks.report.sections import (
-    host_section,
-    parity_section,
-    peers_section,
-    resources_section,
-    tiers_section,
+from amlr.benchmarks.report.page import (
+    card,
+    grid,
+    html_page,
+    html_table,
+    section,
+    table_card,
+    tiles,
 )
-from amlr.benchmarks.report.tables import Line, engine_lines, join_rows, verdict_line
+from amlr.benchmarks.report.records import (
+    ChangeRecord,
+    HostRow,
+    ParityRecord,
+    Report,
+    Span,
+    TierParity,
+    is_engine,
+)
+from amlr.benchmarks.report.tables import (
+    HOST_LEAD,
+    Line,
+    auto_lines,
+    engine_lines,
+    host_table,
+    join_rows,
+    parity_table,
+    precision_table,
+    rows_table,
+    speed_table,
+    system_name,
+    systems_table,
+    verdict_line,
+)
 
 _TILES = ("cold", "hit", "text-only", "end-to-end-cold")
 _TITLES = {
@@ -28,6 +51,12 @@ _TITLES = {
     "block": "The cross-modal block and heads alone",
     "block-text-only": "The block alone, no picture",
 }
+_PADDING = {
+    "padded to 50, as released": "to 50, as released",
+    "padded to the longest of 16": "to longest of 16",
+    "sorted, then padded to the longest of 16": "sorted, longest of 16",
+}
+_MAX_CHANGES = 50
 
 
 def render_html(report: Report) -> str:
@@ -42,14 +71,14 @@ def render_html(report: Report) -> str:
         _verdict(report.parity),
         _headline(lines, report.parity),
         *(f'<p class="soft">Note: {escape(note)}</p>' for note in report.notes),
-        tiers_section(report),
+        _tiers_section(report),
         _speed_section(lines, settings.clock),
-        host_section(report.host),
-        resources_section(report),
+        _host_section(report.host),
+        _resources_section(report),
         _calibration_section(report),
-        parity_section(report.parity),
-        peers_section(report.peers, engine.passed_over),
-        _all_rows(lines),
+        _parity_section(report.parity),
+        _systems_section(report),
+        _all_rows(report),
         _method(report),
     ]
     return html_page(f"{engine.name}: parity and speed", body)
@@ -81,14 +110,33 @@ def _headline(lines: Sequence[Line], parity: ParityRecord) -> str:
     return tiles(figures)
 
 
+def _tiers_section(report: Report) -> str:
+    """Ratios of each tier, changed entities, F1, memory, and what `auto` took."""
+    speed = speed_table(report.rows)
+    content = table_card("Speed: tensors to logits, then from text and file to entities", speed)
+    content += table_card("Precision: what it changes, what it takes", precision_table(report))
+    auto = auto_lines(report)
+    if auto:
+        rows = "".join(f"<p>{escape(line)}</p>" for line in auto)
+        content += card("What auto serves on this machine", rows)
+    lead = (
+        "Ratios are medians of the same interleaved run. An OpenVINO baseline is in the tier's own "
+        "precision where it was measured, as named. Posts not calibrated on: the half by a hash of "
+        "the text that the export leaves out. At most: the share that no change in so many posts "
+        "still allows, at 95 %."
+    )
+    return section("The engine's tiers", lead, content)
+
+
 def _speed_section(lines: Sequence[Line], clock: str) -> str:
     cards = []
     for workload, title in _TITLES.items():
         chosen = [line for line in lines if line.row.workload == workload]
         for batch in sorted({line.row.batch for line in chosen}, reverse=True):
-            bars = _bars([line for line in chosen if line.row.batch == batch])
+            bars = [_speed_bar(line) for line in chosen if line.row.batch == batch]
             posts = "1 post" if batch == 1 else f"{batch} posts"
-            cards.append(card(f"{title}, {posts} a call", bars))
+            chart = bar_chart(_sorted(bars), "ms", "milliseconds per post")
+            cards.append(card(f"{title}, {posts} a call", chart))
     name = "wall-clock" if clock == "wall" else "processor"
     lead = (
         f"Median {name} milliseconds per post; shorter is better. The thin line reaches to p95 "
@@ -98,22 +146,65 @@ def _speed_section(lines: Sequence[Line], clock: str) -> str:
     return section("Speed beside what else you could run", lead, grid(cards))
 
 
-def _bars(lines: Sequence[Line]) -> str:
-    bars = []
-    for line in sorted(lines, key=lambda line: line.ms_per_post):
-        high = line.row.p95_ms / line.row.batch if line.row.p95_ms else None
-        ratio = line.ratios.get("research")
-        bars.append(
+def _speed_bar(line: Line) -> Bar:
+    ratio = line.ratios.get("research")
+    high = line.row.p95_ms / line.row.batch if line.row.p95_ms else None
+    return Bar(
+        label=line.name,
+        value=line.ms_per_post,
+        note=ratio_text(ratio) if ratio and line.row.backend != "research" else "",
+        # A stray slow call would squeeze all bars; the table has the exact figure.
+        high=min(high, 2 * line.ms_per_post) if high else None,
+        is_own=line.is_engine,
+    )
+
+
+def _sorted(bars: Sequence[Bar]) -> list[Bar]:
+    return sorted(bars, key=lambda bar: bar.value)
+
+
+def _host_section(rows: Sequence[HostRow]) -> str:
+    table = table_card("Microseconds a post", host_table(rows)) if rows else ""
+    return section("What the host costs", HOST_LEAD, table)
+
+
+def _resources_section(report: Report) -> str:
+    """Memory, start-up, first post, disk, padding."""
+    cards = []
+    for title, field, unit in (
+        ("Peak memory of the process", "peak_memory_mb", "MiB"),
+        ("Import and load, processor time", "load_cpu_s", "s"),
+        ("First post after loading", "first_post_ms", "ms"),
+    ):
+        bars = [
             Bar(
-                label=line.name,
-                value=line.ms_per_post,
-                note=ratio_text(ratio) if ratio and line.row.backend != "research" else "",
-                # A stray slow call would squeeze all bars; the table has the exact figure.
-                high=min(high, 2 * line.ms_per_post) if high else None,
-                is_own=line.is_engine,
+                label=system_name(peer.backend, peer.precision),
+                value=getattr(peer, field),
+                is_own=is_engine(peer.backend),
             )
+            for peer in report.peers
+            if peer.status == "measured" and getattr(peer, field) is not None
+        ]
+        if bars:
+            cards.append(card(title, bar_chart(_sorted(bars), unit, title)))
+    resources = report.resources
+    padding = resources.padding
+    if padding.steps_wasted:
+        bars = [
+            Bar(
+                label=_PADDING.get(name, name), value=round(100 * share, 1), is_own=name == "packed"
+            )
+            for name, share in padding.steps_wasted.items()
+        ]
+        units = ", ".join(f"{name} {count:g}" for name, count in padding.units.items())
+        note = (
+            f'<p class="soft">{padding.windows:,} posts of {padding.tokens_mean:g} tokens on '
+            f"average, {padding.tokens_max} at most. Units scored a post: {escape(units)}.</p>"
         )
-    return bar_chart(bars, "ms", "milliseconds per post")
+        cards.append(card("Text steps wasted on padding", bar_chart(bars, "%", "padding") + note))
+    sizes = ", ".join(f"{name} {number(size)} MB" for name, size in resources.variants_mb.items())
+    lead = f"The bundle takes {number(resources.bundle_mb)} MB on disk; graphs: {sizes}."
+    return section("What it takes to run", lead, grid(cards) or " ")
 
 
 def _calibration_section(report: Report) -> str:
@@ -125,24 +216,71 @@ def _calibration_section(report: Report) -> str:
     return section(title, calibration.summary, card("Reliability", chart))
 
 
-def _all_rows(lines: Sequence[Line]) -> str:
-    head = ["workload", "system", "precision", "threads", "batch", "p50 ms", "p95 ms", "p99 ms",
-            "posts/s", "times faster than"]  # fmt: skip
-    cells = []
-    for line in lines:
-        row = line.row
-        ratios = ", ".join(
-            f"{name} {ratio_text(value)}"
-            for name, value in line.ratios.items()
-            if value is not None and name != row.backend
-        )
-        figures = map(number, (row.p50_ms, row.p95_ms, row.p99_ms, row.posts_per_s))
-        texts = (row.workload, row.backend, row.precision, str(row.threads), str(row.batch))
-        cells.append([*texts, *figures, ratios])
-    if not cells:
-        return ""
-    table = html_table(head, cells, numeric=range(3, 9), mine=[line.is_engine for line in lines])
-    return f"<details open><summary>Every number</summary>{table}</details>"
+def _parity_section(parity: ParityRecord) -> str:
+    """Tiers, and every changed entity with its post."""
+    content = table_card("Tiers", parity_table(parity))
+    content += "".join(_changes(tier) for tier in parity.all_tiers if tier.changes)
+    lead = (
+        "Both sides read the same texts and pictures and decode the same way; only the model's "
+        "numbers come from different places. A post is undecidable when the eager model's own best "
+        "answer leads by less than float32 noise (1e-5)."
+    )
+    return section("Parity with the eager PyTorch model", lead, content)
+
+
+def _changes(tier: TierParity) -> str:
+    heads = ("post", "text", "only eager", "only engine", "margin", "first diverging output")
+    rows = "".join(_change_row(change) for change in tier.changes[:_MAX_CHANGES])
+    more = len(tier.changes) - _MAX_CHANGES
+    note = f'<p class="soft">{more} more in bench.json.</p>' if more > 0 else ""
+    return card(
+        f"Changed entities: {tier.backend} {tier.precision}",
+        '<div class="wide"><table><thead><tr>'
+        + "".join(f"<th>{head}</th>" for head in heads)
+        + f"</tr></thead><tbody>{rows}</tbody></table></div>{note}",
+    )
+
+
+def _change_row(change: ChangeRecord) -> str:
+    margin = "–" if change.margin is None else f"{change.margin:.3g}"
+    apart = " (undecidable)" if change.undecidable else ""
+    sides = "".join(
+        f"<td>{escape(_spans(change.text, spans))}</td>" for spans in (change.missing, change.added)
+    )
+    return (
+        f"<tr><td>{escape(change.id)}</td>"
+        f"<td>{_marked(change.text, [*change.missing, *change.added])}</td>"
+        f'{sides}<td class="num">{margin}{apart}</td>'
+        f"<td>{escape(change.first_diverging)}</td></tr>"
+    )
+
+
+def _spans(text: str, spans: Sequence[Span]) -> str:
+    return ", ".join(f"{text[start:end]} ({label})" for start, end, label in spans) or "–"
+
+
+def _marked(text: str, spans: Sequence[Span]) -> str:
+    """The text with all named spans marked; overlapping ones become one mark."""
+    parts, end = [], 0
+    for start, stop, _ in sorted(spans):
+        if stop <= end:
+            continue
+        begin = max(start, end)
+        parts += [escape(text[end:begin]), f"<mark>{escape(text[begin:stop])}</mark>"]
+        end = stop
+    return "".join([*parts, escape(text[end:])])
+
+
+def _systems_section(report: Report) -> str:
+    lead = "Largest error: of any raw logit against eager PyTorch on the timed posts."
+    notes = (f'<p class="soft">{escape(note)}</p>' for note in report.engine.passed_over)
+    content = table_card("Who took part", systems_table(report.peers)) + "".join(notes)
+    return section("Systems", lead, content)
+
+
+def _all_rows(report: Report) -> str:
+    table = table_card("Milliseconds a call", rows_table(report.rows))
+    return f"<details open><summary>Every number</summary>{table}</details>" if table else ""
 
 
 def _method(report: Report) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from amlr.benchmarks.report.figures import Table
+
 # One column, light and dark, printable, no font to fetch.
 STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #5d6672;
@@ -107,6 +109,13 @@ def html_table(
     ]
     top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if any(head) else ""
     return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def table_card(title: str, table: Table) -> str:
+    """A table of the report in a box; nothing without rows."""
+    numeric = range(table.words, len(table.head))
+    content = html_table(table.head, table.rows, numeric=numeric, mine=table.mine)
+    return card(title, content) if table.rows else ""
 
 
 def grid(cards: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
-"""The tables that Markdown and page share."""
+"""The tables of a report, and the lines of text that Markdown and page share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from amlr.benchmarks.report.figures import error_text, number, ratio_text
+from amlr.benchmarks.report.figures import Table, error_text, number, ratio_text
 from amlr.benchmarks.report.records import (
     ENGINE_PREFIX,
     HeldRecord,
     HostRow,
+    ParityRecord,
     PeerRecord,
     Report,
     Row,
@@ -15,14 +16,9 @@ from amlr.benchmarks.report.records import (
     is_engine,
 )
 
-BASELINES = ("research", "research-mkl", "openvino")
+_BASELINES = ("research", "research-mkl", "openvino")
 _ORDER = ("cold", "hit", "text-only", "block", "block-text-only")
 _PRECISIONS = ("fp32", "bf16", "int8", "mixed")
-SPEED_HEAD = ("workload", "tier", "precision", "ms a post", "x research", "x MKL",
-              "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
-PRECISION_HEAD = ("tier", "precision", "changed entities", "not calibrated on", "at most",
-                  "F1 eager", "F1", "answered by", "memory MiB", "load s")  # fmt: skip
-
 HOST_LEAD = (
     "Processor time of a call, in microseconds a post, whose engine answers at once. Text caches: "
     "cold knew nothing, warm knew other posts, repeated these posts. Certificates come on top "
@@ -92,7 +88,7 @@ def join_rows(rows: Iterable[Row]) -> list[Line]:
     return list(lines.values())
 
 
-def speed_lines(rows: Iterable[Row]) -> list[list[str]]:
+def speed_table(rows: Iterable[Row]) -> Table:
     """The engine's tiers: tensors to logits, and beside it text and picture file to entities.
 
     Of several batch sizes the largest counts: what a busy service forms.
@@ -110,18 +106,38 @@ def speed_lines(rows: Iterable[Row]) -> list[list[str]]:
         {(w.removeprefix("end-to-end-"), b, p) for w, b, p in lines},
         key=lambda key: (_ORDER.index(key[0]), _precision_rank(key[2]), key[1]),
     )
-    table = []
+    cells = []
     for workload, backend, precision in keys:
         tensors = lines.get((workload, backend, precision))
         whole = lines.get((f"end-to-end-{workload}", backend, precision))
-        table.append(
+        cells.append(
             [
                 *(workload, backend.removeprefix(ENGINE_PREFIX), precision),
-                *(_ms(tensors), *(_ratio(tensors, name) for name in BASELINES)),
+                *(_ms(tensors), *(_ratio(tensors, name) for name in _BASELINES)),
                 *(_ms(whole), _ratio(whole, "research"), _ratio(whole, "openvino")),
             ]
         )
-    return table
+    head = ("workload", "tier", "precision", "ms a post", "x research", "x MKL",
+            "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
+    return Table(head=head, rows=cells)
+
+
+def rows_table(rows: Iterable[Row]) -> Table:
+    """Every system on every workload."""
+    lines = join_rows(rows)
+    cells = []
+    for line in lines:
+        row = line.row
+        ratios = ", ".join(
+            f"{name} {ratio_text(value)}"
+            for name, value in line.ratios.items()
+            if value is not None and name != row.backend
+        )
+        figures = map(number, (row.p50_ms, row.p95_ms, row.p99_ms, row.posts_per_s))
+        cells.append([row.workload, row.backend, row.precision, str(row.batch), *figures, ratios])
+    head = ("workload", "system", "precision", "batch", "p50 ms", "p95 ms", "p99 ms", "posts/s",
+            "times faster than")  # fmt: skip
+    return Table(head=head, rows=cells, mine=[line.is_engine for line in lines])
 
 
 def _precision_rank(precision: str) -> int:
@@ -139,7 +155,7 @@ def _ratio(line: Line | None, name: str) -> str:
     return f"{text} ({line.precisions[name]})" if name == "openvino" else text
 
 
-def precision_lines(report: Report) -> list[list[str]]:
+def precision_table(report: Report) -> Table:
     """What each tier changes, on which posts, and what it takes to run; last the eager model."""
     peers = {(peer.backend, peer.precision): peer for peer in report.peers}
     lines = []
@@ -159,7 +175,34 @@ def precision_lines(report: Report) -> list[list[str]]:
     eager = next((peer for peer in report.peers if peer.backend == "research"), None)
     if eager is not None and eager.peak_memory_mb is not None:
         lines.append(["eager PyTorch", "fp32", *["–"] * 6, *_costs(eager)])
-    return lines
+    head = ("tier", "precision", "changed entities", "not calibrated on", "at most", "F1 eager",
+            "F1", "answered by", "memory MiB", "load s")  # fmt: skip
+    return Table(head=head, rows=lines, words=4)
+
+
+def parity_table(parity: ParityRecord) -> Table:
+    """Each tier against the eager model."""
+    outputs = list(parity.max_abs_error)
+    head = ("tier", "precision", "verdict", "posts", "entities", "changed", "undecidable posts",
+            *(f"max error {name}" for name in outputs))  # fmt: skip
+    rows = [
+        [tier.backend, tier.precision, tier.verdict, f"{tier.posts:,}", f"{tier.entities:,}",
+         str(tier.changed_entities), str(tier.undecidable_posts),
+         *(error_text(tier.max_abs_error[name]) for name in outputs)]
+        for tier in parity.all_tiers
+    ]  # fmt: skip
+    return Table(head=head, rows=rows)
+
+
+def systems_table(peers: Sequence[PeerRecord]) -> Table:
+    """Who took part, who could not and why."""
+    rows = [
+        [peer.backend, peer.precision, peer.about,
+         peer.status + (f": {peer.reason}" if peer.reason else ""), error_text(peer.max_abs_error)]
+        for peer in peers
+    ]  # fmt: skip
+    head = ("system", "precision", "what it is", "status", "largest error")
+    return Table(head=head, rows=rows, words=4)
 
 
 def _held_cells(held: HeldRecord | None) -> list[str]:
@@ -212,15 +255,15 @@ def engine_lines(lines: Iterable[Line], workload: str) -> list[Line]:
     ]
 
 
-def host_table(rows: Sequence[HostRow]) -> tuple[list[str], list[list[str]]]:
-    """The host's own cost by stages: names of columns, and lines."""
+def host_table(rows: Sequence[HostRow]) -> Table:
+    """The host's own cost by stages."""
     stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_us))
     # Pictures come before what is done with them.
     if "pictures" in stages:
         stages.remove("pictures")
         stages.insert(stages.index("batch"), "pictures")
     head = ["post", "text caches", "posts a call", "all", *stages, "certificate"]
-    return head, [
+    cells = [
         [
             *(row.kind, row.state, str(row.batch), number(row.us_per_post)),
             *(number(row.stages_us.get(stage)) for stage in stages),
@@ -228,3 +271,4 @@ def host_table(rows: Sequence[HostRow]) -> tuple[list[str], list[list[str]]]:
         ]
         for row in rows
     ]
+    return Table(head=head, rows=cells, words=2)

@@ -12,7 +12,7 @@ from amlr.benchmarks.report.html import render_html
 from amlr.benchmarks.report.merge import merge_reports
 from amlr.benchmarks.report.records import AutoRecord, Report, VariantRecord
 from amlr.benchmarks.report.schema import parse_report, read_report, report_json, write_report
-from amlr.benchmarks.report.tables import auto_lines, precision_lines, speed_lines
+from amlr.benchmarks.report.tables import auto_lines, precision_table, speed_table
 from amlr.errors import InputError
 
 NO_RATIO: dict[str, Any] = {"p95_ms": None, "p99_ms": None, "posts_per_s": 1.0}
@@ -85,7 +85,7 @@ def test_the_headline_is_of_a_tier_with_the_eager_entities() -> None:
 
 def test_end_to_end_stands_beside_tensors_to_logits() -> None:
     whole = rows("end-to-end-cold", "fp32", 320, ("research", "fp32", 3.0))
-    (line,) = speed_lines(make([*COLD, *whole]).rows)
+    (line,) = speed_table(make([*COLD, *whole]).rows).rows
     assert line == ["cold", "openvino", "fp32", "10", "7x", "4.9x", "1.2x (fp32)", "20", "3x", "–"]
 
 
@@ -100,11 +100,11 @@ def test_precision_lines_name_what_changes_and_what_it_takes() -> None:
             tier("amlr-openvino", "int8+fp32", held=held, f1=f1),
         ),
     )  # fmt: skip
-    first, second, eager = precision_lines(report)
+    first, second, eager = precision_table(report).rows
     assert first[2:] == ["0 of 20", "0 of 9, 5 posts", "60 % of posts", "–", "–", "–", "100", "0.5"]
     assert second[3:8] == ["1 of 8, 4 posts", "–", "0.7000", "0.7100", "int8 75.0 %, fp32 25.0 %"]
     assert eager == ["eager PyTorch", "fp32", *["–"] * 6, "900", "0.5"]
-    assert len(precision_lines(make([]))) == 1
+    assert len(precision_table(make([])).rows) == 1
 
 
 def test_auto_says_what_it_took_and_why() -> None:
