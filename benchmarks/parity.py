@@ -1,218 +1,237 @@
-"""Parity before speed: the engine against the eager PyTorch model, post by post.
+"""Parity before speed: tiers of the engine against the eager PyTorch model, post by post.
 
 Both sides read text, pictures and words through the runtime, and decode the same way; only the
-model's numbers come from different places.
+model's numbers come from different places. "Changed" means what it means in `amlr.export.parity`.
 """
 
-from collections.abc import Iterable, Sequence, Set
-from itertools import islice
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from amlr.benchmarks.data import BenchPost
 from amlr.benchmarks.report.records import ChangeRecord, F1Record, HeldRecord, TierParity
+from amlr.cli_support import progress
 from amlr.export.parity import (
     FP32_TOLERANCE,
     Answer,
-    Key,
+    Doubles,
     ask,
     change_bound,
+    compare,
     count_changes,
     entity_keys,
     leads,
 )
 from amlr.kernels import is_tuning_half
 from amlr.runtime.engine import Engine
-from amlr.runtime.results import Raw, Result
+from amlr.runtime.sentinel import UNDECIDABLE
 from amlr.training.score import count_spans
 
-CHUNK_POSTS = 64
-UNDECIDABLE_MARGIN = 1e-5
-"""Below this the float32 answer itself depends on the order of additions."""
+_CHUNK = 64
 MAX_LISTED = 200
 # In the order of the data's way: the first one that is off is where to look.
 _OUTPUTS = {
     "emissions": "emissions (text graph, token head)",
     "unit_logits": "unit_logits (picture graph or fusion)",
 }
-Keys = Set[Key]
 
 
-def is_held(text: str) -> bool:
-    """Whether calibration leaves a post out; the export splits by the same hash of the text."""
-    return not is_tuning_half([text])[0]
-
-
-class TierCheck:
-    """One tier of the engine under comparison.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """What the eager model says of all posts.
 
     Attributes:
-        record: Counted post by post; `finish` adds the verdict.
-        held: Its posts that calibration leaves out.
-        errors: Largest error of each raw output, infinite ones included.
-        warnings_differ: Posts that used a picture on one side only.
+        posts: The posts (P).
+        answers: Its answers (P).
+        leads: How far each answer is ahead of the best other one (P); infinite without another.
     """
 
-    def __init__(
-        self, backend: str, precision: str, tolerance: float | None, *, promised: bool = True
-    ) -> None:
-        self.held = HeldRecord(
-            posts=0, entities=0, changed_entities=0, changed_posts=0, change_bound=None
+    posts: Sequence[BenchPost]
+    answers: Sequence[Answer]
+    leads: Doubles
+
+    @classmethod
+    def of(cls, engine: Engine, posts: Sequence[BenchPost]) -> Self:
+        """Ask an engine around the eager model."""
+        answers: list[Answer] = []
+        for start in progress(range(0, len(posts), _CHUNK), "eager model"):
+            answers += ask(engine, [item.post for item in posts[start : start + _CHUNK]])
+        return cls(posts=posts, answers=answers, leads=leads(answers, engine.bundle))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TierAnswers:
+    """What a tier says of all posts.
+
+    Attributes:
+        answers: Entities as users get them, and the raw scores of float32 where it certifies (P).
+        stages: Precision that each answer names (P).
+        certified: Whether low precision gave it, certified equal to float32's (P).
+    """
+
+    answers: Sequence[Answer]
+    stages: Sequence[str]
+    certified: Sequence[bool]
+
+    @classmethod
+    def of(cls, engine: Engine, posts: Sequence[BenchPost]) -> Self:
+        """Ask an engine, in chunks, so that batches mix lengths and pictures."""
+        answers: list[Answer] = []
+        stages: list[str] = []
+        certified: list[bool] = []
+        for start in progress(range(0, len(posts), _CHUNK), engine.precision):
+            chunk = [item.post for item in posts[start : start + _CHUNK]]
+            scored = engine.strategy.exact().score(chunk)
+            for result, of_post in zip(engine.tag_batch(chunk), scored, strict=True):
+                stages.append(result.precision)
+                certified.append(result.certified is True)
+                answers.append(
+                    Answer(
+                        scores=of_post.scores,
+                        entities=entity_keys(result.entities),
+                        image_used=result.image_used,
+                        failed="" if result.error is None else result.error["message"],
+                    )
+                )
+        return cls(answers=answers, stages=stages, certified=certified)
+
+
+def judge(
+    reference: Reference,
+    tier: TierAnswers,
+    *,
+    backend: str,
+    precision: str,
+    tolerance: float | None,
+    promised: bool = True,
+) -> TierParity:
+    """Compare a tier with the eager model.
+
+    Args:
+        reference: The eager model's answers.
+        tier: The tier's answers to the same posts.
+        backend: Name for the record.
+        precision: The same.
+        tolerance: Largest error of a raw output; None judges by entities alone.
+        promised: Whether the tier is said to change no entity.
+    """
+    expected, actual = reference.answers, tier.answers
+    whole = compare(expected, actual)
+    ties = reference.leads <= UNDECIDABLE
+    changes = [
+        _change(item, before, after, float(lead), tolerance or FP32_TOLERANCE)
+        for item, before, after, lead in (
+            (reference.posts[i], expected[i], actual[i], reference.leads[i]) for i in whole.changed
         )
-        self.record = TierParity(
-            verdict="fail",
-            posts=0,
-            entities=0,
-            changed_entities=0,
-            max_abs_error=dict.fromkeys(_OUTPUTS, 0.0),
-            backend=backend,
-            precision=precision,
-            tolerance=tolerance,
-            promised=promised,
-            held=self.held,
-        )
-        self.warnings_differ = 0
-        self.errors = dict.fromkeys(_OUTPUTS, 0.0)
-        self._labelled: list[tuple[Keys, Keys, Keys]] = []
+    ]
+    in_ties = sum(change.entities for change in changes if change.undecidable)
+    failed = sum(bool(a.failed) != bool(b.failed) for a, b in zip(expected, actual, strict=True))
+    pictures = sum(a.image_used != b.image_used for a, b in zip(expected, actual, strict=True))
+    record = TierParity(
+        verdict="fail",
+        posts=whole.posts,
+        entities=whole.entities,
+        changed_entities=whole.changed_entities - in_ties,
+        max_abs_error={name: _finite(whole.max_abs_error[name]) for name in _OUTPUTS},
+        backend=backend,
+        precision=precision,
+        tolerance=tolerance,
+        failed_posts=failed,
+        undecidable_posts=int(ties.sum()),
+        undecidable_changed_entities=in_ties,
+        smallest_margin=_finite(float(reference.leads.min(initial=np.inf))),
+        promised=promised,
+        changed_posts=len(whole.changed),
+        f1=_f1(reference, tier),
+        held=_held(reference, tier),
+        changes=changes[:MAX_LISTED],
+    )
+    record.reason = failure(record, pictures)
+    record.verdict = "fail" if record.reason else "pass"
+    return record
 
-    def add(self, item: BenchPost, expected: Answer, lead: float, raw: Raw, result: Result) -> None:
-        """Compare one post.
 
-        Args:
-            item: The post.
-            expected: The eager model's answer.
-            lead: Its lead over the best different answer; infinite where there is none.
-            raw: The tier's numbers.
-            result: The tier's answer.
-        """
-        record, errors = self.record, _errors(expected, raw)
-        self.errors = {name: max(error, errors[name]) for name, error in self.errors.items()}
-        self.warnings_differ += expected.image_used != result.image_used
-        margin = _finite(lead)
-        undecidable = lead < UNDECIDABLE_MARGIN
-        record.posts += 1
-        record.entities += len(expected.entities)
-        record.undecidable_posts += undecidable
-        if margin is not None:
-            known = record.smallest_margin
-            record.smallest_margin = margin if known is None else min(known, margin)
-        before, after = expected.entities, entity_keys(result.entities)
-        gold = None if item.gold is None else set(item.gold)
-        self.tally(item.post.text, before, after, gold, result.precision)
-        if before == after:
-            return
-        limit = record.tolerance or FP32_TOLERANCE
-        change = ChangeRecord(
-            id=item.id,
-            text=item.post.text,
-            missing=sorted(before - after),
-            added=sorted(after - before),
-            margin=margin,
-            undecidable=undecidable,
-            first_diverging=next(
-                (where for name, where in _OUTPUTS.items() if errors[name] > limit), "decoder"
-            ),
-            errors={name: _finite(error) for name, error in errors.items()},
-        )
-        record.changed_posts += 1
-        record.changes.append(change)
-        if undecidable:
-            record.undecidable_changed_entities += change.entities
-        else:
-            record.changed_entities += change.entities
+def failure(record: TierParity, pictures: int = 0) -> str:
+    """Why a tier failed, one line; empty where it passed.
 
-    def tally(self, text: str, before: Keys, after: Keys, gold: Keys | None, stage: str) -> None:
-        """Count one post among those not calibrated on, and among those with known entities."""
-        if is_held(text):
-            held = self.held
-            held.posts += 1
-            held.entities += len(before)
-            held.changed_entities += count_changes(before, after)
-            held.changed_posts += before != after
-            held.stages[stage] = held.stages.get(stage, 0) + 1
-        if gold is not None:
-            self._labelled.append((before, after, gold))
-
-    def finish(self) -> TierParity:
-        """The record, with all that only the end of the comparison can tell.
-
-        No change in n held posts still allows a share of 3/n at 95 %.
-        """
-        record, held = self.record, self.held
-        held.change_bound = change_bound(held.changed_posts, held.posts) if held.posts else None
-        record.max_abs_error = {name: _finite(error) for name, error in self.errors.items()}
-        record.reason = self._reason()
-        record.verdict = "fail" if record.reason else "pass"
-        record.changes = record.changes[:MAX_LISTED]
-        if self._labelled:
-            before, after, gold = map(list, zip(*self._labelled, strict=True))
-            eager, engine = count_spans(gold, before), count_spans(gold, after)
-            record.f1 = F1Record(
-                posts=len(gold),
-                entities=eager.gold,
-                eager=round(eager.f1, 4),
-                engine=round(engine.f1, 4),
-            )
-        return record
-
-    def _reason(self) -> str:
-        """Why the tier failed, one line; empty when it passed."""
-        record = self.record
-        if not record.posts:
-            return "no post was compared"
-        if record.failed_posts:
-            return f"{record.failed_posts} posts failed in the engine only"
-        if self.warnings_differ:
-            return f"{self.warnings_differ} posts used a picture on one side only"
-        if record.changed_entities:
-            where = record.changes[0].first_diverging if record.changes else ""
-            return (
-                f"{record.changed_entities} of {record.entities} entities changed over "
-                f"{record.posts} posts; first diverging: {where}"
-            )
-        name, error = max(self.errors.items(), key=lambda pair: pair[1])
-        if record.tolerance is None or error <= record.tolerance:
-            return ""
+    Args:
+        record: Its counts.
+        pictures: Posts that used a picture on one side only.
+    """
+    if not record.posts:
+        return "no post was compared"
+    if record.failed_posts:
+        return f"{record.failed_posts} posts failed on one side only"
+    if pictures:
+        return f"{pictures} posts used a picture on one side only"
+    if record.changed_entities:
+        where = record.changes[0].first_diverging if record.changes else ""
         return (
-            f"{name} is off by {error:.3g}, allowed {record.tolerance:.3g}; "
-            f"{error * 1.01:.3g} would pass"
+            f"{record.changed_entities} of {record.entities} entities changed over "
+            f"{record.posts} posts; first diverging: {where}"
         )
+    errors = {n: np.inf if e is None else e for n, e in record.max_abs_error.items()}
+    name, error = max(errors.items(), key=lambda pair: pair[1])
+    if record.tolerance is None or error <= record.tolerance:
+        return ""
+    return (
+        f"{name} is off by {error:.3g}, allowed {record.tolerance:.3g}; "
+        f"{error * 1.01:.3g} would pass"
+    )
 
 
-def compare(
-    eager: Engine, tiers: Sequence[tuple[Engine, TierCheck]], posts: Iterable[BenchPost]
-) -> None:
-    """Run both sides over the posts, in chunks, so that batches mix lengths and pictures."""
-    source = iter(posts)
-    while chunk := list(islice(source, CHUNK_POSTS)):
-        expected = ask(eager, [item.post for item in chunk])
-        margins = leads(expected, eager.bundle).tolist()
-        good = [a.post for a, b in zip(chunk, expected, strict=True) if not b.failed]
-        for engine, check in tiers:
-            raws = iter(engine.raw(good))
-            results = engine.tag_batch([item.post for item in chunk])
-            rows = zip(chunk, expected, margins, results, strict=True)
-            for item, answer, lead, result in rows:
-                raw = None if answer.failed else next(raws)
-                if raw is None or result.error is not None:
-                    check.record.failed_posts += bool(answer.failed) != (result.error is not None)
-                else:
-                    check.add(item, answer, lead, raw, result)
+def _change(
+    item: BenchPost, before: Answer, after: Answer, lead: float, limit: float
+) -> ChangeRecord:
+    errors = compare([before], [after]).max_abs_error
+    diverging = (where for name, where in _OUTPUTS.items() if errors[name] > limit)
+    return ChangeRecord(
+        id=item.id,
+        text=item.post.text,
+        missing=sorted(before.entities - after.entities),
+        added=sorted(after.entities - before.entities),
+        margin=_finite(lead),
+        undecidable=lead <= UNDECIDABLE,
+        first_diverging=next(diverging, "decoder"),
+        errors={name: _finite(error) for name, error in errors.items()},
+    )
 
 
-def _errors(expected: Answer, raw: Raw) -> dict[str, float]:
-    scores = expected.scores
-    if scores is None:
-        return dict.fromkeys(_OUTPUTS, 0.0)
-    pairs = {
-        "emissions": (scores.emissions_ty, raw.emissions),
-        "unit_logits": (scores.unit_logits_uc, raw.unit_logits),
-    }
-    errors = {}
-    for name, (a, b) in pairs.items():
-        error = float(np.abs(a - b).max(initial=0.0)) if a.shape == b.shape else float("inf")
-        errors[name] = float("inf") if np.isnan(error) else error
-    return errors
+def _held(reference: Reference, tier: TierAnswers) -> HeldRecord:
+    """The posts that calibration leaves out; the export splits by the same hash of the text."""
+    tuning = is_tuning_half([item.post.text for item in reference.posts])
+    rows = np.flatnonzero(~tuning).tolist()
+    pairs = [(reference.answers[i].entities, tier.answers[i].entities) for i in rows]
+    changed = sum(before != after for before, after in pairs)
+    return HeldRecord(
+        posts=len(rows),
+        entities=sum(len(before) for before, _ in pairs),
+        changed_entities=sum(count_changes(before, after) for before, after in pairs),
+        changed_posts=changed,
+        change_bound=change_bound(changed, len(rows)) if rows else None,
+        stages=dict(Counter(tier.stages[i] for i in rows)),
+    )
+
+
+def _f1(reference: Reference, tier: TierAnswers) -> F1Record | None:
+    """Strict F1 of the labelled posts, of both sides."""
+    rows = [i for i, item in enumerate(reference.posts) if item.gold is not None]
+    if not rows:
+        return None
+    gold = [set(reference.posts[i].gold or ()) for i in rows]
+    eager, engine = (
+        count_spans(gold, [answers[i].entities for i in rows])
+        for answers in (reference.answers, tier.answers)
+    )
+    return F1Record(
+        posts=len(rows),
+        entities=eager.gold,
+        eager=round(eager.f1, 4),
+        engine=round(engine.f1, 4),
+    )
 
 
 def _finite(value: float) -> float | None:

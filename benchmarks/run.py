@@ -11,7 +11,7 @@ from amlr.benchmarks.harness.footprint import measure_footprint
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.harness.session import RunOptions, Session
 from amlr.benchmarks.harness.workloads import BATCH, Pool, make_pool, plan
-from amlr.benchmarks.parity import TierCheck, compare
+from amlr.benchmarks.parity import Reference, TierAnswers, judge
 from amlr.benchmarks.report.merge import decisive
 from amlr.benchmarks.report.records import (
     EngineRecord,
@@ -25,7 +25,6 @@ from amlr.benchmarks.report.records import (
 from amlr.benchmarks.report.tables import verdict_line
 from amlr.benchmarks.systems.base import ModelInput, Picture
 from amlr.benchmarks.systems.tiers import Tier, Tiers
-from amlr.cli_support import progress
 from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -75,16 +74,20 @@ def run_benchmark(
 
 def prove(eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost]) -> list[TierParity]:
     """Compare every tier with the eager model."""
-    checks = [
-        TierCheck(tier.spec.name, tier.spec.precision, tier.tolerance, promised=tier.promised)
-        for tier in tiers
-    ]
     _log.info(f"parity of {len(posts)} posts against eager PyTorch")
-    engines = [(tier.engine, check) for tier, check in zip(tiers, checks, strict=True)]
-    compare(eager, engines, progress(posts, "parity", len(posts)))
-    records = [check.finish() for check in checks]
-    for record in records:
+    reference = Reference.of(eager, posts)
+    records = []
+    for tier in tiers:
+        record = judge(
+            reference,
+            TierAnswers.of(tier.engine, posts),
+            backend=tier.spec.name,
+            precision=tier.spec.precision,
+            tolerance=tier.tolerance,
+            promised=tier.promised,
+        )
         _log.info(f"  {record.backend} {record.precision}: {verdict_line(record)}")
+        records.append(record)
     return records
 
 

@@ -12,45 +12,36 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import onnx
 
-from amlr.benchmarks.data import BenchData, load_data
-from amlr.benchmarks.report.figures import markdown_table
-from amlr.cli_support import AmlrCommand, log_to_stderr, progress
+from amlr.benchmarks.data import BenchData, load_data, relabelled
+from amlr.benchmarks.parity import Reference, TierAnswers, judge
+from amlr.benchmarks.report.figures import error_text, markdown_table
+from amlr.benchmarks.report.records import TierParity
+from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import AmlrError, BackendUnavailableError, InputError, ParityError
 from amlr.export.eager import EagerProvider, load_reference
 from amlr.export.fused import variant as fused
 from amlr.export.options import FP16_CUDA
-from amlr.export.parity import (
-    Answer,
-    Doubles,
-    ask,
-    change_bound,
-    compare,
-    count_changes,
-    entity_keys,
-    leads,
-)
+from amlr.export.parity import OUTPUTS, change_bound, compare
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.judge import GRAPHS, GraphProvider, session_runner
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.certified import EXACT, LOW, MIDDLE, Certified
+from amlr.runtime.certified import Certified
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import Provider, ProviderOptions
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.radii import PICTURE, TEXT, Radii, calibrated_radii
-from amlr.runtime.results import Post, Result
 from amlr.runtime.sentinel import UNDECIDABLE
 
 _PATH = click.Path(path_type=Path)
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
-_CHUNK = 64
 _log = logging.getLogger("amlr.benchmarks.variants")
 EXAMPLES = """\b
 Examples:
@@ -65,40 +56,29 @@ class TierRow:
     """One tier on all posts.
 
     Attributes:
-        tier: Name of a variant, or the precisions of an engine that certifies.
-        by: What computed it.
-        promised: Whether the tier is said to change no entity.
-        entities: Of the eager model.
-        changed_entities: Entities that differ on posts with a clear answer.
-        undecidable: Changed posts whose eager answer leads by less than float32 noise.
+        parity: Against the eager model; `backend` is what computed it, `precision` the variant or
+            the precisions of an engine that certifies.
         certified: Answers that low precision gave and the certificate cleared.
         on_picture: Answers cleared in float32 on the low-precision picture.
         climbed: Posts that were computed in float32 altogether.
-        certified_changed: Cleared answers whose entities changed.
+        certified_changed: Cleared answers, of those with a clear lead, whose entities changed.
         covered: Posts that the bundle's radii hold for.
         beyond: Of these, posts with an error beyond its radius.
-        max_abs_error: Of each raw output; empty for an engine, which gives answers alone.
     """
 
-    tier: str
-    by: str
-    promised: bool
-    posts: int
-    entities: int
-    changed_entities: int
-    undecidable: int
+    parity: TierParity
     certified: int
-    on_picture: int
-    climbed: int
+    on_picture: int = 0
+    climbed: int = 0
     certified_changed: int
     covered: int = 0
     beyond: int = 0
-    max_abs_error: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_broken(self) -> bool:
         """Whether a promise did not hold."""
-        return bool(self.certified_changed or (self.promised and self.changed_entities))
+        parity = self.parity
+        return bool(self.certified_changed or (parity.promised and parity.changed_entities))
 
 
 @click.command(cls=AmlrCommand, epilog=EXAMPLES)
@@ -150,7 +130,7 @@ def main(
     if json_path is not None:
         report = {"schema": 2, "data": posts.source, "rows": [asdict(row) for row in rows]}
         json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    broken = dict.fromkeys(row.tier for row in rows if row.is_broken)
+    broken = dict.fromkeys(row.parity.precision for row in rows if row.is_broken)
     if broken:
         raise ParityError(f"{', '.join(broken)}: not what the bundle's record promises")
 
@@ -188,11 +168,10 @@ def measure_variants(
     import torch
 
     torch.set_num_threads(threads)
-    posts = [item.post for item in data.posts]
+    posts = relabelled(data.posts, bundle.manifest.labels)
     _log.info(f"{len(posts)} posts, {data.pictures} with a picture: the eager model")
-    fp32 = bundle.manifest.variants["fp32"]
-    eager = _answers(bundle, EagerProvider(load_reference(bundle)), fp32, posts)
-    lead_of = leads(eager, bundle)
+    with Engine(bundle, EagerProvider(load_reference(bundle))) as engine:
+        reference = Reference.of(engine, posts)
     rows: list[TierRow] = []
     certifying: set[str] = set()
     for name in names:
@@ -200,14 +179,12 @@ def measure_variants(
         radii = _scaled(calibrated_radii(variant.parity), factor)
         for label, provider in _witnesses(bundle, name, variant, threads):
             _log.info(f"{name}, {label}")
-            answers = _answers(bundle, provider, variant, posts)
-            row = _alone(bundle, eager, lead_of, answers, radii)
-            promised = variant.parity.get("changed_entities") == 0
-            rows.append(replace(row, tier=name, by=label, promised=promised))
+            with Engine(bundle, provider, variant=variant) as engine:
+                rows.append(_alone(engine, reference, radii, name, label))
         if radii:
             certifying.add(variant.precision)
     for precision in sorted(certifying):
-        rows += _certifying(bundle, f"{precision}+fp32", eager, lead_of, posts, threads, factor)
+        rows += _certifying(bundle, f"{precision}+fp32", reference, threads, factor)
     return rows
 
 
@@ -239,50 +216,42 @@ def _witnesses(
         _log.info(f"{name} left out: {error}")
 
 
-def _answers(
-    bundle: Bundle, provider: Provider, variant: Variant, posts: Sequence[Post]
-) -> list[Answer]:
-    answers: list[Answer] = []
-    with Engine(bundle, provider, variant=variant) as engine:
-        for begin in progress(range(0, len(posts), _CHUNK), "batches"):
-            answers += ask(engine, posts[begin : begin + _CHUNK])
-    return answers
-
-
 def _alone(
-    bundle: Bundle,
-    eager: Sequence[Answer],
-    lead_of: Doubles,
-    answers: Sequence[Answer],
-    radii: Mapping[str, Radii],
+    engine: Engine, reference: Reference, radii: Mapping[str, Radii], name: str, by: str
 ) -> TierRow:
     """A variant that gives all answers; the certificate is tried on them."""
+    eager, answers = reference.answers, Reference.of(engine, reference.posts).answers
     allowed: dict[int, Radii] = {}
     for i, (wanted, answer) in enumerate(zip(eager, answers, strict=True)):
         of_kind = radii.get(PICTURE if wanted.image_used else TEXT)
         if of_kind and answer.scores is not None and of_kind.covers(answer.scores.encoded):
             allowed[i] = of_kind
-    scored = [answers[i].scores for i in allowed]
-    cleared = Decoder.of(bundle).certify([s for s in scored if s], list(allowed.values()))
-    stages = [""] * len(answers)
-    for i, is_certified in zip(allowed, cleared, strict=True):
-        stages[i] = LOW if is_certified else ""
+    scored = [scores for i in allowed if (scores := answers[i].scores) is not None]
+    cleared = Decoder.of(engine.bundle).certify(scored, list(allowed.values()))
+    certified = dict(zip(allowed, cleared.tolist(), strict=True))
     errors_p2 = compare(eager, answers).errors_p2
-    beyond = [bool((errors_p2[i] > [r.units, r.tokens]).any()) for i, r in allowed.items()]
-    row = _row(eager, lead_of, answers, stages)
-    return replace(row, covered=len(allowed), beyond=sum(beyond))
+    variant = engine.manifest.variants[name]
+    tier = TierAnswers(
+        answers=answers,
+        stages=[variant.precision] * len(answers),
+        certified=[certified.get(i, False) for i in range(len(answers))],
+    )
+    promised = variant.parity.get("changed_entities") == 0
+    return TierRow(
+        parity=judge(
+            reference, tier, backend=by, precision=name, tolerance=None, promised=promised
+        ),
+        certified=sum(tier.certified),
+        certified_changed=_certified_changed(reference, tier),
+        covered=len(allowed),
+        beyond=sum(bool((errors_p2[i] > [r.units, r.tokens]).any()) for i, r in allowed.items()),
+    )
 
 
 def _certifying(
-    bundle: Bundle,
-    precision: str,
-    eager: Sequence[Answer],
-    lead_of: Doubles,
-    posts: Sequence[Post],
-    threads: int,
-    factor: float,
+    bundle: Bundle, precision: str, reference: Reference, threads: int, factor: float
 ) -> Iterator[TierRow]:
-    """The engine of two precisions, where it runs here; it gives answers without scores."""
+    """The engine of two precisions, where it runs here."""
     try:
         loaded = Engine.load(bundle.path, precision=precision, threads=threads, sentinel=0.0)
     except AmlrError as error:
@@ -293,69 +262,44 @@ def _certifying(
         if not isinstance(engine.strategy, Certified):
             return
         engine.strategy.radii = _scaled(engine.strategy.radii, factor)
-        results: list[Result] = []
-        for begin in progress(range(0, len(posts), _CHUNK), "batches"):
-            results += engine.tag_batch(posts[begin : begin + _CHUNK])
-        by = engine.provider
-    answers = [
-        Answer(
-            scores=None,
-            entities=entity_keys(result.entities),
-            failed="" if result.error is None else result.error["message"],
+        tier = TierAnswers.of(engine, reference.posts)
+        stages = Counter(zip(tier.stages, tier.certified, strict=True))
+        on_picture = stages[precision, True]
+        yield TierRow(
+            parity=judge(
+                reference, tier, backend=engine.provider, precision=precision, tolerance=None
+            ),
+            certified=sum(tier.certified) - on_picture,
+            on_picture=on_picture,
+            climbed=stages["fp32", False],
+            certified_changed=_certified_changed(reference, tier),
         )
-        for result in results
-    ]
-    without = [replace(answer, scores=None) for answer in eager]
-    row = _row(without, lead_of, answers, [_stage(result, precision) for result in results])
-    yield replace(row, tier=precision, by=by, promised=True, max_abs_error={})
 
 
-def _stage(result: Result, both: str) -> str:
-    """What gave an answer; a post without words has the same one everywhere."""
-    if result.certified:
-        return MIDDLE if result.precision == both else LOW
-    return EXACT if result.precision == "fp32" else ""
-
-
-def _row(
-    eager: Sequence[Answer], lead_of: Doubles, answers: Sequence[Answer], stages: Sequence[str]
-) -> TierRow:
-    """What changed, and what gave the answers: `LOW` and `MIDDLE` are certified."""
-    parity = compare(eager, answers)
-    tied = {i for i in parity.changed if lead_of[i] <= UNDECIDABLE}
-    in_ties = sum(count_changes(eager[i].entities, answers[i].entities) for i in tied)
-    counts = Counter(stages)
-    return TierRow(
-        tier="",
-        by="",
-        promised=False,
-        posts=parity.posts,
-        entities=parity.entities,
-        changed_entities=parity.changed_entities - in_ties,
-        undecidable=len(tied),
-        certified=counts[LOW],
-        on_picture=counts[MIDDLE],
-        climbed=counts[EXACT],
-        certified_changed=sum(stages[i] in (LOW, MIDDLE) for i in {*parity.changed} - tied),
-        max_abs_error=parity.max_abs_error,
+def _certified_changed(reference: Reference, tier: TierAnswers) -> int:
+    rows = zip(reference.answers, tier.answers, tier.certified, reference.leads, strict=True)
+    return sum(
+        is_certified and lead > UNDECIDABLE and before.entities != after.entities
+        for before, after, is_certified, lead in rows
     )
 
 
 def table(rows: Sequence[TierRow]) -> str:
     """The rows as Markdown."""
-    head = ("tier", "computed by", "entities changed", "undecidable posts", "error of logits",
+    head = ("tier", "computed by", "entities changed", "in undecidable posts", "error of logits",
             "of emissions", "like the calibration", "beyond the radii", "certified",
             "on its picture", "in float32", "certified and changed")  # fmt: skip
     lines = [
         (
-            *(row.tier, row.by, f"{row.changed_entities} of {row.entities:,}"),
-            str(row.undecidable),
-            *(f"{error:.2e}" for error in row.max_abs_error.values()),
-            *("–" for _ in range(2 - len(row.max_abs_error))),
+            *(parity.precision, parity.backend),
+            f"{parity.changed_entities} of {parity.entities:,}",
+            str(parity.undecidable_changed_entities),
+            *(error_text(parity.max_abs_error[name]) for name in OUTPUTS),
             *map(str, (row.covered, row.beyond, row.certified, row.on_picture, row.climbed)),
             str(row.certified_changed),
         )
         for row in rows
+        for parity in [row.parity]
     ]
     return markdown_table(head, lines, words=2)
 

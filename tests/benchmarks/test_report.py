@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from amlr.benchmarks.calibration import reliability
-from amlr.benchmarks.parity import UNDECIDABLE_MARGIN, TierCheck
+from amlr.benchmarks.parity import failure
 from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart, reliability_chart
 from amlr.benchmarks.report.figures import number, ratio_text
 from amlr.benchmarks.report.html import render_html
 from amlr.benchmarks.report.markdown import compare_reports, render_markdown
-from amlr.benchmarks.report.records import ChangeRecord, Report
+from amlr.benchmarks.report.records import ChangeRecord, Report, TierParity
 from amlr.benchmarks.report.schema import json_schema, parse_report, read_report, write_report
 from amlr.errors import InputError
 
@@ -33,23 +33,25 @@ def row(workload: str, backend: str, ms: float, ratio: float, batch: int = 16) -
 
 @pytest.fixture
 def report() -> Report:
-    check = TierCheck("amlr-x", "fp32", 1e-4)
-    check.errors = {"emissions": 1e-6, "unit_logits": float("inf")}
-    parity = check.record
-    parity.posts, parity.entities, parity.changed_entities = 10, 30, 1
-    parity.changes.append(
-        ChangeRecord(
-            id="7", text=NASTY, missing=[(0, 6, "PER")], added=[(0, 6, "LOC"), (3, 6, "ORG")],
-            margin=0.2, undecidable=False, first_diverging="decoder", errors={"emissions": 0.0},
-        )
+    parity = TierParity(
+        verdict="fail", posts=10, entities=30, changed_entities=1, backend="amlr-x",
+        precision="fp32", tolerance=1e-4, max_abs_error={"emissions": 1e-6, "unit_logits": None},
+        changes=[
+            ChangeRecord(
+                id="7", text=NASTY, missing=[(0, 6, "PER")], margin=0.2, undecidable=False,
+                added=[(0, 6, "LOC"), (3, 6, "ORG")], first_diverging="decoder",
+                errors={"emissions": 0.0},
+            )
+        ],
     )  # fmt: skip
+    parity.reason = failure(parity)
     rows = [row("cold", "amlr-x", 100, 6.5), row("cold", "research", 650, 1)]
     rows += [row("hit", "amlr-x", 10, 2, batch=8)]
     reliable = {"ece": 0.1, "entities": 4, "bins": [[4, 0.9, 0.8], [0, None, None]]}
     peer = {"backend": "amlr-x", "precision": "fp32", "about": "engine", "status": "measured",
             "reason": "", "max_abs_error": 1e-6, "load_cpu_s": 0.2, "load_s": 0.3,
             "first_post_ms": 5.0, "peak_memory_mb": 120.0, "waiting": 1.0}  # fmt: skip
-    record = asdict(check.finish())
+    record = asdict(parity)
     values = {
         "schema": 1,
         "created": "2026-01-01T00:00:00+00:00",
@@ -153,26 +155,22 @@ def test_reports_of_older_versions_still_read(report: Report) -> None:
 
 
 def test_verdict_needs_posts_entities_and_numbers() -> None:
-    def verdict(**values: Any) -> tuple[str, str]:
-        check = TierCheck("x", "fp32", values.pop("tolerance", 1e-4))
-        check.record.posts = 1
-        check.errors = values.pop("errors", check.errors)
-        for name, value in values.items():
-            assert hasattr(check.record, name)
-            setattr(check.record, name, value)
-        record = check.finish()
-        return record.verdict, record.reason
+    def reason(**values: Any) -> str:
+        record = TierParity(
+            verdict="fail", posts=1, entities=9, changed_entities=0, tolerance=1e-4,
+            max_abs_error={"emissions": 0.0, "unit_logits": 0.0},
+        )  # fmt: skip
+        return failure(replace(record, **values))
 
-    assert verdict() == ("pass", "")
-    assert verdict(posts=0)[0] == "fail"
-    assert verdict(changed_entities=1)[0] == "fail"
-    assert verdict(failed_posts=1)[0] == "fail"
-    assert verdict(undecidable_changed_entities=3)[0] == "pass"
+    assert not reason()
+    assert reason(posts=0)
+    assert reason(changed_entities=1)
+    assert reason(failed_posts=1)
+    assert not reason(undecidable_changed_entities=3)
     off = {"emissions": 2e-4, "unit_logits": 0.0}
-    assert verdict(errors=off)[0] == "fail"
-    assert "0.000202 would pass" in verdict(errors=off)[1]
-    assert verdict(errors=off, tolerance=None) == ("pass", "")
-    assert 0 < UNDECIDABLE_MARGIN < 1e-4
+    assert "0.000202 would pass" in reason(max_abs_error=off)
+    assert not reason(max_abs_error=off, tolerance=None)
+    assert "unit_logits" in reason(max_abs_error={"emissions": 0.0, "unit_logits": None})
 
 
 @pytest.mark.parametrize(
