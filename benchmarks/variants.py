@@ -124,7 +124,7 @@ def main(
         rows = measure_variants(bundle, posts, names, threads, factor)
     click.echo(f"{len(posts.posts):,} posts, {posts.pictures:,} with a picture\n\n{table(rows)}")
     certified = sum(row.certified + row.on_picture for row in rows)
-    if not any(row.certified_changed for row in rows):
+    if certified and not any(row.certified_changed for row in rows):
         bound = change_bound(0, certified)
         click.echo(f"\n0 of {certified} certified answers changed: at most {bound:.1e} at 95 %")
     if json_path is not None:

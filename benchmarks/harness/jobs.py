@@ -5,27 +5,23 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from amlr.benchmarks.systems.base import ModelInput, Picture
-from amlr.runtime.results import Post
+from amlr.benchmarks.systems.base import Picture
 
 Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Batches to run on one workload.
+    """Calls to prepare and time.
 
     Attributes:
-        key: Name of the job.
         picture: What happens to pictures.
-        batches: Model inputs of each call, or whole posts when `end_to_end`.
+        calls: Model inputs of each call, or whole posts when `end_to_end`.
         end_to_end: Text and image file in, entities out.
     """
 
-    key: str
     picture: Picture
-    batches: tuple[tuple[ModelInput, ...], ...] = ()
-    posts: tuple[tuple[Post, ...], ...] = ()
+    calls: tuple[tuple[Any, ...], ...]
     end_to_end: bool = False
 
 
@@ -40,7 +36,7 @@ class Verdict(NamedTuple):
     """What a job's first pass gave.
 
     Attributes:
-        outputs: Per batch the scores of each post, or the entities of each post.
+        outputs: Per call the scores of each post, or the entities of each post.
         first_ms: Time of the very first call, compilation and page faults included.
     """
 

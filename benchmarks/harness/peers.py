@@ -33,11 +33,11 @@ class PeerError(AmlrError):
 
 
 class Worker:
-    """Holds one peer and the calls prepared on it."""
+    """Holds one peer and the calls of one job, prepared on it."""
 
     def __init__(self) -> None:
         self._loaded: Any = None
-        self._jobs: dict[str, list[Callable[[], Any]]] = {}
+        self._calls: list[Callable[[], Any]] = []
 
     def start(self, spec: PeerSpec, bundle: str, threads: int, exports: str | None) -> Ready:
         """Import, load and be ready for a first post."""
@@ -49,36 +49,29 @@ class Worker:
 
     def prepare(self, job: Job) -> Verdict:
         """Build a job's calls and run each once, off the record; return what it gave."""
-        calls: list[Callable[[], Any]] = []
+        # The job before, its pixels and tensors.
+        self._calls.clear()
         first_ms: float | None = None
         outputs = []
         peer, whole = self._loaded.peer, self._loaded.end_to_end
         if peer is None and not job.end_to_end:
             raise InputError("this system runs end to end only; leave it out of tensor workloads")
-        for batch in job.posts if job.end_to_end else job.batches:
+        for batch in job.calls:
             call = (whole if job.end_to_end else peer).prepare(batch, job.picture)
             begin = time.perf_counter()
             raw = call()
             first_ms = first_ms or (time.perf_counter() - begin) * 1e3
             outputs.append(whole.entities(raw) if job.end_to_end else peer.scores(raw, batch))
-            calls.append(call)
-        self._jobs[job.key] = calls
+            self._calls.append(call)
         return Verdict(outputs=outputs, first_ms=first_ms or 0.0)
 
-    def run(self, key: str, index: int, repeats: int) -> Samples:
+    def run(self, index: int) -> Samples:
         """Time one prepared call."""
-        call = self._jobs[key][index]
-        wall, cpu = [], []
-        for _ in range(repeats):
-            begin, begin_cpu = time.perf_counter_ns(), time.process_time_ns()
-            call()
-            cpu.append(time.process_time_ns() - begin_cpu)
-            wall.append(time.perf_counter_ns() - begin)
-        return Samples(wall_ns=wall, cpu_ns=cpu)
-
-    def drop(self, key: str) -> None:
-        """Forget a job, its pixels and tensors."""
-        self._jobs.pop(key, None)
+        call = self._calls[index]
+        begin, begin_cpu = time.perf_counter_ns(), time.process_time_ns()
+        call()
+        cpu = time.process_time_ns() - begin_cpu
+        return Samples(wall_ns=[time.perf_counter_ns() - begin], cpu_ns=[cpu])
 
     def memory(self) -> float:
         """Peak resident size in MiB."""
@@ -156,7 +149,7 @@ class RemotePeer:
         return ready
 
     def prepare(self, job: Job, seconds: float = math.inf) -> Verdict:
-        """Hand over a job's batches; returns the outputs of their first pass.
+        """Hand over a job's calls; returns the outputs of their first pass.
 
         Raises:
             PeerError: It failed, or took longer than so many seconds.
@@ -165,14 +158,10 @@ class RemotePeer:
         verdict: Verdict = self._receive(min(seconds, CALL_TIMEOUT_S))
         return verdict
 
-    def run(self, key: str, index: int, repeats: int = 1) -> Samples:
-        """Time one batch of a prepared job."""
-        samples: Samples = self._call("run", key, index, repeats)
+    def run(self, index: int) -> Samples:
+        """Time one call of the prepared job."""
+        samples: Samples = self._call("run", index)
         return samples
-
-    def drop(self, key: str) -> None:
-        """Let the worker forget a job."""
-        self._call("drop", key)
 
     def memory_mib(self) -> float:
         """Peak resident size of the process in MiB."""

@@ -172,8 +172,8 @@ class Session:
             batch: The post as tensors.
             posts: The same as text and picture, for systems that run end to end only.
         """
-        tensors = Job(key="first", picture="cold", batches=(tuple(batch),))
-        whole = Job(key="first", picture="hit", posts=(tuple(posts),), end_to_end=True)
+        tensors = Job(picture="cold", calls=(tuple(batch),))
+        whole = Job(picture="hit", calls=(tuple(posts),), end_to_end=True)
         for label in list(self._alive):
             spec = self._specs[label]
             # Its calibration needs more posts than one.
@@ -183,7 +183,6 @@ class Session:
             try:
                 job = whole if spec.kind == ESCALATION else tensors
                 verdict = self._alive[label].prepare(job, self._patience(label))
-                self._alive[label].drop(job.key)
             except PeerError as error:
                 self._fail(label, error)
                 continue
@@ -209,15 +208,8 @@ class Session:
             rounds = budget.min_rounds if left > 0 else 1
             budget = replace(budget, seconds=max(0.0, left), min_rounds=rounds)
         runners = {label: self._alive[label] for label in labels}
-        samples = measure(
-            runners,
-            workload.job.key,
-            workload.calls,
-            budget,
-            on_failure=self._fail,
-        )
+        samples = measure(runners, len(workload.job.calls), budget, on_failure=self._fail)
         for label, durations in samples.items():
-            self._alive[label].drop(workload.job.key)
             record = self.records[label]
             record.waiting = round(max(record.waiting or 0.0, durations.waiting), 3)
         return make_rows(workload, samples, self._specs, self._options.threads, self._options.clock)
@@ -238,13 +230,13 @@ class Session:
             return False
         if job.end_to_end:
             return True
-        expected = [reference(batch, job.picture) for batch in job.batches]
+        expected = [reference(batch, job.picture) for batch in job.calls]
         off = min(max_error(expected, verdict.outputs), 1e9)
         record.max_abs_error = max(record.max_abs_error or 0.0, off)
         # A workload of several batch sizes keeps the worst.
         record.errors[name] = max(record.errors.get(name) or 0.0, off)
         if precision == "fp32" and off > FP32_LIMIT:
-            self._fail(label, PeerError(f"its numbers are off by {off:.3g} on {job.key}"))
+            self._fail(label, PeerError(f"its numbers are off by {off:.3g} on {name}"))
             return False
         return True
 

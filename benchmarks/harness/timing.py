@@ -7,12 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from amlr.benchmarks.harness.jobs import Samples
 
-# A faster peer is run up to this often while the slowest runs once.
-MAX_REPEATS = 4
 # With fewer seconds left, a workload is not begun.
 ENOUGH_S = 2.0
 
@@ -20,7 +16,7 @@ ENOUGH_S = 2.0
 class Runner(Protocol):
     """What is timed: a remote peer, or a double of one."""
 
-    def run(self, key: str, index: int, repeats: int = 1) -> Samples:
+    def run(self, index: int) -> Samples:
         """Time a prepared call."""
         ...
 
@@ -42,8 +38,7 @@ class Budget:
 
 def measure(
     runners: Mapping[str, Runner],
-    key: str,
-    batches: int,
+    calls: int,
     budget: Budget,
     *,
     on_failure: Callable[[str, Exception], None],
@@ -53,8 +48,7 @@ def measure(
 
     Args:
         runners: Peers by label, each with the job prepared and run once.
-        key: The job.
-        batches: Its number of batches.
+        calls: How many it has.
         budget: When to stop.
         on_failure: Called when a peer fails; it is left out from then on.
         now: Clock in seconds.
@@ -64,20 +58,17 @@ def measure(
     """
     alive = dict(runners)
     samples = {label: Samples() for label in alive}
-    repeats = dict.fromkeys(alive, 1)
     start = begin = now()
     longest = 0.0
     for number in range(budget.max_rounds):
         for label in _rotated(list(alive), number):
             try:
-                for index in range(batches):
-                    samples[label].add(alive[label].run(key, index, repeats[label]))
+                for index in range(calls):
+                    samples[label].add(alive[label].run(index))
             # Any failure of a peer ends that peer only.
             except Exception as error:
                 del alive[label], samples[label]
                 on_failure(label, error)
-        if number == 0 and batches == 1 and budget.seconds > 0:
-            repeats |= _repeats(samples)
         end = now()
         longest, begin = max(longest, end - begin), end
         if number + 1 >= budget.min_rounds and end - start + longest > budget.seconds:
@@ -89,15 +80,6 @@ def _rotated(labels: list[str], number: int) -> list[str]:
     """Another peer begins each round, so that none always follows the same one."""
     shift = number % max(1, len(labels))
     return labels[shift:] + labels[:shift]
-
-
-def _repeats(samples: Mapping[str, Samples]) -> dict[str, int]:
-    medians = {label: float(np.median(s.wall_ns)) for label, s in samples.items()}
-    slowest = max(medians.values(), default=0.0)
-    return {
-        label: int(np.clip(slowest / max(value, 1.0), 1, MAX_REPEATS))
-        for label, value in medians.items()
-    }
 
 
 class Deadline:

@@ -42,8 +42,7 @@ class Workload:
     """One line of the plan.
 
     Attributes:
-        name: Name in rows.
-        group: What `--workloads` calls it.
+        name: Name in rows and of `--workloads`.
         job: What every peer is given.
         batch: Posts a call.
         budget: How long to measure.
@@ -52,7 +51,6 @@ class Workload:
     """
 
     name: str
-    group: str
     job: Job
     batch: int
     budget: Budget
@@ -62,12 +60,7 @@ class Workload:
     @property
     def weight(self) -> float:
         """Share of a limited run's time, relative to others."""
-        return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.group in BLOCK else 1.0)
-
-    @property
-    def calls(self) -> int:
-        """Different batches in the job."""
-        return len(self.job.posts if self.job.end_to_end else self.job.batches)
+        return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.name in BLOCK else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +159,9 @@ def _timed(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
     return [
         Workload(
             name=group,
-            group=group,
             batch=batch,
             budget=budget,
-            job=Job(
-                key=f"{group}-{batch}",
-                picture=picture,
-                end_to_end=is_whole,
-                posts=calls if is_whole else (),
-                batches=() if is_whole else calls,
-            ),
+            job=Job(picture=picture, calls=calls, end_to_end=is_whole),
             peers=BLOCK_PEERS if group in BLOCK else None,
             without=QUICK_WITHOUT if quick and not is_main else (),
         )

@@ -6,7 +6,7 @@ Shape letters: B posts, T steps, U units, C classes, Y tags, P regions, D width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import load_pixels
 from amlr.runtime.manifest import Manifest
-from amlr.runtime.results import Entity, Post
+from amlr.runtime.results import Post
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, scale_major_index
 
@@ -124,18 +124,6 @@ class Peer(ABC):
 
     def close(self) -> None:  # noqa: B027  most systems hold nothing
         """Free what is held."""
-
-
-class WholeSystem(Protocol):
-    """A system from texts and picture files to entities."""
-
-    def prepare(self, posts: Sequence[Post], picture: Picture) -> Callable[[], Any]:
-        """Build the timed call; on a `hit`, its first run fills the cache."""
-        ...
-
-    def entities(self, raw: Any) -> list[list[Entity]]:
-        """Entities of each post."""
-        ...
 
 
 def build_inputs(posts: Sequence[Post], bundle: Bundle) -> list[ModelInput]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amlr.benchmarks.systems.base import ESCALATION, Peer, PeerSpec, WholeSystem
+from amlr.benchmarks.systems.base import ESCALATION, Peer, PeerSpec
 from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
 from amlr.errors import InputError
 from amlr.runtime.bundle import Bundle
@@ -144,7 +144,7 @@ class Loaded:
     """
 
     peer: Peer | None
-    end_to_end: WholeSystem
+    end_to_end: EndToEnd
     close: Callable[[], None]
 
 

@@ -89,13 +89,10 @@ def test_plan_covers_every_workload_and_rejects_others(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     pool = make_pool(load_data(SAMPLE, None, 6, 0).posts, bundle, 16)
     workloads = plan(pool, ALL, quick=False)
-    assert {w.group for w in workloads} == set(ALL)
-    keys = [w.job.key for w in workloads]
-    assert len(set(keys)) == len(keys)
+    assert [(w.name, w.batch) for w in workloads] == [(n, b) for b in (16, 1) for n in ALL]
     for workload in workloads:
-        calls = workload.job.posts if workload.job.end_to_end else workload.job.batches
-        assert all(len(call) == workload.batch for call in calls), workload.name
-    assert {w.group for w in plan(pool, QUICK, quick=True)} == set(QUICK)
+        assert all(len(call) == workload.batch for call in workload.job.calls), workload.name
+    assert {w.name for w in plan(pool, QUICK, quick=True)} == set(QUICK)
     with pytest.raises(InputError, match="unknown workload 'warm'"):
         plan(pool, ["warm"], quick=True)
 

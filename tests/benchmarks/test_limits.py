@@ -48,13 +48,13 @@ def test_no_round_begins_that_would_end_too_late() -> None:
     clock, runs = Clock(), []
 
     class Slow:
-        def run(self, key: str, index: int, repeats: int = 1) -> Samples:
-            runs.append(key)
+        def run(self, index: int) -> Samples:
+            runs.append(index)
             clock.seconds += 4
-            return Samples(wall_ns=[4] * repeats, cpu_ns=[4] * repeats)
+            return Samples(wall_ns=[4], cpu_ns=[4])
 
     measure(
-        {"a": Slow()}, "job", 1, Budget(seconds=10, min_rounds=1),
+        {"a": Slow()}, 1, Budget(seconds=10, min_rounds=1),
         on_failure=lambda label, error: None, now=clock,
     )  # fmt: skip
     assert len(runs) == 2
@@ -64,7 +64,7 @@ def test_single_posts_come_last(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     pool = make_pool(load_data("sample", None, None, 24).posts, bundle, 16)
     found = plan(pool, ("cold", "block"), quick=False)
-    assert [(w.group, w.batch) for w in found] == [
+    assert [(w.name, w.batch) for w in found] == [
         ("cold", 16), ("block", 16), ("cold", 1), ("block", 1),
     ]  # fmt: skip
 

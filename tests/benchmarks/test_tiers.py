@@ -55,13 +55,13 @@ def test_escalation_runs_end_to_end_only(ladder_plan: Path) -> None:
     posts = (Post("Jordan at Paris tonight", sample_image(1)), Post("new york"))
     first = {}
     for picture in ("hit", "cold", "none"):
-        job = Job(key=picture, picture=picture, posts=(posts,), end_to_end=True)
+        job = Job(picture=picture, calls=(posts,), end_to_end=True)
         (first[picture],) = worker.prepare(job).outputs
-        assert worker.run(picture, 0, 2).wall_ns
+        assert worker.run(0).wall_ns
     assert first["hit"] == first["cold"]
     assert len(first["none"]) == 2
     with pytest.raises(InputError, match="end to end only"):
-        worker.prepare(Job(key="t", picture="cold", batches=((),)))
+        worker.prepare(Job(picture="cold", calls=((),)))
     worker.close()
 
 
