@@ -8,8 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from amlr.training.conll import ImageFolder, LabelledPost, read_conll
-from amlr.training.data import Pictures
-from amlr.training.run import make_corpus, open_pictures, precompute_features
+from amlr.training.data import Pictures, make_corpus
 from amlr.training.sample import write_sample
 from amlr.training.settings import TrainSettings
 from amlr.training.train import Trainer
@@ -34,9 +33,9 @@ def make_trainer(folder: Path, out: Path, *, images: bool = True, **options: Any
     pictures: Pictures | None = None
     if images:
         root = ImageFolder(root=folder / "images")
-        pictures = open_pictures(root, template.image, [*train_posts, *dev_posts])
+        pictures = Pictures(root, template.image, [*train_posts, *dev_posts])
         if not settings.train_image:
-            precompute_features(pictures, model)
+            pictures.precompute(model.image)
     return Trainer(
         model,
         settings,

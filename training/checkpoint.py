@@ -7,7 +7,7 @@ release's bare state_dict is accepted too and converted by `amlr.training.releas
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +201,6 @@ def _from_content(content: Mapping[str, Any], name: str) -> Checkpoint:
         raise CheckpointError(
             f"{name} is incomplete: {type(error).__name__} {error}; train or export it again"
         ) from error
-
-
-def with_decoder(checkpoint: Checkpoint, decoder: DecoderSettings, **provenance: Any) -> Checkpoint:
-    """The same model with other decoder settings and additions to its provenance."""
-    return replace(checkpoint, decoder=decoder, provenance={**checkpoint.provenance, **provenance})
 
 
 def _first_line(error: Exception) -> str:

@@ -234,6 +234,12 @@ class ImageFolder:
         """Counts and the unreadable ids, for logs and JSON."""
         return {**self.counts, "unreadable_ids": sorted(self.unreadable)}
 
+    def summary(self) -> str:
+        """Counts as a line of text, with the first unreadable ids."""
+        counts = ", ".join(f"{number} {name}" for name, number in self.counts.items() if number)
+        broken = ", ".join(sorted(self.unreadable)[:3])
+        return f"pictures: {counts}" + (f" (unreadable: {broken} ...)" if broken else "")
+
 
 def _lower_suffix(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")

@@ -4,21 +4,24 @@ Shape letters: B posts of a batch, T subword steps, N words, S scored units of a
 scale, P image regions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
-from amlr.runtime.text import EncodedText, TextEncoder, TextWindow
+from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import UnitTable, aligned_units, scale_major_index, unit_count
-from amlr.training.conll import ImageFolder, LabelledPost
+from amlr.training.backbones import ImageBackbone
+from amlr.training.checkpoint import Checkpoint
+from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels
 from amlr.training.score import write_tags
 
 Ints = npt.NDArray[np.int64]
@@ -61,61 +64,70 @@ class Example:
         return len(self.window.input_ids_t)
 
 
-def make_examples(
-    posts: Sequence[LabelledPost],
-    encoder: TextEncoder,
-    *,
-    labels: Sequence[str],
-    tags: Sequence[str],
-    scales: int,
-    scope: Scope,
-    rename: Mapping[str, str],
-) -> list[Example]:
-    """Tokenize posts and lay out their units.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Posts, their examples and pictures.
+
+    Attributes:
+        posts: As read.
+        examples: Windows with gold labels; nearly every post has one.
+        pictures: None trains and scores without pictures.
+        rename: Corpus type -> model type.
+    """
+
+    posts: Sequence[LabelledPost]
+    examples: Sequence[Example]
+    pictures: "Pictures | None"
+    rename: Mapping[str, str]
+
+    def picture(self, example: Example) -> Tensor | None:
+        """Pixels or features of an example's picture."""
+        if self.pictures is None:
+            return None
+        return self.pictures.get(self.posts[example.post].image_id)
+
+
+def make_corpus(
+    posts: Sequence[LabelledPost], checkpoint: Checkpoint, pictures: "Pictures | None", scope: Scope
+) -> Corpus:
+    """Tokenize posts for a model and lay out their units.
 
     Args:
         posts: A corpus.
-        encoder: The runtime's own text encoder.
-        labels: Classes of the span head without "none".
-        tags: Tags of the token head.
-        scales: K.
+        checkpoint: The model's configuration and tokenizer.
+        pictures: Those of the posts, or None.
         scope: Score `all` units between the special tokens, or only word-`aligned` ones.
-        rename: Corpus type -> model type.
-
-    Returns:
-        One example a window; nearly every post has one.
 
     Raises:
         InputError: A corpus type is none of the model's.
     """
-    unknown = {c for post in posts for *_, c in post.entities if rename.get(c, c) not in labels}
+    config = checkpoint.config
+    rename = match_labels(labels_of(posts), config.labels)
+    unknown = set(rename.values()) - set(config.labels)
     if unknown:
         raise InputError(
-            f"the data has types {sorted(unknown)} the model does not know; it has {list(labels)}"
+            f"the data has types {sorted(unknown)} the model does not know; it has "
+            f"{list(config.labels)}"
         )
-    class_ids = {label: number for number, label in enumerate(labels, start=1)}
-    tag_ids = {tag: number for number, tag in enumerate(tags)}
+    class_ids = {label: number for number, label in enumerate(config.labels, start=1)}
+    tag_ids = {tag: number for number, tag in enumerate(config.tags)}
+    encoder = checkpoint.build_text_encoder()
     encoded = encoder.encode([(post.text, post.word_spans_n2) for post in posts])
     examples = []
     for number, (post, text) in enumerate(zip(posts, encoded, strict=True)):
-        gold = [(start, end, rename.get(label, label)) for start, end, label in post.entities]
+        gold = [(start, end, rename[label]) for start, end, label in post.entities]
         tags_n = np.array([tag_ids[tag] for tag in write_tags(gold, len(post.words))], np.int64)
         for window in text.windows:
             words = slice(window.word_start, window.word_start + len(window.first_n))
-            units = aligned_units(window.first_n, window.last_n, scales)
-            layout = _lay_out(units, len(window.input_ids_t), scales, scope)
-            wanted = {
+            units = aligned_units(window.first_n, window.last_n, config.scales)
+            layout = _lay_out(units, len(window.input_ids_t), config.scales, scope)
+            class_of = {
                 (start - words.start, end - 1 - words.start): class_ids[label]
                 for start, end, label in gold
             }
+            unit_words = zip(units.start_word_u.tolist(), units.end_word_u.tolist(), strict=True)
             target_s = np.zeros(len(layout["scale_s"]), np.int64)
-            for place, start, end in zip(
-                layout["aligned_s"].tolist(),
-                units.start_word_u.tolist(),
-                units.end_word_u.tolist(),
-                strict=True,
-            ):
-                target_s[place] = wanted.get((start, end), 0)
+            target_s[layout["aligned_s"]] = [class_of.get(pair, 0) for pair in unit_words]
             examples.append(
                 Example(
                     post=number,
@@ -127,7 +139,7 @@ def make_examples(
                     **layout,
                 )
             )
-    return examples
+    return Corpus(posts=posts, examples=examples, pictures=pictures, rename=rename)
 
 
 def _lay_out(units: UnitTable, steps: int, scales: int, scope: Scope) -> dict[str, Ints]:
@@ -276,68 +288,62 @@ def length_batches(
     return batches
 
 
-@dataclass(kw_only=True)
 class Pictures:
-    """Pictures of a corpus as tensors, loaded when needed; broken ones are counted and left out.
+    """Pictures of a corpus as tensors, loaded when needed; broken ones are counted and left out."""
 
-    Attributes:
-        folder: Where the files are.
-        spec: Preprocessing.
-        limits: What is refused.
-        features: Frozen encoder features by image id; where given, pixels are not read again.
-    """
+    def __init__(
+        self,
+        folder: ImageFolder,
+        spec: ImageSpec,
+        posts: Sequence[LabelledPost],
+        limits: ImageLimits | None = None,
+    ) -> None:
+        """Look every post's picture up once, so that counts are per post.
 
-    folder: ImageFolder
-    spec: ImageSpec
-    limits: ImageLimits = field(default_factory=ImageLimits)
-    features: dict[str, Tensor] = field(default_factory=dict)
-    _paths: dict[str, Path] = field(default_factory=dict)
-
-    def register(self, posts: Sequence[LabelledPost]) -> None:
-        """Look every post's picture up once, so that counts are per post."""
+        Args:
+            folder: Where the files are.
+            spec: Preprocessing.
+            posts: The corpus.
+            limits: What is refused.
+        """
+        self.folder = folder
+        self._spec, self._limits = spec, limits or ImageLimits()
+        # Features of the frozen encoder; where known, pixels are not read again.
+        self._features: dict[str, Tensor] = {}
+        self._paths: dict[str, Path] = {}
         for post in posts:
-            path = self.folder.find(post.image_id)
+            path = folder.find(post.image_id)
             if path is not None and post.image_id is not None:
                 self._paths[post.image_id] = path
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids with a usable picture, as far as known."""
-        return list(self._paths)
-
-    def path(self, image_id: str | None) -> Path | None:
-        """File of a picture, or None."""
-        return None if image_id is None else self._paths.get(image_id)
-
     def get(self, image_id: str | None) -> Tensor | None:
-        """Features where known, else pixels (3, H, W); None when there is no usable picture."""
-        if image_id is None:
-            return None
-        if image_id in self.features:
-            return self.features[image_id]
-        return self.pixels(image_id)
-
-    def pixels(self, image_id: str) -> Tensor | None:
-        """Pixels (3, H, W) float32, or None; a broken file is reported once."""
-        path = self._paths.get(image_id)
-        if path is None:
+        """Features where known, else pixels (3, H, W) float32; None without a usable picture."""
+        if image_id in self._features:
+            return self._features[image_id]
+        if image_id not in self._paths:
             return None
         try:
-            return torch.from_numpy(load_pixels(path, self.spec, self.limits))
+            return torch.from_numpy(load_pixels(self._paths[image_id], self._spec, self._limits))
         except InputError as error:
             self.folder.mark_unreadable(image_id, str(error))
             del self._paths[image_id]
             return None
 
-    def pixel_batches(self, size: int) -> Iterator[tuple[list[str], Tensor]]:
-        """All usable pictures in batches of (ids, pixels)."""
-        waiting = self.ids
-        for begin in range(0, len(waiting), size):
-            loaded = [(i, self.pixels(i)) for i in waiting[begin : begin + size]]
-            usable = [(i, pixels) for i, pixels in loaded if pixels is not None]
-            if usable:
-                yield [i for i, _ in usable], torch.stack([pixels for _, pixels in usable])
+    def precompute(self, backbone: ImageBackbone, batch_size: int = 4) -> None:
+        """Run the frozen image encoder once over every picture; keeps the results in memory.
 
-    def report(self) -> dict[str, Any]:
-        """What happened to the pictures."""
-        return self.folder.report()
+        Small batches: activations of a few pictures still fit the cache, which is twice as fast.
+        """
+        backbone.encoder.eval()
+        ids = list(self._paths)
+        starts = range(0, len(ids), batch_size)
+        for begin in progress(starts, "picture batches", len(starts)):
+            pixels = {i: self.get(i) for i in ids[begin : begin + batch_size]}
+            usable = {i: picture for i, picture in pixels.items() if picture is not None}
+            if not usable:
+                continue
+            with torch.no_grad():
+                features = backbone.features(torch.stack(list(usable.values())))
+            for image_id, regions in zip(usable, features, strict=True):
+                # A copy: rows of a batch would keep the whole batch alive.
+                self._features[image_id] = regions.clone()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from amlr.errors import InputError
 from amlr.training.conll import (
     ImageFolder,
     LabelledPost,
+    has_entities,
+    iob1_note,
     labels_of,
     match_labels,
+    no_entities_note,
     read_conll,
     read_ids,
 )
-from amlr.training.score import Span
+from amlr.training.score import Span, to_words
 
 _EPILOG = """
 \b
@@ -66,14 +70,11 @@ def eval_command(**options: Any) -> None:
 
     click.echo(table(report))
     if options["images"]:
-        counts = {name: number for name, number in folder.counts.items() if number}
-        click.echo("pictures: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+        click.echo(folder.summary())
 
 
 def _warn(path: Path, posts: Sequence[LabelledPost]) -> None:
     """Say what makes scores of this file mean something else than they seem to."""
-    from amlr.training.conll import has_entities, iob1_note, no_entities_note
-
     if not has_entities(posts):
         click.echo(f"warning: {no_entities_note(path)}", err=True)
     note = iob1_note(path, posts)
@@ -91,31 +92,30 @@ def _evaluate_checkpoint(
     import torch
 
     from amlr.training.checkpoint import load_checkpoint
+    from amlr.training.data import Pictures, make_corpus
     from amlr.training.evaluate import Tuned, score_decoders
-    from amlr.training.predict import predict, settings_for
-    from amlr.training.run import make_corpus, open_pictures
+    from amlr.training.predict import make_decoder, predict
     from amlr.training.scorer import Scorer
 
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     checkpoint = load_checkpoint(options["ckpt"])
-    scorer = Scorer(checkpoint.build_model())
-    pictures = open_pictures(folder, checkpoint.image, posts) if folder.root else None
+    model = checkpoint.build_model()
+    pictures = Pictures(folder, checkpoint.image, posts) if folder.root else None
     corpus = make_corpus(posts, checkpoint, pictures, "all")
-    scores = predict(
-        scorer,
-        corpus.examples,
-        corpus.image_ids,
-        pictures,
+    predictions = predict(
+        Scorer(model),
+        corpus,
         pad_id=checkpoint.token_ids.pad_id,
         batch_size=options["batch_size"],
     )
     # Nothing is tuned here: the checkpoint's own settings are what it would be deployed with.
     tuned = Tuned(
-        joint=settings_for("joint", checkpoint.decoder),
-        segmental=settings_for("segmental", checkpoint.decoder),
+        joint=replace(checkpoint.decoder, kind="joint"),
+        segmental=replace(checkpoint.decoder, kind="segmental"),
     )
-    return score_decoders(scores, posts, scorer, tuned, corpus.rename)
+    decoder = make_decoder(model, checkpoint.decoder)
+    return score_decoders(predictions, posts, decoder, tuned, corpus.rename)
 
 
 def _evaluate_engine(
@@ -146,17 +146,9 @@ def _evaluate_engine(
                     raise InputError(f"post {len(predicted)}: {result.error}")
                 if image is not None and not result.image_used and post.image_id is not None:
                     folder.mark_unreadable(post.image_id, "; ".join(map(str, result.warnings)))
-                predicted.append(to_words(post, result.entities))
+                predicted.append(to_words(post.word_spans_n2, result.entities))
     rename = match_labels(labels_of(posts), labels)
     return {kind: score_modes(posts, predicted, rename)}
-
-
-def to_words(post: LabelledPost, entities: Sequence[Any]) -> list[Span]:
-    """Entities in characters of a post's text as spans of its words."""
-    spans = post.word_spans_n2.tolist()
-    first = {start: number for number, (start, _) in enumerate(spans)}
-    last = {end: number for number, (_, end) in enumerate(spans)}
-    return [(first[e.start], last[e.end] + 1, e.label) for e in entities]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The settings (bias b, weight w, temperature) live outside the graphs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
@@ -12,20 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.kernels import (
-    Units,
-    entity_marginals,
     expected_calibration_error,
     fit_temperature,
     is_tuning_half,
     negative_log_likelihood,
-    segmental_decode,
 )
+from amlr.kernels.confidence import segment_marginals
+from amlr.kernels.segmental import find_segments
+from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import DecoderSettings
-from amlr.training.config import AmlrConfig
 from amlr.training.conll import LabelledPost
-from amlr.training.predict import PostScores, decode, decode_segments, segment_units, settings_for
+from amlr.training.predict import Prediction, decode
 from amlr.training.score import MODES, Counts, Mode, Span, count_spans, read_spans, score_posts
-from amlr.training.scorer import Scorer
 
 ARGMAX = "argmax"
 _BIASES = (-1.0, 0.0, 1.0, 2.0, 3.0)
@@ -62,14 +60,14 @@ def gold_spans(
 
 
 def tune_joint(
-    scores: Sequence[PostScores], gold: Sequence[Iterable[Span]], config: AmlrConfig
+    predictions: Sequence[Prediction], gold: Gold, decoder: Decoder
 ) -> tuple[DecoderSettings, Counts]:
     """Pick b and w of the joint decoder by F1: a coarse grid, then its neighbourhood.
 
     Args:
-        scores: Raw scores of dev posts.
+        predictions: Raw scores of dev posts.
         gold: Entities of the same posts, in the model's names.
-        config: Model settings.
+        decoder: The model's, by any settings.
 
     Returns:
         Settings and the counts they reach. Among equals the smallest weight, then the bias nearest
@@ -81,7 +79,7 @@ def tune_joint(
         for bias, weight in grid:
             if (bias, weight) not in tried and weight > 0:
                 settings = DecoderSettings(kind="joint", bias=bias, weight=weight)
-                tried[bias, weight] = count_spans(gold, decode_segments(scores, config, settings))
+                tried[bias, weight] = _counts(predictions, gold, decoder, settings)
         return max(tried, key=lambda key: (tried[key].f1, -key[1], -abs(key[0])))
 
     bias, weight = best_of((bias, weight) for bias in _BIASES for weight in _WEIGHTS)
@@ -92,38 +90,43 @@ def tune_joint(
 
 
 def tune_segmental(
-    scores: Sequence[PostScores], gold: Sequence[Iterable[Span]], config: AmlrConfig
+    predictions: Sequence[Prediction], gold: Gold, decoder: Decoder
 ) -> tuple[DecoderSettings, Counts]:
     """Pick b of the segmental decoder by F1."""
     tried: dict[float, Counts] = {}
     for bias in np.arange(-2.0, 4.01, 0.5).tolist():
         settings = DecoderSettings(kind="segmental", bias=bias)
-        tried[bias] = count_spans(gold, decode_segments(scores, config, settings))
+        tried[bias] = _counts(predictions, gold, decoder, settings)
     bias = max(tried, key=lambda key: (tried[key].f1, -abs(key)))
     return DecoderSettings(kind="segmental", bias=bias), tried[bias]
 
 
+def _counts(
+    predictions: Sequence[Prediction], gold: Gold, decoder: Decoder, settings: DecoderSettings
+) -> Counts:
+    return count_spans(gold, decode(predictions, replace(decoder, settings=settings)))
+
+
 def tune(
-    scores: Sequence[PostScores],
+    predictions: Sequence[Prediction],
     posts: Sequence[LabelledPost],
-    config: AmlrConfig,
+    decoder: Decoder,
     rename: Mapping[str, str],
 ) -> Tuned:
     """Choose b and w by strict F1 on these posts, the temperature on the tuning half of them."""
     gold = gold_spans(posts, rename)
     # Posts of one picture stay together; without pictures equal texts do.
     ids = [post.image_id or post.text for post in posts]
-    joint, _ = tune_joint(scores, gold, config)
-    segmental, _ = tune_segmental(scores, gold, config)
-    joint, record = calibrated(scores, gold, ids, config, joint)
-    segmental, _ = calibrated(scores, gold, ids, config, segmental)
+    joint, _ = tune_joint(predictions, gold, decoder)
+    segmental, _ = tune_segmental(predictions, gold, decoder)
+    joint, record = calibrated(predictions, gold, ids, replace(decoder, settings=joint))
     return Tuned(joint=joint, segmental=segmental, calibration=record)
 
 
 def score_decoders(
-    scores: Sequence[PostScores],
+    predictions: Sequence[Prediction],
     posts: Sequence[LabelledPost],
-    scorer: Scorer,
+    decoder: Decoder,
     tuned: Tuned,
     rename: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -132,20 +135,16 @@ def score_decoders(
     Returns:
         Decoder name -> `strict` and `lenient` scores and the settings used.
     """
-    chosen = {
-        "joint": tuned.joint,
-        "segmental": tuned.segmental,
-        "linear-chain": settings_for("linear-chain", tuned.joint),
-    }
+    chosen = (tuned.joint, tuned.segmental, replace(tuned.joint, kind="linear-chain"))
     report: dict[str, Any] = {
-        name: {
+        settings.kind: {
             "bias": settings.bias,
             "weight": settings.weight,
-            **score_modes(posts, decode(scores, scorer, settings), rename),
+            **score_modes(posts, decode(predictions, replace(decoder, settings=settings)), rename),
         }
-        for name, settings in chosen.items()
+        for settings in chosen
     }
-    report[ARGMAX] = score_modes(posts, [s.argmax_units for s in scores], rename)
+    report[ARGMAX] = score_modes(posts, [p.argmax_units for p in predictions], rename)
     return report
 
 
@@ -156,8 +155,7 @@ def score_modes(
 ) -> dict[str, Any]:
     """Strict and lenient scores of predicted entities."""
     tags = [post.tags for post in posts]
-    lists = [list(spans) for spans in predicted]
-    return {mode: score_posts(tags, lists, mode, rename=rename) for mode in MODES}
+    return {mode: score_posts(tags, predicted, mode, rename=rename) for mode in MODES}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -174,48 +172,16 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcomes:
-    """The entities a decoder returns for some posts, and which of them are gold."""
-
-    units: Units
-    lengths: npt.NDArray[np.int32]
-    right_e: npt.NDArray[np.bool_]
-    rows: list[int]
-    columns: list[int]
-
-    def scores(self, temperature: float) -> Doubles:
-        """Score of each entity at a temperature, shape (E,)."""
-        marginals = entity_marginals(self.units, self.lengths, temperature=temperature)
-        # Rounding can leave a marginal a hair outside its range.
-        return marginals[self.rows, self.columns].astype(np.float64).clip(0.0, 1.0)
-
-    def log_loss(self, temperature: float) -> float:
-        """Mean negative log-likelihood of being right."""
-        return negative_log_likelihood(self.scores(temperature), self.right_e)
-
-    def error(self, temperature: float) -> float | None:
-        """Expected calibration error; None without entities."""
-        if not self.rows:
-            return None
-        return round(expected_calibration_error(self.scores(temperature), self.right_e), 5)
-
-
 def calibrated(
-    scores: Sequence[PostScores],
-    gold: Gold,
-    ids: Sequence[str],
-    config: AmlrConfig,
-    settings: DecoderSettings,
+    predictions: Sequence[Prediction], gold: Gold, ids: Sequence[str], decoder: Decoder
 ) -> tuple[DecoderSettings, dict[str, Any]]:
     """Fit the temperature on the half of the posts that a hash of their ids chooses.
 
     Args:
-        scores: Raw scores of dev posts.
+        predictions: Raw scores of dev posts.
         gold: Their entities, in the model's names.
         ids: Their ids; posts of one id are in one half.
-        config: Model settings.
-        settings: Decoder settings; their temperature is not read.
+        decoder: Segmental or joint; its temperature is not read.
 
     Returns:
         Settings with the temperature, and the record of the halves: posts, entities, and on the
@@ -223,68 +189,58 @@ def calibrated(
         one (`ece_after`), None where it has no entity.
     """
     is_tuning = is_tuning_half(ids)
-    tuning, held = (
-        outcomes_of(list(compress(scores, half)), list(compress(gold, half)), config, settings)
+    (tuning_scores, tuning_right_e), (held_scores, held_right_e) = (
+        entity_scores(list(compress(predictions, half)), list(compress(gold, half)), decoder)
         for half in (is_tuning, ~is_tuning)
     )
-    temperature = best_temperature(tuning)
+    is_fitted = len(tuning_right_e) >= LEAST_ENTITIES
+    # If all entities are right, or all wrong, no temperature is best.
+    is_fitted = is_fitted and bool(tuning_right_e.any()) and not tuning_right_e.all()
+    temperature = 1.0
+    if is_fitted:
+        # The log loss, not the calibration error: it is smooth, needs no bins, and is least for
+        # honest scores only; the error of a few hundred entities jumps with each that changes bin.
+        fitted = fit_temperature(
+            lambda value: negative_log_likelihood(tuning_scores(value), tuning_right_e)
+        )
+        temperature = float(f"{fitted:.4g}")
+
+    def held_error(value: float) -> float | None:
+        if not len(held_right_e):
+            return None
+        return round(expected_calibration_error(held_scores(value), held_right_e), 5)
+
     record = {
-        "temperature": temperature or 1.0,
-        "fitted": temperature is not None,
+        "temperature": temperature,
+        "fitted": is_fitted,
         "tuning_posts": int(is_tuning.sum()),
-        "tuning_entities": len(tuning.rows),
+        "tuning_entities": len(tuning_right_e),
         "posts": int((~is_tuning).sum()),
-        "entities": len(held.rows),
-        "ece_before": held.error(1.0),
-        "ece_after": held.error(temperature or 1.0),
+        "entities": len(held_right_e),
+        "ece_before": held_error(1.0),
+        "ece_after": held_error(temperature),
     }
-    return replace(settings, temperature=temperature or 1.0), record
+    return replace(decoder.settings, temperature=temperature), record
 
 
-def best_temperature(outcomes: Outcomes) -> float | None:
-    """The temperature with the least log loss, to four digits; None where nothing can be fitted.
+def entity_scores(
+    predictions: Sequence[Prediction], gold: Gold, decoder: Decoder
+) -> tuple[Callable[[float], Doubles], npt.NDArray[np.bool_]]:
+    """Decode posts; the entities' scores (E,) at a temperature, and which of them are gold (E,)."""
+    if not predictions:
+        return lambda temperature: np.zeros(0), np.zeros(0, np.bool_)
+    units, _ = decoder.units([prediction.scores for prediction in predictions])
+    segments, _ = find_segments(units)
+    label_e = segments.rows_e3[:, 2]
+    right_e = [
+        (start, end + 1, decoder.labels[label]) in spans
+        for rows, spans in zip(segments.split(), map(set, gold), strict=True)
+        for start, end, label in rows.tolist()
+    ]
 
-    The log loss is what is minimised, not the calibration error: it is smooth, needs no bins, and
-    is least for honest scores only, where the error of a few hundred entities jumps with each that
-    changes its bin. If all entities are right, or all wrong, no temperature is best.
-    """
-    right = outcomes.right_e
-    if len(right) < LEAST_ENTITIES or right.all() or not right.any():
-        return None
-    return float(f"{fit_temperature(outcomes.log_loss):.4g}")
+    def at(temperature: float) -> Doubles:
+        marginals_ec = segment_marginals(units, segments.unit_e, temperature)
+        # Rounding can leave a marginal a hair outside its range.
+        return marginals_ec[np.arange(len(label_e)), label_e].astype(np.float64).clip(0.0, 1.0)
 
-
-def outcomes_of(
-    scores: Sequence[PostScores], gold: Gold, config: AmlrConfig, settings: DecoderSettings
-) -> Outcomes:
-    """Decode posts and compare with gold."""
-    if not scores:
-        nothing = np.zeros(0, np.int32)
-        units = Units(np.zeros(1, np.int64), nothing, nothing, np.zeros((0, 1), np.float32))
-        none = np.zeros(0, np.bool_)
-        return Outcomes(units=units, lengths=nothing, right_e=none, rows=[], columns=[])
-    units, lengths = segment_units(scores, config, settings)
-    chosen, _ = segmental_decode(units, lengths)
-    numbers = _unit_numbers(units)
-    right: list[bool] = []
-    rows: list[int] = []
-    columns: list[int] = []
-    for post, (entities, wanted) in enumerate(zip(chosen, gold, strict=True)):
-        wanted_set = set(wanted)
-        for start, end, label in entities.tolist():
-            right.append((start, end + 1, config.labels[label]) in wanted_set)
-            rows.append(numbers[post, start, end])
-            columns.append(label)
-    return Outcomes(
-        units=units,
-        lengths=lengths,
-        right_e=np.array(right, np.bool_),
-        rows=rows,
-        columns=columns,
-    )
-
-
-def _unit_numbers(units: Units) -> Mapping[tuple[int, int, int], int]:
-    posts = np.repeat(np.arange(len(units.post_offsets) - 1), np.diff(units.post_offsets))
-    keys = zip(posts.tolist(), units.start_u.tolist(), units.end_u.tolist(), strict=True)
-    return {key: number for number, key in enumerate(keys)}
+    return at, np.array(right_e, np.bool_)

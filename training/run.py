@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
-from amlr.cli_support import progress
 from amlr.errors import InputError
-from amlr.runtime.image import ImageSpec
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
-from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_decoder
+from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from amlr.training.config import AmlrConfig
-from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels, read_corpora
-from amlr.training.data import Pictures, Scope, make_examples
+from amlr.training.conll import ImageFolder, LabelledPost, labels_of, read_corpora
+from amlr.training.data import Corpus, Pictures, Scope, make_corpus
 from amlr.training.encoders import (
     LoadedImage,
     LoadedText,
@@ -29,13 +27,12 @@ from amlr.training.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
-from amlr.training.evaluate import Tuned, score_decoders, tune
-from amlr.training.model import AmlrModel
-from amlr.training.predict import predict
+from amlr.training.evaluate import score_decoders, tune
+from amlr.training.predict import Prediction, make_decoder, predict
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
 from amlr.training.state import require_state
-from amlr.training.train import Corpus, Trainer
+from amlr.training.train import Trainer
 
 _DEV_NAMES = ("valid.txt", "dev.txt", "valid.conll", "dev.conll")
 _TRAIN_NAMES = ("train.txt", "train.conll")
@@ -139,10 +136,10 @@ def run_training(
     pictures = None
     if options.images is not None:
         folder = ImageFolder(root=options.images, broken=options.broken_ids)
-        pictures = open_pictures(folder, image.spec, [*train_posts, *dev_posts])
+        pictures = Pictures(folder, image.spec, [*train_posts, *dev_posts])
         if not settings.train_image:
-            precompute_features(pictures, model)
-        log.info(f"pictures: {_counts(pictures)}")
+            pictures.precompute(model.image)
+        log.info(folder.summary())
     scope: Scope = "all" if settings.loss == "ce" else "aligned"
     trainer = Trainer(
         model,
@@ -166,7 +163,7 @@ def run_training(
         "checkpoint": str(options.out),
         "state": str(trainer.state_path),
         "metrics": str(trainer.metrics_path),
-        "pictures": pictures.report() if pictures else None,
+        "pictures": pictures.folder.report() if pictures else None,
     }
     if is_done and trainer.accelerator.is_main_process:
         result |= finish(options.out, dev_posts, pictures, str(trainer.accelerator.device))
@@ -197,88 +194,37 @@ def make_config(
     )
 
 
-def open_pictures(folder: ImageFolder, spec: ImageSpec, posts: Sequence[LabelledPost]) -> Pictures:
-    """Pictures of a corpus, looked up once."""
-    pictures = Pictures(folder=folder, spec=spec)
-    pictures.register(posts)
-    return pictures
-
-
-def precompute_features(pictures: Pictures, model: AmlrModel, batch_size: int = 4) -> None:
-    """Run the frozen image encoder once over every picture; keeps the results in memory.
-
-    Small batches: activations of a few pictures still fit the cache, which is twice as fast.
-    """
-    model.image.encoder.eval()
-    total = -(-len(pictures.ids) // batch_size)
-    for ids, pixels in progress(pictures.pixel_batches(batch_size), "picture batches", total):
-        with torch.no_grad():
-            features = model.image.features(pixels)
-        for image_id, regions in zip(ids, features, strict=True):
-            # A copy: rows of a batch would keep the whole batch alive.
-            pictures.features[image_id] = regions.clone()
-
-
-def make_corpus(
-    posts: Sequence[LabelledPost],
-    checkpoint: Checkpoint,
-    pictures: Pictures | None,
-    scope: Scope,
-) -> Corpus:
-    """Examples of a corpus for a model."""
-    rename = match_labels(labels_of(posts), checkpoint.config.labels)
-    examples = make_examples(
-        posts,
-        checkpoint.build_text_encoder(),
-        labels=checkpoint.config.labels,
-        tags=checkpoint.config.tags,
-        scales=checkpoint.config.scales,
-        scope=scope,
-        rename=rename,
-    )
-    return Corpus(posts=posts, examples=examples, pictures=pictures, rename=rename)
-
-
 def finish(
     out: Path, dev_posts: Sequence[LabelledPost], pictures: Pictures | None, device: str
 ) -> dict[str, Any]:
     """Score the best model in float32, tune its decoder on dev and save it again."""
     checkpoint = load_checkpoint(out)
     model = checkpoint.build_model().to(device)
-    scorer = Scorer(model)
-    reports: dict[str, Any] = {}
-    tuned: Tuned | None = None
-    for name, shown in (("dev", pictures), ("dev_without_pictures", None)):
-        if name != "dev" and pictures is None:
-            continue
-        corpus = make_corpus(dev_posts, checkpoint, shown, "all")
-        scores = predict(
-            scorer,
-            corpus.examples,
-            corpus.image_ids,
-            shown,
-            pad_id=checkpoint.token_ids.pad_id,
-            device=device,
-        )
-        # Without pictures the same settings are used: a bundle has one b and one w.
-        tuned = tuned or tune(scores, dev_posts, checkpoint.config, corpus.rename)
-        reports[name] = score_decoders(scores, dev_posts, scorer, tuned, corpus.rename)
-    assert tuned is not None
-    gain = {}
+    decoder = make_decoder(model, checkpoint.decoder)
+    corpus = make_corpus(dev_posts, checkpoint, pictures, "all")
+
+    def predict_dev(corpus: Corpus) -> list[Prediction]:
+        return predict(Scorer(model), corpus, pad_id=checkpoint.token_ids.pad_id, device=device)
+
+    predictions = predict_dev(corpus)
+    tuned = tune(predictions, dev_posts, decoder, corpus.rename)
+    report = score_decoders(predictions, dev_posts, decoder, tuned, corpus.rename)
+    result: dict[str, Any] = {"dev": report}
     if pictures is not None:
-        shown_f1, hidden_f1 = (
-            reports[name]["joint"]["strict"]["f1"] for name in ("dev", "dev_without_pictures")
+        # By the same settings: a bundle has one b and one w.
+        hidden = score_decoders(
+            predict_dev(replace(corpus, pictures=None)), dev_posts, decoder, tuned, corpus.rename
         )
-        gain["picture_gain"] = round(shown_f1 - hidden_f1, 6)
+        gain = report["joint"]["strict"]["f1"] - hidden["joint"]["strict"]["f1"]
+        result |= {"dev_without_pictures": hidden, "picture_gain": round(gain, 6)}
     summary = {
-        decoder: {mode: modes[mode]["f1"] for mode in ("strict", "lenient")}
-        for decoder, modes in reports["dev"].items()
+        name: {mode: modes[mode]["f1"] for mode in ("strict", "lenient")}
+        for name, modes in report.items()
     }
     calibration = dict(tuned.calibration)
-    save_checkpoint(
-        out, with_decoder(checkpoint, tuned.joint, dev_f1=summary, calibration=calibration)
-    )
-    return {**reports, **gain, "decoder": asdict(tuned.joint), "calibration": calibration}
+    provenance = {**checkpoint.provenance, "dev_f1": summary, "calibration": calibration}
+    save_checkpoint(out, replace(checkpoint, decoder=tuned.joint, provenance=provenance))
+    return {**result, "decoder": asdict(tuned.joint), "calibration": calibration}
 
 
 def plot_metrics(history: Sequence[Mapping[str, Any]], path: Path) -> str | None:
@@ -352,10 +298,3 @@ def _fingerprint(
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _counts(pictures: Pictures) -> str:
-    counts = pictures.folder.counts
-    text = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    broken = sorted(pictures.folder.unreadable)[:3]
-    return f"{text} (unreadable: {', '.join(broken)} ...)" if broken else text

@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from amlr.errors import InputError
+from amlr.runtime.results import Entity
 
 Span = tuple[int, int, str]
 Mode = Literal["strict", "lenient"]
@@ -50,6 +54,19 @@ def write_tags(spans: Iterable[Span], length: int) -> list[str]:
     for start, end, label in spans:
         tags[start:end] = [f"B-{label}", *[f"I-{label}"] * (end - start - 1)]
     return tags
+
+
+def to_words(word_spans_n2: npt.NDArray[np.int32], entities: Iterable[Entity]) -> list[Span]:
+    """Entities in characters of a text as spans of its words.
+
+    Args:
+        word_spans_n2: Characters of each word, (N, 2), end exclusive.
+        entities: They begin and end with words.
+    """
+    spans = word_spans_n2.tolist()
+    first = {start: number for number, (start, _) in enumerate(spans)}
+    last = {end: number for number, (_, end) in enumerate(spans)}
+    return [(first[e.start], last[e.end] + 1, e.label) for e in entities]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from amlr.cli_support import progress
 from amlr.errors import CheckpointError, InputError
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, save_checkpoint
-from amlr.training.conll import LabelledPost
-from amlr.training.data import Batch, Example, Pictures, collate, length_batches
+from amlr.training.data import Batch, Corpus, collate, length_batches
 from amlr.training.evaluate import gold_spans, tune_joint, tune_segmental
 from amlr.training.model import AmlrModel
 from amlr.training.objective import Objective, lr_factor, parameter_groups
-from amlr.training.predict import PostScores, decode, predict, settings_for
+from amlr.training.predict import decode, make_decoder, predict
 from amlr.training.score import count_spans
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
@@ -42,34 +41,6 @@ from amlr.training.state import (
 )
 
 _LOG_UPDATES = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """Posts, their examples and pictures.
-
-    Attributes:
-        posts: As read.
-        examples: Windows with gold labels.
-        pictures: None trains and scores without pictures.
-        rename: Corpus type -> model type.
-    """
-
-    posts: Sequence[LabelledPost]
-    examples: Sequence[Example]
-    pictures: Pictures | None
-    rename: Mapping[str, str]
-
-    @property
-    def image_ids(self) -> list[str | None]:
-        """Picture of each post."""
-        return [post.image_id for post in self.posts]
-
-    def picture(self, example: Example) -> Tensor | None:
-        """Pixels or features of an example's picture."""
-        if self.pictures is None:
-            return None
-        return self.pictures.get(self.posts[example.post].image_id)
 
 
 class Trainer:
@@ -283,34 +254,28 @@ class Trainer:
             self._save_best(decoder if self.accelerator.is_main_process else None, line)
 
     def _score_dev(self) -> tuple[dict[str, float], DecoderSettings]:
-        scores = self.predict_dev()
+        predictions = predict(
+            self.scorer,
+            self.dev_corpus,
+            pad_id=self.template.token_ids.pad_id,
+            batch_size=self.settings.eval_batch_size,
+            device=self.accelerator.device,
+        )
         # The last update of an epoch can spoil weights whose own loss was still finite.
         finite = [bool(torch.isfinite(weight).all()) for weight in self.scorer.parameters()]
-        if not all([*finite, *(post.is_finite for post in scores)]):
+        if not all([*finite, *(post.is_finite for post in predictions)]):
             raise self._diverged("a weight or a score of a dev post")
-        config = self.template.config
         gold = gold_spans(self.dev_corpus.posts, self.dev_corpus.rename)
-        joint, counts = tune_joint(scores, gold, config)
-        _, segmental = tune_segmental(scores, gold, config)
-        chain = decode(scores, self.scorer, settings_for("linear-chain", joint))
+        decoder = make_decoder(self.scorer.model, self.template.decoder)
+        joint, counts = tune_joint(predictions, gold, decoder)
+        _, segmental = tune_segmental(predictions, gold, decoder)
+        chain = decode(predictions, replace(decoder, settings=replace(joint, kind="linear-chain")))
         f1 = {
             "joint": counts.f1,
             "segmental": segmental.f1,
             "linear-chain": count_spans(gold, chain).f1,
         }
         return {name: round(value, 6) for name, value in f1.items()}, joint
-
-    def predict_dev(self) -> list[PostScores]:
-        """Raw scores of the dev posts with the current weights."""
-        return predict(
-            self.scorer,
-            self.dev_corpus.examples,
-            self.dev_corpus.image_ids,
-            self.dev_corpus.pictures,
-            pad_id=self.template.token_ids.pad_id,
-            batch_size=self.settings.eval_batch_size,
-            device=self.accelerator.device,
-        )
 
     def _save_best(
         self, decoder: DecoderSettings | None = None, line: Mapping[str, Any] | None = None

@@ -1,6 +1,7 @@
 """Examples, batches and pictures."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,15 @@ from amlr.training.data import (
     Scope,
     collate,
     length_batches,
-    make_examples,
+    make_corpus,
 )
 from amlr.training.scorer import Scorer
 from corpora import first_posts
 from tiny import tiny_checkpoint
 
 
-def _examples(posts: list[LabelledPost], scope: Scope, scales: int = 6) -> list[Example]:
-    checkpoint = tiny_checkpoint()
-    config = checkpoint.config
-    return make_examples(
-        posts,
-        checkpoint.build_text_encoder(),
-        labels=config.labels,
-        tags=config.tags,
-        scales=scales,
-        scope=scope,
-        rename={"MISC": "OTHER"},
-    )
+def _examples(posts: list[LabelledPost], scope: Scope) -> Sequence[Example]:
+    return make_corpus(posts, tiny_checkpoint(), None, scope).examples
 
 
 @pytest.mark.parametrize("scope", ["all", "aligned"])
@@ -96,7 +87,7 @@ def test_a_batch_scores_the_same_units_as_each_post_alone() -> None:
     examples = _examples(first_posts(4), "all")
     picture = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(2))
 
-    def score(chosen: list[Example]) -> tuple[Batch, list[torch.Tensor]]:
+    def score(chosen: Sequence[Example]) -> tuple[Batch, list[torch.Tensor]]:
         batch = collate(chosen, 6, 0, [picture if e.post % 2 else None for e in chosen])
         with torch.no_grad():
             output = scorer(batch)
@@ -134,11 +125,21 @@ def test_broken_pictures_are_counted_and_left_out(tmp_path: Path) -> None:
     posts = [
         LabelledPost(words=("a",), tags=("O",), image_id=name) for name in ("good", "bad", "gone")
     ]
-    pictures = Pictures(folder=ImageFolder(root=tmp_path), spec=ImageSpec(size=16))
-    pictures.register(posts)
-    found = [(ids, tuple(pixels.shape)) for ids, pixels in pictures.pixel_batches(2)]
-    assert found == [(["good"], (1, 3, 16, 16))]
+    pictures = Pictures(ImageFolder(root=tmp_path), ImageSpec(size=16), posts)
+    pixels = pictures.get("good")
+    assert pixels is not None
+    assert pixels.shape == (3, 16, 16)
+    backbone = tiny_checkpoint().build_model().image
+    pictures.precompute(backbone, batch_size=1)
+    features = pictures.get("good")
+    assert features is not None
+    with torch.no_grad():
+        assert torch.equal(features, backbone.features(pixels[None])[0])
     assert pictures.get("bad") is None
     assert pictures.get(None) is None
-    report = pictures.report()
+    report = pictures.folder.report()
     assert (report["found"], report["missing"], report["unreadable_ids"]) == (1, 1, ["bad"])
+    assert (
+        pictures.folder.summary()
+        == "pictures: 1 found, 1 missing, 1 unreadable (unreadable: bad ...)"
+    )
