@@ -3,7 +3,6 @@
 Shape letters: B batch, T steps, Y tags, U units, C classes, N words, L longest unit, E spans.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -166,39 +165,12 @@ def outside_scores(
     if not len(scores_uc):
         return np.zeros(0), np.zeros(posts)
     gains_u = combine(scores_uc, 1)
-    if combine is log_sum_exp and posts == 1:
-        return _outside_of_one(units, gains_u, words)
     cells = np.append(gains_u, -np.inf).take(table)
     forward, backward = _segment_sums(cells, maximum if combine is maximum else _log_sum_rows)
     rows = np.arange(words)[:, None] + np.arange(longest)
     outside_u = np.empty(len(scores_uc) + 1)
     outside_u[table] = forward[:-1][rows] + backward[1:, None] - forward[-1]
     return outside_u[:-1], forward[-1]
-
-
-def _outside_of_one(units: Units, gains_u: Doubles, words: int) -> tuple[Doubles, Doubles]:
-    """`outside_scores` of a single post: too few numbers for NumPy's overhead at every word."""
-    starts, stops, gains = units.start_u.tolist(), (units.end_u + 1).tolist(), gains_u.tolist()
-    into: list[list[tuple[int, float]]] = [[] for _ in range(words + 1)]
-    onward: list[list[tuple[int, float]]] = [[] for _ in range(words + 1)]
-    for start, stop, gain in zip(starts, stops, gains, strict=True):
-        into[stop].append((start, gain))
-        onward[start].append((stop, gain))
-    forward, backward = [0.0] * (words + 1), [0.0] * (words + 1)
-    for j in range(1, words + 1):
-        forward[j] = _log_sum([forward[j - 1], *[forward[i] + gain for i, gain in into[j]]])
-    for j in range(words - 1, -1, -1):
-        backward[j] = _log_sum([backward[j + 1], *[backward[i] + gain for i, gain in onward[j]]])
-    before, after = np.array(forward), np.array(backward)
-    return before[units.start_u] + after[1:][units.end_u] - before[-1], before[-1:]
-
-
-def _log_sum(values: list[float]) -> float:
-    """As `log_sum_exp`; the first value is finite, so the largest is."""
-    if len(values) == 1:
-        return values[0]
-    peak = max(values)
-    return math.log(sum([math.exp(value - peak) for value in values])) + peak
 
 
 def maximum(values: Doubles, axis: int) -> Doubles:

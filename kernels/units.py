@@ -3,7 +3,7 @@
 Shape letters: B posts, U units of all posts, C entity classes, N words, L longest unit in words.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -87,15 +87,6 @@ class Units:
         }
         for name, value in values.items():
             object.__setattr__(units, name, value)
-        return units
-
-    def with_scores(self, scores_uc: npt.ArrayLike) -> "Units":
-        """The same units with other scores (U, C); the rest is not checked again."""
-        scores = as_scores("scores_uc", scores_uc, self.scores_uc.shape)
-        units = object.__new__(Units)
-        for item in fields(self):
-            object.__setattr__(units, item.name, getattr(self, item.name))
-        object.__setattr__(units, "scores_uc", scores)
         return units
 
     def check_lengths(self, lengths_b: npt.ArrayLike) -> Indices:

@@ -1,6 +1,7 @@
 """The confidence of decoded units on the device against forward-backward in float64."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_runs_scored_by_emissions_alone(decoders: FullDecoders) -> None:
 def test_long_posts_and_large_scores_keep_their_digits(decoders: FullDecoders) -> None:
     units, lengths = unit_case(2, 2, 512, 4, longest=3, density=0.5)
     assert len(assert_close(decoders, units, lengths)) > 50
-    large = units.with_scores(units.scores_uc * np.float32(90))
+    large = replace(units, scores_uc=units.scores_uc * np.float32(90))
     assert len(assert_close(decoders, large, lengths)) > 50
 
 

@@ -87,15 +87,6 @@ def test_units_longer_than_255_words() -> None:
     assert entities[0].tolist() == [[0, 300, 0]]
 
 
-def test_with_scores_keeps_the_rest() -> None:
-    units = dense_case(3, 2, 1.0).units
-    other = units.with_scores(-units.scores_uc)
-    assert segmental_decode(other, [3])[0][0].tolist() == []
-    assert segmental_decode(units, [3])[0][0].tolist() != []
-    with pytest.raises(ShapeError, match="scores_uc must have shape"):
-        units.with_scores(np.zeros((1, 1)))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,6 +5,7 @@ is not merely what the kernel happened to do.
 """
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,8 @@ def _segmental(
         shuffled=seed % 3 == 0,
     )
     if longest > 5:  # long units win now and then
-        units = units.with_scores(units.scores_uc + (units.end_u - units.start_u)[:, None])
+        longer = units.scores_uc + (units.end_u - units.start_u)[:, None]
+        units = replace(units, scores_uc=longer)
     entities, _ = decoders.certify(units, lengths, 0.2)
     expected, _ = segmental_decode(units, lengths)
     assert [rows.tolist() for rows in entities] == [rows.tolist() for rows in expected]
