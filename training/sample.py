@@ -6,20 +6,13 @@ disagree with the picture. Dev uses names, drawings and one drawing style per ki
 never sees. Nothing is copied from anywhere.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from amlr.training.conll import LabelledPost, write_conll
 from amlr.training.sample_pictures import KINDS, draw_picture
-from amlr.whole import write_whole
-
-_VERSION = 2
-_STAMP = "sample.json"
 
 
 def _words(text: str, separator: str | None = None) -> list[str]:
@@ -103,45 +96,6 @@ _PLAIN = (
 _TAGS = _words("love tbt monday photo weekend mood nofilter")
 
 
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    split: str
-    rng: np.random.Generator
-
-    def pick(self, options: Sequence[str]) -> str:
-        return options[int(self.rng.integers(len(options)))]
-
-    def ambiguous(self, name: str) -> list[str]:
-        if self.rng.random() < 0.15:
-            return [self.pick(_AMBIGUOUS_SECOND), name]
-        return [name]
-
-    def clear(self, kind: str) -> list[str]:
-        if kind == "PER":
-            return [self.pick(_GIVEN[self.split]), self.pick(_FAMILY[self.split])]
-        return [self.pick(_STEMS[self.split]), *self.pick(_CLEAR_ENDS[kind]).split()]
-
-    def filler(self, word: str) -> str:
-        number = int(self.rng.integers(10_000, 99_999))
-        word = word.replace("{user}", f"user{number}").replace("{tag}", self.pick(_TAGS))
-        return word.replace("{link}", f"s{number}x")
-
-    def fill(self, template: str, name: str, kind: str, image_id: str | None) -> LabelledPost:
-        words: list[str] = []
-        tags: list[str] = []
-        for part in template.split():
-            slot = part.strip("{}")
-            if part == "{a}" or (part.startswith("{") and slot in KINDS):
-                entity = self.ambiguous(name) if part == "{a}" else self.clear(slot)
-                label = kind if part == "{a}" else slot
-                words += entity
-                tags += [f"B-{label}", *[f"I-{label}"] * (len(entity) - 1)]
-            else:
-                words.append(self.filler(part))
-                tags.append("O")
-        return LabelledPost(words=tuple(words), tags=tuple(tags), image_id=image_id)
-
-
 def make_posts(
     split: str, count: int, rng: np.random.Generator
 ) -> tuple[list[LabelledPost], list[str]]:
@@ -155,30 +109,65 @@ def make_posts(
     Returns:
         Posts, and the kind of picture of each ("" for a post without one).
     """
-    writer = _Writer(split, rng)
     posts, kinds = [], []
+    names = _AMBIGUOUS[split]
     for number in range(count):
         # Names and kinds in turn: every name is seen as every kind, so its own guess is worthless.
-        name = _AMBIGUOUS[split][number % len(_AMBIGUOUS[split])]
-        kind = KINDS[(number // len(_AMBIGUOUS[split]) + number) % len(KINDS)]
+        name, kind = names[number % len(names)], KINDS[(number // len(names) + number) % len(KINDS)]
         chance = rng.random()
         image_id: str | None = f"{split}_{number:04d}"
         if chance < 0.80:
-            template = writer.pick(_OPEN)
+            template = _pick(_OPEN, rng)
         elif chance < 0.90:
-            template = writer.pick(_TOLD[kind])
+            template = _pick(_TOLD[kind], rng)
             # What the words already say needs no picture, and must work without one.
             image_id = image_id if rng.random() < 0.5 else None
         else:
-            template, kind = writer.pick(_PLAIN), writer.pick(KINDS)
+            template, kind = _pick(_PLAIN, rng), _pick(KINDS, rng)
             image_id = image_id if rng.random() < 0.7 else None
-        posts.append(writer.fill(template, name, kind, image_id))
+        posts.append(_fill(template, split, name, kind, image_id, rng))
         kinds.append(kind if image_id else "")
     return posts, kinds
 
 
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _fill(
+    template: str,
+    split: str,
+    name: str,
+    kind: str,
+    image_id: str | None,
+    rng: np.random.Generator,
+) -> LabelledPost:
+    """A post: `{a}` becomes the name with the picture's kind, `{PER}` and the like other names."""
+    words: list[str] = []
+    tags: list[str] = []
+    for part in template.split():
+        slot = part.strip("{}")
+        if part == "{a}":
+            label = kind
+            entity = [_pick(_AMBIGUOUS_SECOND, rng), name] if rng.random() < 0.15 else [name]
+        elif part == "{PER}":
+            label, entity = slot, [_pick(_GIVEN[split], rng), _pick(_FAMILY[split], rng)]
+        elif slot in _CLEAR_ENDS:
+            label = slot
+            entity = [_pick(_STEMS[split], rng), *_pick(_CLEAR_ENDS[slot], rng).split()]
+        else:
+            number = int(rng.integers(10_000, 99_999))
+            word = part.replace("{user}", f"user{number}").replace("{tag}", _pick(_TAGS, rng))
+            words.append(word.replace("{link}", f"s{number}x"))
+            tags.append("O")
+            continue
+        words += entity
+        tags += [f"B-{label}", *[f"I-{label}"] * (len(entity) - 1)]
+    return LabelledPost(words=tuple(words), tags=tuple(tags), image_id=image_id)
+
+
 def write_sample(folder: Path, *, seed: int = 0, train: int = 480, dev: int = 160) -> Path:
-    """Write the dataset as CoNLL files and pictures; an intact earlier copy is kept.
+    """Write the dataset as CoNLL files and pictures; the same bytes every time.
 
     Args:
         folder: Takes `train.txt`, `valid.txt` and `images/`.
@@ -189,17 +178,8 @@ def write_sample(folder: Path, *, seed: int = 0, train: int = 480, dev: int = 16
     Returns:
         The folder.
     """
-    wanted = {"version": _VERSION, "seed": seed, "train": train, "dev": dev}
-    stamp = folder / _STAMP
-    try:
-        about = json.loads(stamp.read_text(encoding="utf-8"))
-        if about.pop("sha256") == _digest(folder) and about == wanted:
-            return folder
-    except (OSError, ValueError, KeyError, AttributeError):
-        pass
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
     for number, (split, count) in enumerate((("train", train), ("dev", dev))):
         rng = np.random.default_rng([seed, number])
         posts, kinds = make_posts(split, count, rng)
@@ -208,17 +188,4 @@ def write_sample(folder: Path, *, seed: int = 0, train: int = 480, dev: int = 16
                 picture = draw_picture(kind, rng, is_dev=split == "dev")
                 picture.save(images / f"{post.image_id}.jpg", quality=int(rng.integers(70, 95)))
         write_conll(folder / ("train.txt" if split == "train" else "valid.txt"), posts)
-    # Last and atomically: a half-written folder has no stamp.
-    write_whole(stamp, json.dumps({**wanted, "sha256": _digest(folder)}))
     return folder
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in [
-        folder / "train.txt",
-        folder / "valid.txt",
-        *sorted((folder / "images").iterdir()),
-    ]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
