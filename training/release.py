@@ -38,21 +38,37 @@ _IGNORED = re.compile(
     r"text_encoder\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)|vit\.vit\.(head\.|fc_norm)"
 )
 
-_VIT_BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.o_proj",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-_VIT_STEM = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
-}
+_BLOCK = r"vit\.vit\.blocks\.(\d+)\."
+_LAYER = r"image.encoder.layers.\1."
+_TOKEN_HEAD = re.compile(r"ner_crf_\d+_classify\.")
+_SPAN = re.compile(r"span_(\d+)\.")
+# What a name of the release begins with, and what it is here; timm's ViT names among them, with
+# query, key and value apart.
+_NAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r"text_encoder\.", "text.encoder."),
+        (r"vit\.vit\.cls_token$", "image.encoder.embeddings.cls_token"),
+        (r"vit\.vit\.pos_embed$", "image.encoder.embeddings.position_embeddings"),
+        (r"vit\.vit\.patch_embed\.proj\.", "image.encoder.embeddings.patch_embeddings.projection."),
+        (r"vit\.vit\.norm\.", "image.encoder.layernorm."),
+        (_BLOCK + r"norm1\.", _LAYER + "layernorm_before."),
+        (_BLOCK + r"attn\.([qkv])\.", _LAYER + r"attention.\2_proj."),
+        (_BLOCK + r"attn\.proj\.", _LAYER + "attention.o_proj."),
+        (_BLOCK + r"norm2\.", _LAYER + "layernorm_after."),
+        (_BLOCK + r"mlp\.fc([12])\.", _LAYER + r"mlp.fc\2."),
+        (r"imgLa2text_aspect\.w_qs\.", "cross.query."),
+        (r"imgLa2text_aspect\.w_ks\.", "cross.key."),
+        (r"imgLa2text_aspect\.w_vs\.", "cross.value."),
+        (r"imgLa2text_aspect\.fc\.", "cross.output."),
+        (r"imgLa2text_aspect\.layer_norm\.", "cross.norm."),
+        (r"ner_span_affine\.", "span_head."),
+        (r"crf_\d+\.start_transitions$", "crf_start"),
+        (r"crf_\d+\.end_transitions$", "crf_end"),
+        (r"crf_\d+\.transitions$", "crf_transitions"),
+        (_TOKEN_HEAD.pattern, "token_head."),
+    )
+)
 # Names that older releases of transformers 5 use for the same tensors.
 _VIT_OLDER = (
     ("attention.o_proj", "attention.output.dense"),
@@ -63,24 +79,6 @@ _VIT_OLDER = (
     ("mlp.fc2", "output.dense"),
     ("layers.", "encoder.layer."),
 )
-_OURS = {
-    f"{_CROSS}w_qs.weight": "cross.query.weight",
-    f"{_CROSS}w_ks.weight": "cross.key.weight",
-    f"{_CROSS}w_vs.weight": "cross.value.weight",
-    f"{_CROSS}fc.weight": "cross.output.weight",
-    f"{_CROSS}layer_norm.weight": "cross.norm.weight",
-    f"{_CROSS}layer_norm.bias": "cross.norm.bias",
-    "ner_span_affine.weight": "span_head.weight",
-    "ner_span_affine.bias": "span_head.bias",
-}
-_CHAIN = re.compile(r"crf_(\d+)\.(start_transitions|end_transitions|transitions)$")
-_CHAIN_OURS = {
-    "start_transitions": "crf_start",
-    "end_transitions": "crf_end",
-    "transitions": "crf_transitions",
-}
-_TOKEN_HEAD = re.compile(r"ner_crf_(\d+)_classify\.(weight|bias)$")
-_SPAN = re.compile(r"span_(\d+)\.(weight|bias)$")
 
 
 def is_release(content: Mapping[str, Any]) -> bool:
@@ -109,9 +107,8 @@ def convert_release(content: Mapping[str, Any], options: ReleaseOptions) -> Chec
         raise CheckpointError(f"{wrong[:3]} are no tensors; save the model's state_dict alone")
     config = _read_config(tensors, options)
     model = AmlrModel(config)
-    weights = _map_weights(tensors, config)
     wanted = model.state_dict()
-    weights = _fit_vit_names(weights, wanted)
+    weights = _fit_vit_names(_map_weights(tensors), wanted)
     weights["cross.no_image"] = torch.zeros(config.width)
     _check(weights, wanted)
     tokenizer_json, token_ids = load_tokenizer(options.tokenizer)
@@ -212,49 +209,30 @@ def _tags(tensors: Mapping[str, Tensor], labels: tuple[str, ...]) -> tuple[str, 
     return words + (_SPECIAL_TAGS + numbered)[:extra]
 
 
-def _map_weights(tensors: Mapping[str, Tensor], config: AmlrConfig) -> dict[str, Tensor]:
+def _map_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if key.startswith(_TEXT):
-            weights[f"text.encoder.{key.removeprefix(_TEXT)}"] = value
-        elif key.startswith(_IMAGE):
-            weights |= _map_vit(key.removeprefix(_IMAGE), value)
-        elif key in _OURS:
-            weights[_OURS[key]] = value
+        if ".attn.qkv." in key:
+            # timm stacks query, key and value in one matrix.
+            for which, third in zip("qkv", value.chunk(3, dim=0), strict=True):
+                weights[_our_name(key.replace("qkv", which))] = third.float()
         elif match := _SPAN.match(key):
             # A Conv1d kernel (D, D, k) is the Linear over k neighbours with k moved in front.
             flat = value if value.dim() != 3 else value.transpose(1, 2).flatten(1)
-            weights[f"units.maps.{int(match[1]) - 2}.{match[2]}"] = flat
-        elif match := _CHAIN.match(key):
-            weights[_CHAIN_OURS[match[2]]] = value
-        elif match := _TOKEN_HEAD.match(key):
-            weights[f"token_head.{match[2]}"] = value
+            weights[f"units.maps.{int(match[1]) - 2}.{key[match.end() :]}"] = flat.float()
         else:
-            raise CheckpointError(
-                f"the release's state_dict has an unknown tensor {key!r}; only its model can be "
-                "converted, not optimizer state or variants"
-            )
-    return {name: value.float() for name, value in weights.items()}
+            weights[_our_name(key)] = value.float()
+    return weights
 
 
-def _map_vit(name: str, value: Tensor) -> dict[str, Tensor]:
-    prefix = "image.encoder."
-    if name in _VIT_STEM:
-        return {prefix + _VIT_STEM[name]: value}
-    match = re.match(r"blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
-    if match is None:
-        raise CheckpointError(f"unknown tensor {_IMAGE}{name}; expected timm's ViT names")
-    layer, part, kind = match.groups()
-    block = f"{prefix}layers.{layer}."
-    if part == "attn.qkv":
-        # timm stacks query, key and value in one matrix.
-        return {
-            f"{block}attention.{which}_proj.{kind}": third
-            for which, third in zip("qkv", value.chunk(3, dim=0), strict=True)
-        }
-    if part not in _VIT_BLOCK:
-        raise CheckpointError(f"unknown tensor {_IMAGE}{name}; expected timm's ViT names")
-    return {f"{block}{_VIT_BLOCK[part]}.{kind}": value}
+def _our_name(key: str) -> str:
+    for theirs, ours in _NAMES:
+        if match := theirs.match(key):
+            return match.expand(ours) + key[match.end() :]
+    raise CheckpointError(
+        f"the release's state_dict has an unknown tensor {key!r}; only its model can be "
+        "converted, not optimizer state or variants"
+    )
 
 
 def _fit_vit_names(weights: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
