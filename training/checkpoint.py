@@ -115,7 +115,7 @@ def save_atomically(path: str | Path, content: Mapping[str, Any]) -> None:
     # torch's own writer reports a full disk as a RuntimeError.
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"cannot write {path}: {_first_line(error)}; free some space, or choose another --out"
+            f"cannot write {path}: {first_line(error)}; free some space, or choose another --out"
         ) from error
 
 
@@ -138,12 +138,12 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is no checkpoint of plain tensors and values: "
-            f"{_first_line(error)}; nothing in it was run; save a state_dict instead"
+            f"{first_line(error)}; nothing in it was run; save a state_dict instead"
         ) from error
     # torch raises whatever its zip and pickle readers stumble over.
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_first_line(error)}; it is damaged or of "
+            f"{path} cannot be read as a checkpoint: {first_line(error)}; it is damaged or of "
             "another kind"
         ) from error
     if not isinstance(content, dict):
@@ -203,5 +203,6 @@ def _from_content(content: Mapping[str, Any], name: str) -> Checkpoint:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a line of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -13,6 +13,7 @@ from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
 from amlr.runtime.manifest import TokenIds
 from amlr.runtime.text import load_tokenizer as clean_tokenizer
+from amlr.training.checkpoint import first_line
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
 from amlr.training.wheels import PACKAGED
@@ -27,7 +28,7 @@ class LoadedText:
 
     Attributes:
         settings: `to_dict()` of its configuration.
-        weights: Its tensors, float32; empty for random weights.
+        weights: Its tensors, float32.
         tokenizer_json: Its fast tokenizer, without padding and truncation.
         token_ids: Ids of the special tokens.
         max_tokens: Most steps it can read, special tokens included.
@@ -174,8 +175,6 @@ def build_model(config: AmlrConfig, text: LoadedText, image: LoadedImage) -> Aml
         (model.text.encoder, text.weights),
         (model.image.encoder, image.weights),
     ):
-        if not weights:
-            continue
         missing, _ = encoder.load_state_dict(dict(weights), strict=False)
         # Poolers and classifiers of the source are left out; nothing the model has may be absent.
         if missing:
@@ -201,11 +200,8 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unloadable(source: str, what: str, error: Exception) -> InputError:
-    reason = (
-        str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    )
     return InputError(
-        f"cannot load the {what} {source!r}: {reason}; give a packaged name "
+        f"cannot load the {what} {source!r}: {first_line(error)}; give a packaged name "
         f"({', '.join(PACKAGED)}), a folder of transformers files, or a hub name with network",
         "encoder_missing",
     )

@@ -4,13 +4,11 @@ Shape letters: B posts, S scored units of a post, N words, K units that end at o
 Y tags. All losses are computed in float32 whatever the encoders run in.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-Reduction = Literal["mean", "sum"]
+from amlr.training.settings import Reduction
 
 # Finite, so that a masked score never turns a gradient into NaN.
 _IMPOSSIBLE = -1e4

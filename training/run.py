@@ -31,8 +31,8 @@ from amlr.training.evaluate import score_decoders, tune
 from amlr.training.predict import Prediction, make_decoder, predict
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
-from amlr.training.state import require_state
-from amlr.training.train import Trainer
+from amlr.training.train import Trainer, require_state, state_path
+from amlr.training.wheels import file_sha256
 
 _DEV_NAMES = ("valid.txt", "dev.txt", "valid.conll", "dev.conll")
 _TRAIN_NAMES = ("train.txt", "train.conll")
@@ -161,7 +161,7 @@ def run_training(
     result = {
         "status": "done" if is_done else "stopped",
         "checkpoint": str(options.out),
-        "state": str(trainer.state_path),
+        "state": str(state_path(options.out)),
         "metrics": str(trainer.metrics_path),
         "pictures": pictures.folder.report() if pictures else None,
     }
@@ -269,8 +269,8 @@ def _provenance(
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "preset": options.name,
-        "settings": settings.to_dict(),
-        "data": {path.name: _sha256(path) for path in paths},
+        "settings": asdict(settings),
+        "data": {path.name: file_sha256(path) for path in paths},
         "pictures": options.images is not None,
         "versions": {
             "python": platform.python_version(),
@@ -286,7 +286,7 @@ def _fingerprint(
     options: RunOptions,
 ) -> str:
     about = {
-        "data": [_sha256(path) for path in paths],
+        "data": [file_sha256(path) for path in paths],
         "model": asdict(model_options),
         # Where to save is no part of the result.
         "settings": asdict(replace(settings, save_every=0)),
@@ -294,7 +294,3 @@ def _fingerprint(
         "pictures": options.images is not None,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

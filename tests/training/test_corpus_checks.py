@@ -12,7 +12,7 @@ from amlr.training.cli import train_command
 from amlr.training.conll import LabelledPost, iob1_note, read_corpora, write_conll
 from amlr.training.eval_cli import eval_command
 from amlr.training.score import write_tags
-from amlr.training.state import require_state
+from amlr.training.train import require_state
 from log_lines import log_lines
 
 SPANS = [[(0, 2, "PER"), (3, 4, "LOC")], [(1, 3, "ORG")], [(0, 1, "PER")], []]

@@ -9,8 +9,9 @@ import torch
 
 from amlr.errors import CheckpointError, InputError
 from amlr.training.checkpoint import load_checkpoint
+from amlr.training.objective import lr_factor, parameter_groups
 from amlr.training.run import plot_metrics
-from amlr.training.train import Trainer, lr_factor, parameter_groups
+from amlr.training.train import Trainer
 from corpora import make_trainer
 
 
