@@ -96,7 +96,7 @@ def serve_command(**options: Any) -> None:
     goes to stderr as JSON lines. SIGTERM finishes accepted requests and exits with 0.
     """
     require_extra(
-        "amlr-serve", "serve", "fastapi", "prometheus_client", "python_multipart", "uvicorn"
+        "amlr-serve", "serve", "starlette", "prometheus_client", "python_multipart", "uvicorn"
     )
     place = _place(options)
     settings = _settings(options)

@@ -5,8 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
@@ -16,11 +17,8 @@ from amlr.serving.encoding import json_bytes
 from amlr.serving.jobs import TaggingEngine
 from amlr.serving.parsing import read_tag_request
 from amlr.serving.problems import ApiError
-from amlr.serving.routes_v1 import TAG_BODY
-from amlr.serving.schemas import ExplanationBody, errors
 from amlr.serving.settings import BatchSettings
 
-router = APIRouter(prefix="/v1", tags=["tagging"])
 # People look at one post at a time; more than this at once is something else.
 _MAX_WAITING = 8
 _DIGITS = 5
@@ -87,14 +85,6 @@ class ExplainQueue:
         return self._explainer.explain(post)
 
 
-@router.post(
-    "/explain",
-    summary="Explain one post",
-    response_model=ExplanationBody,
-    response_description="The answer with and without the picture, attention and times.",
-    responses=errors(400, 401, 408, 413, 415, 422, 429, 501, 503),
-    openapi_extra=TAG_BODY,
-)
 async def explain(request: Request) -> Response:
     """What `/v1/tag` says, what it would say without the picture, and where the model looked.
 
@@ -143,3 +133,6 @@ def _answer(explanation: Explanation) -> dict[str, Any]:
 def _crop(engine: TaggingEngine) -> str:
     assert isinstance(engine, Engine)
     return engine.manifest.image.resize
+
+
+ROUTES = [Route("/v1/explain", explain, methods=["POST"])]

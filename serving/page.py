@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
-router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).parent / "static"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -33,19 +33,21 @@ def _file(name: str) -> Response:
     )
 
 
-@router.get("/")
-async def index() -> Response:
-    """The page."""
+async def _index(_: Request) -> Response:
     return _file("index.html")
 
 
-@router.get("/docs")
-async def docs() -> Response:
-    """The interface, readable."""
+async def _docs(_: Request) -> Response:
     return _file("docs.html")
 
 
-@router.get("/static/{name}")
-async def static(name: str) -> Response:
-    """A file of the page."""
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
     return _file(name) if name in _FILES else Response(status_code=404)
+
+
+ROUTES = [
+    Route("/", _index, methods=["GET"]),
+    Route("/docs", _docs, methods=["GET"]),
+    Route("/static/{name}", _static, methods=["GET"]),
+]

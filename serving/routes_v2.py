@@ -1,10 +1,8 @@
 """The Open Inference Protocol (KServe v2), so that clients made for Triton or KServe work here."""
 
-import json
-from typing import Any
-
-from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from amlr import __version__
 from amlr.runtime.results import Post
@@ -13,63 +11,38 @@ from amlr.serving.encoding import json_bytes
 from amlr.serving.json_reading import is_light, parse
 from amlr.serving.parsing import PreparedPost
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import V2InferAnswer, V2Live, V2Model, V2Ready, V2Server, errors
 from amlr.serving.service import TaggingService
 from amlr.serving.v2_tensors import InferRequest, encode_output, parse_infer
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 _VERSION = "1"
 _HEADER_LENGTH = "inference-header-content-length"
 
 
-@router.get(
-    "",
-    summary="About the server",
-    response_model=V2Server,
-    response_description="Name, version and extensions.",
-)
-async def server() -> dict[str, Any]:
+async def server(_: Request) -> Response:
     """Name, version and extensions."""
-    return {"name": "amlr-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data"]
+    return JSONResponse({"name": "amlr-serve", "version": __version__, "extensions": extensions})
 
 
-@router.get(
-    "/health/live",
-    summary="Is the process alive?",
-    response_model=V2Live,
-    response_description="It is.",
-)
-async def live() -> dict[str, bool]:
+async def live(_: Request) -> Response:
     """Always true where it can be answered at all."""
-    return {"live": True}
+    return JSONResponse({"live": True})
 
 
-@router.get(
-    "/health/ready",
-    summary="May requests be sent?",
-    response_model=V2Ready,
-    response_description="Ready.",
-    responses={503: {"model": V2Ready, "description": "Not ready."}},
-)
 async def ready(request: Request) -> Response:
     """True once loaded, checked, warmed up and measured; false while failing or stopping."""
     service = service_of(request)
     value = {"ready": service.ready, "state": str(service.state)}
-    return Response(json.dumps(value), 200 if service.ready else 503, media_type="application/json")
+    return JSONResponse(value, 200 if service.ready else 503)
 
 
-@router.get(
-    "/models/{name}",
-    summary="Inputs and outputs",
-    response_model=V2Model,
-    response_description="Names, types and shapes of the tensors.",
-    responses=errors(401, 404, 422, v2=True),
-)
-@router.get("/models/{name}/versions/{version}", include_in_schema=False)
-async def model(request: Request, name: str, version: str = _VERSION) -> dict[str, Any]:
+async def model(request: Request) -> Response:
     """`text` and, where there are pictures, `image`; `result` holds JSON."""
-    service = _model(request, name, version)
-    return {
+    service = _model(request)
+    # The hash of the bundle in service: deployments change it under traffic.
+    bundle = getattr(service.engine, "bundle", None)
+    provenance = {} if bundle is None else {"manifest_sha256": str(bundle.manifest_sha256)}
+    values = {
         "name": service.model_name,
         "versions": [_VERSION],
         "platform": "amlr",
@@ -78,50 +51,20 @@ async def model(request: Request, name: str, version: str = _VERSION) -> dict[st
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [{"name": "result", "datatype": "BYTES", "shape": [-1]}],
-        "parameters": _provenance(service),
+        "parameters": provenance,
     }
+    return JSONResponse(values)
 
 
-def _provenance(service: TaggingService) -> dict[str, str]:
-    """The hash of the bundle in service: deployments change it under traffic."""
-    bundle = getattr(service.engine, "bundle", None)
-    return {} if bundle is None else {"manifest_sha256": str(bundle.manifest_sha256)}
-
-
-@router.get(
-    "/models/{name}/ready",
-    summary="May requests be sent to this model?",
-    response_model=V2Ready,
-    response_description="Ready.",
-    responses={
-        **errors(401, 404, 422, v2=True),
-        503: {"model": V2Ready, "description": "Not ready."},
-    },
-)
-@router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(request: Request, name: str, version: str = _VERSION) -> Response:
+async def model_ready(request: Request) -> Response:
     """As the server's readiness: there is one model."""
-    _model(request, name, version)
+    _model(request)
     return await ready(request)
 
 
-@router.post(
-    "/models/{name}/infer",
-    summary="Tag a batch of posts",
-    response_model=V2InferAnswer,
-    response_description="The tensor `result`.",
-    responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, v2=True),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/V2Infer"}}},
-        }
-    },
-)
-@router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
-async def infer(request: Request, name: str, version: str = _VERSION) -> Response:
+async def infer(request: Request) -> Response:
     """One result a post, as JSON text. Binary tensor data is understood both ways."""
-    service = _model(request, name, version)
+    service = _model(request)
     body = await request.body()
     length = _header_length(request)
     parsed = await parse(parse_infer, body, length, inline=is_light(body))
@@ -157,9 +100,10 @@ async def _tag(request: Request, parsed: InferRequest) -> list[bytes]:
     return await in_turn(lambda: list(map(json_bytes, answers)), size=size)
 
 
-def _model(request: Request, name: str, version: str) -> TaggingService:
-    service = service_of(request)
-    if name != service.model_name or version != _VERSION:
+def _model(request: Request) -> TaggingService:
+    """The service, where the path names its model and perhaps its version."""
+    service, named = service_of(request), {**request.query_params, **request.path_params}
+    if named["name"] != service.model_name or named.get("version", _VERSION) != _VERSION:
         raise ApiError(404, "model_unknown", f"the only model is '{service.model_name}', version 1")
     return service
 
@@ -171,3 +115,19 @@ def _header_length(request: Request) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 12):
         raise ApiError(400, "request_invalid", f"{_HEADER_LENGTH} must be a whole number")
     return int(text)
+
+
+ROUTES = [
+    Route("/v2", server, methods=["GET"]),
+    Route("/v2/health/live", live, methods=["GET"]),
+    Route("/v2/health/ready", ready, methods=["GET"]),
+    *(
+        Route(f"/v2/models/{{name}}{version}{path}", endpoint, methods=[method])
+        for version in ("", "/versions/{version}")
+        for path, endpoint, method in (
+            ("", model, "GET"),
+            ("/ready", model_ready, "GET"),
+            ("/infer", infer, "POST"),
+        )
+    ),
+]

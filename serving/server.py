@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from amlr.serving.service import TaggingService
@@ -35,7 +35,7 @@ def keep_turns_short() -> None:
 class Server(uvicorn.Server):
     """Serves one application until SIGTERM or SIGINT; a second signal ends it at once."""
 
-    def __init__(self, app: FastAPI, *, drain_s: float = 0.0, **options: Any) -> None:
+    def __init__(self, app: Starlette, *, drain_s: float = 0.0, **options: Any) -> None:
         """Prepare.
 
         Args:

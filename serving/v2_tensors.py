@@ -18,7 +18,7 @@ from amlr.serving.encoding import encode_bytes
 from amlr.serving.json_reading import load_json
 from amlr.serving.parsing import decode_base64
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import V2Data, first_problem
+from amlr.serving.schemas import first_problem
 
 _MAX_ELEMENTS = 100_000
 
@@ -40,7 +40,7 @@ class _Input(_Strict):
     name: Literal["text", "image"]
     datatype: Literal["BYTES"]
     shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=4)
-    data: V2Data = []
+    data: list[str | list[str]] = []
     parameters: _Parameters | None = None
 
     @property

@@ -32,7 +32,7 @@ def build(arguments: FleetArguments) -> Any:
     require_extra(
         "amlr.serving.ray",
         "ray",
-        "fastapi",
+        "starlette",
         "prometheus_client",
         "python_multipart",
         "ray.serve",

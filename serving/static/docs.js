@@ -43,14 +43,17 @@ function formLines(schema) {
     field.format === "binary" ? `${name}=@FILE` : `${name}=${field.description ?? (field.type === "integer" ? "NUMBER" : "TEXT")}`).join("\n");
 }
 
-function operation(method, path, details, all) {
+function operation(method, path, details, components) {
+  const all = components.schemas;
+  // Bodies and answers of several operations are described once.
+  const shared = (value, kind) => (value?.$ref ? components[kind][value.$ref.split("/").at(-1)] : value);
   const article = element("article");
   const title = element("h3");
   title.append(element("b", method.toUpperCase()), ` ${path}`);
   article.id = `${method}${path.replaceAll(/[^\w]+/g, "-")}`;
   article.append(title, element("p", details.summary));
   if (details.description) article.append(element("p", details.description));
-  for (const [type, content] of Object.entries(details.requestBody?.content ?? {})) {
+  for (const [type, content] of Object.entries(shared(details.requestBody, "requestBodies")?.content ?? {})) {
     article.append(element("h4", `Body: ${type}`));
     const schemas = content.schema.anyOf ?? content.schema.oneOf ?? [content.schema];
     if (type === "multipart/form-data") {
@@ -64,7 +67,7 @@ function operation(method, path, details, all) {
     article.append(element("pre", typeof example === "string" ? example : JSON.stringify(example, null, 1)));
     article.append(...schemas.map((schema) => fields(schema, all)));
   }
-  const answers = Object.entries(details.responses ?? {}).map(([status, answer]) => [status, answer.description]);
+  const answers = Object.entries(details.responses ?? {}).map(([status, answer]) => [status, shared(answer, "responses").description]);
   article.append(element("h4", "Answers"), pairs(answers));
   return article;
 }
@@ -78,10 +81,9 @@ function entry(article) {
 
 try {
   const api = await (await fetch("openapi.json")).json();
-  const all = api.components?.schemas ?? {};
   const articles = Object.entries(api.paths).flatMap(([path, methods]) =>
     // HEAD is as GET, without the body.
-    Object.entries(methods).filter(([method]) => method !== "head").map(([method, details]) => operation(method, path, details, all)));
+    Object.entries(methods).filter(([method]) => method !== "head").map(([method, details]) => operation(method, path, details, api.components)));
   contents.replaceChildren(...articles.map(entry));
   box.replaceChildren(...articles);
 } catch {

@@ -2,5 +2,5 @@
 
 `amlr.serving.triton.repository` writes it; `amlr.serving.triton.model` runs inside the server's
 python backend, whose module `triton_python_backend_utils` exists nowhere else. Nothing here needs
-FastAPI or a Triton client.
+a web server or a Triton client.
 """

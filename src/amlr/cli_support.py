@@ -48,7 +48,7 @@ _EXTRAS = {
     "matplotlib": "train",
     "onnx": "export",
     "pydantic": "bench",
-    "fastapi": "serve",
+    "starlette": "serve",
     "uvicorn": "serve",
 }
 

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 
 from amlr.serving.app import create_app
 from amlr.serving.guard import route_path, strip_repeated_prefix
@@ -44,7 +44,7 @@ def test_a_proxy_may_remove_the_prefix_or_keep_it(kept: str) -> None:
 
 @pytest.mark.parametrize("page", ["", "docs"])
 def test_every_link_of_the_page_stays_below_the_prefix(page: str) -> None:
-    outer = FastAPI()
+    outer = Starlette()
     outer.mount("/a/b", create_app(FakeEngine(), ServerSettings(warm_up=False)))
 
     async def follow() -> None:
@@ -70,14 +70,14 @@ def test_a_mounted_application_says_whether_its_lifespan_ran(enter: bool) -> Non
     inner = create_app(FakeEngine(), ServerSettings(warm_up=False))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         if not enter:
             yield
             return
         async with inner.router.lifespan_context(inner):
             yield
 
-    outer = FastAPI(lifespan=lifespan)
+    outer = Starlette(lifespan=lifespan)
     outer.mount("/ner", inner)
 
     async def ask() -> None:
