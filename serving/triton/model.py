@@ -9,6 +9,7 @@ import json
 import os
 import traceback
 from collections.abc import MutableMapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post, Result
 from amlr.serving.encoding import json_bytes
 from amlr.serving.triton.parameters import EngineParameters
+from amlr.serving.triton.repository import batch_sizes
 
 
 class TritonPythonModel:
     """The class that the python backend looks for; one object per instance, in its own process."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine, golden check included.
+        """Load the engine, golden check included, and run full batches of golden posts.
 
         Raises:
             TritonModelException: It cannot be loaded; Triton reports the model as unavailable.
@@ -39,6 +41,12 @@ class TritonPythonModel:
             self._engine: Engine = parameters.load(folder)
         except AmlrError as error:
             raise self._pb.TritonModelException(str(error)) from error
+        size = max(batch_sizes(self._engine.manifest))
+        for has_images in (False, True):
+            posts = [
+                Post(p.text, p.image if has_images else None) for p in self._engine.bundle.golden
+            ]
+            self._engine.tag_batch(list(islice(cycle(posts), size)))
         self._has_parameters = takes_parameters(self._pb)
         name = args.get("model_instance_name", "amlr")
         self._pb.Logger.log_info(f"{name}: {self._engine.provider}, {self._engine.precision}")

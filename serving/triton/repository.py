@@ -2,19 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from amlr import __version__
 from amlr.errors import ExportError
 from amlr.runtime.batching import CPU_BATCHES
-from amlr.runtime.bundle import Bundle, GoldenPost
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import EngineRecord
 from amlr.runtime.manifest import MANIFEST, Manifest
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.pipeline import CHUNK_POSTS
-from amlr.serving.encoding import encode_bytes
 from amlr.serving.settings import BatchSettings, QueueSettings
 from amlr.serving.triton.parameters import AUTO, BUNDLE, EngineParameters
 from amlr.whole import check_place, is_empty, staged_folder
@@ -61,18 +59,6 @@ dynamic_batching {
     max_queue_size: %(max_queue)d
   }
 }
-"""
-_WARMUP = """\
-model_warmup {
-  name: "%s"
-  batch_size: %d
-%s}
-"""
-_WARMUP_INPUT = """\
-  inputs {
-    key: "%s"
-    value { data_type: TYPE_STRING dims: 1 input_data_file: "%s" }
-  }
 """
 
 
@@ -129,9 +115,7 @@ def _write(bundle: Bundle, folder: Path, parameters: EngineParameters, instances
 
 
 def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, instances: int) -> None:
-    samples = _samples(bundle.golden)
-    warmup = {name: post.image is not None for name, post in samples.items()}
-    config = model_config(bundle.manifest, parameters, warmup, instances)
+    config = model_config(bundle.manifest, parameters, instances)
     version = model / VERSION
     version.mkdir(parents=True)
     (model / "config.pbtxt").write_text(config, encoding="ascii")
@@ -142,21 +126,6 @@ def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, inst
         # Copied, not linked: ONNX libraries refuse weights with a second hard link, and the
         # original may be replaced while a server maps these.
         shutil.copyfile(bundle.path / name, target)
-    # Triton looks for warm-up data in a folder of this name.
-    (model / "warmup").mkdir()
-    for name, post in samples.items():
-        (model / "warmup" / f"{name}.text").write_bytes(encode_bytes([post.text.encode()]))
-        if post.image is not None:
-            (model / "warmup" / f"{name}.image").write_bytes(encode_bytes([post.image]))
-
-
-def _samples(golden: Iterable[GoldenPost]) -> dict[str, GoldenPost]:
-    """A golden post without a picture and one with, where there are."""
-    samples: dict[str, GoldenPost] = {}
-    for post in golden:
-        if post.text.strip():
-            samples.setdefault("text_only" if post.image is None else "with_picture", post)
-    return samples
 
 
 def batch_sizes(manifest: Manifest) -> list[int]:
@@ -167,12 +136,7 @@ def batch_sizes(manifest: Manifest) -> list[int]:
     return [CPU_BATCHES.windows // 2, CPU_BATCHES.windows]
 
 
-def model_config(
-    manifest: Manifest,
-    parameters: EngineParameters,
-    warmup: Mapping[str, bool],
-    instances: int = 1,
-) -> str:
+def model_config(manifest: Manifest, parameters: EngineParameters, instances: int = 1) -> str:
     """The configuration."""
     queue, sizes = QueueSettings(), batch_sizes(manifest)
     values: dict[str, Any] = {
@@ -185,10 +149,6 @@ def model_config(
         "max_queue": queue.max_posts,
     }
     parts = [_CONFIG % values]
-    for name, has_image in warmup.items():
-        kinds = ("text", "image") if has_image else ("text",)
-        inputs = "".join(_WARMUP_INPUT % (kind, f"{name}.{kind}") for kind in kinds)
-        parts.append(_WARMUP % (name, sizes[-1], inputs))
     for name, value in parameters.to_strings().items():
         text = quoted(value)
         parts.append(f'parameters {{ key: "{name}" value {{ string_value: {text} }} }}\n')

@@ -91,6 +91,11 @@ def test_answers_are_those_of_amlr_serve(model: TritonPythonModel, server: LiveS
     assert [r.decode() for r in results(response)] == answer["outputs"][0]["data"]
 
 
+def test_a_loaded_model_has_run_full_batches(model: TritonPythonModel) -> None:
+    golden = {post.image for post in model._engine.bundle.golden} - {None}
+    assert model._engine.image_cache.misses == len(golden) > 0
+
+
 def test_bad_requests_fail_alone(model: TritonPythonModel, engine: Engine) -> None:
     bad, cancelled, uneven, good = model.execute(
         [

@@ -63,10 +63,6 @@ def test_model_takes_its_numbers_from_the_bundle(
     ]
     pinned = cpu.parameters["manifest_sha256"].string_value
     assert pinned == Bundle.open(tiny_plan).manifest_sha256
-    for sample in cpu.model_warmup:
-        for value in sample.inputs.values():
-            content = (written / "models" / "amlr" / "warmup" / value.input_data_file).read_bytes()
-            assert int.from_bytes(content[:4], "little") == len(content) - 4 > 0
 
 
 def test_repository_stands_on_its_own(tiny_plan: Path, tmp_path: Path) -> None:
