@@ -54,10 +54,6 @@ class CostTable:
     provider: str = "unknown"
     precision: str = "unknown"
 
-    def single_s(self, tokens: int) -> float:
-        """Time of one post alone, without a picture."""
-        return _interpolate([(row.tokens, row.single_s) for row in self.rows], tokens)
-
     def post_s(self, tokens: int, *, has_image: bool) -> float:
         """Time one more post adds to the drain of a busy server."""
         full = _interpolate([(row.tokens, row.full_s) for row in self.rows], tokens)

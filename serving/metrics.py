@@ -1,11 +1,10 @@
 """Prometheus metrics, in their own registry: several servers may live in one process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from amlr.runtime.results import Result
 from amlr.serving.workers import BatchReport
@@ -76,10 +75,6 @@ class Metrics:
         for cause in ("queue_full", "bytes_full", "deadline", "expired", "stopping"):
             self.refusals.labels(cause)
 
-    def watch(self, values: Callable[[], Iterable[Metric]]) -> None:
-        """Read further values whenever the metrics are asked for."""
-        self.registry.register(_Watched(values))
-
     def batch(self, report: BatchReport) -> None:
         """Count one batch."""
         if report.expired:
@@ -107,17 +102,6 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
-
-
-class _Watched(Collector):
-    def __init__(self, values: Callable[[], Iterable[Metric]]) -> None:
-        self._values = values
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._values()
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
 
 def gauge(name: str, text: str, value: float) -> Metric:

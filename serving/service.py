@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from amlr import __version__
 from amlr.errors import AmlrError
@@ -46,7 +47,7 @@ class State(StrEnum):
     STOPPING = "stopping"
 
 
-class TaggingService:
+class TaggingService(Collector):
     """Accepts posts from any thread and answers them through futures.
 
     Attributes:
@@ -86,7 +87,7 @@ class TaggingService:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep_ready, name="amlr-keeper", daemon=True)
-        self.metrics.watch(self._watched)
+        self.metrics.registry.register(self)
 
     # Life --------------------------------------------------------------------------------------
 
@@ -246,7 +247,8 @@ class TaggingService:
         except Exception:
             return False
 
-    def _watched(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
+        """Values that are read whenever the metrics are asked for."""
         yield gauge("amlr_queue_posts", "Posts waiting.", len(self.queue))
         yield gauge("amlr_queue_bytes", "Bytes waiting or arriving.", self.queue.size_bytes)
         yield gauge("amlr_in_flight_posts", "Posts being computed.", self.pool.in_flight)

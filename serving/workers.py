@@ -27,7 +27,6 @@ class BatchReport:
 
     Attributes:
         tokens: Estimated tokens of each post that was computed.
-        images: Posts with a picture.
         waits_s: Time in the queue of each post.
         compute_s: Time of the engine's call.
         failed: Whether the engine or the worker broke.
@@ -35,7 +34,6 @@ class BatchReport:
     """
 
     tokens: tuple[int, ...]
-    images: int
     waits_s: tuple[float, ...]
     compute_s: float
     failed: bool = False
@@ -221,7 +219,6 @@ class WorkerPool:
         self._report(
             BatchReport(
                 tokens=tuple(job.tokens for job in jobs),
-                images=_images(jobs),
                 waits_s=tuple(started - job.submitted for job in jobs),
                 compute_s=compute_s,
                 failed=failed,

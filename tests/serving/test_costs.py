@@ -25,10 +25,10 @@ TABLE = CostTable(
 
 
 def test_costs_lie_on_lines_between_the_measured_lengths() -> None:
-    assert TABLE.single_s(10) == pytest.approx(0.010)
-    assert TABLE.single_s(55) == pytest.approx(0.055)
-    assert TABLE.single_s(1) == pytest.approx(0.010)
-    assert TABLE.single_s(200) == pytest.approx(0.200)  # beyond: in proportion
+    assert TABLE.batch_s([10], 0) == pytest.approx(0.010)
+    assert TABLE.batch_s([55], 0) == pytest.approx(0.055)
+    assert TABLE.batch_s([1], 0) == pytest.approx(0.010)
+    assert TABLE.batch_s([200], 0) == pytest.approx(0.200)  # beyond: in proportion
     assert TABLE.post_s(10, has_image=False) == pytest.approx(0.080 / 16)
     assert TABLE.post_s(10, has_image=True) == pytest.approx(0.080 / 16 + 0.025)
     assert TABLE.batch_s([10] * 8, 0) == pytest.approx(0.080)
