@@ -55,10 +55,6 @@ class Folder:
         """Full path of a name."""
         return f"{self.root.rstrip('/')}/{name}"
 
-    def exists(self, name: str) -> bool:
-        """Whether the file or folder is there."""
-        return bool(self.fs.exists(self.path(name)))
-
     def names(self) -> list[str]:
         """Names in the folder, sorted; empty where it is absent."""
         try:
@@ -107,5 +103,5 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, if it is there."""
-        if self.exists(name):
+        if self.fs.exists(self.path(name)):
             self.fs.rm(self.path(name), recursive=True)

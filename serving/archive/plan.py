@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, groupby, islice
+from operator import itemgetter
 from typing import Any, Self
 
 from amlr.errors import InputError
@@ -151,17 +152,9 @@ def scan_pictures(source: Source, columns: Columns, most_rows: int) -> Iterator[
         columns: Names of its columns.
         most_rows: Longest run. A picture of more rows is encoded once for each so many.
     """
-    length = begin = 0
-    last: object = None
-    for key, offset in _keys(source, columns):
-        if length and (key != last or length == most_rows):
-            yield length, begin
-            length = 0
-        if not length:
-            begin = offset
-        last, length = key, length + 1
-    if length:
-        yield length, begin
+    for _, run in groupby(_keys(source, columns), key=itemgetter(0)):
+        while part := list(islice(run, most_rows)):
+            yield len(part), part[0][1]
 
 
 def _keys(source: Source, columns: Columns) -> Iterator[tuple[str | int | bytes, int]]:

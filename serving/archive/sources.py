@@ -7,6 +7,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,10 +164,7 @@ def _source(address: str, kind: str, columns: Columns) -> Source:
 
 def _form(address: str, kind: str) -> TextForm:
     with _open(address) as stream:
-        try:
-            start = stream.read(START_BYTES)
-        except _UNPACKING as error:
-            raise InputError(f"cannot unpack {address}: {error}") from error
+        start = stream.read(START_BYTES)
     form = text_form(start, address)
     if kind == "jsonl" and is_json_array(start.decode(form.encoding, "ignore")):
         raise json_array(address)
@@ -178,8 +176,6 @@ def _header(address: str, kind: str, form: TextForm) -> tuple[str, ...]:
         try:
             record = next(_records(stream, kind), b"")
             return tuple(_fields(record.removeprefix(codecs.BOM_UTF8), kind))
-        except UnicodeDecodeError as error:
-            raise not_utf8(address, error) from error
         except csv.Error as error:
             raise InputError(f"the first line of {address} names no columns: {error}") from error
 
@@ -198,16 +194,7 @@ def record_offsets(source: Source) -> Iterator[tuple[int, bytes]]:
     offset = 0
     is_first = source.format != "jsonl"
     with _open(source.address, source.form) as stream:
-        records = _records(stream, source.format)
-        while True:
-            try:
-                record = next(records, None)
-            except _UNPACKING as error:
-                raise InputError(f"cannot unpack {source.address}: {error}") from error
-            except UnicodeDecodeError as error:
-                raise not_utf8(source.address, error) from error
-            if record is None:
-                return
+        for record in _records(stream, source.format):
             if not is_first and not _is_blank(record, source.format):
                 yield offset, record
             is_first = False
@@ -311,15 +298,26 @@ def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Ro
                 return
 
 
-def _open(address: str, form: TextForm | None = None) -> Any:
-    """The unpacked bytes; where a form is given that is not plain, as UTF-8 with line feeds."""
+@contextmanager
+def _open(address: str, form: TextForm | None = None) -> Iterator[Any]:
+    """The unpacked bytes; where a form is given that is not plain, as UTF-8 with line feeds.
+
+    Raises:
+        InputError: It cannot be opened, unpacked or decoded.
+    """
     import fsspec
 
     try:
         file = fsspec.open(address, "rb", compression="infer").open()
-        return file if form is None or form.is_plain else io.BufferedReader(AsUtf8(file, form))
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"cannot read the input {address}: {error}") from error
+    with file:
+        try:
+            yield file if form is None or form.is_plain else io.BufferedReader(AsUtf8(file, form))
+        except UnicodeDecodeError as error:
+            raise not_utf8(address, error) from error
+        except _UNPACKING as error:
+            raise InputError(f"cannot unpack {address}: {error}") from error
 
 
 def open_parquet(address: str) -> Any:

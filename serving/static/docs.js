@@ -8,18 +8,6 @@ function element(tag, text) {
   return node;
 }
 
-function sample(schema, all, depth = 0) {
-  if (!schema || depth > 6) return null;
-  if (schema.$ref) return sample(all[schema.$ref.split("/").at(-1)], all, depth + 1);
-  const choice = schema.anyOf ?? schema.oneOf;
-  if (choice) return sample(choice.find((s) => s.type !== "null"), all, depth + 1);
-  if (schema.type === "object" || schema.properties) {
-    return Object.fromEntries(Object.entries(schema.properties ?? {}).map(([k, v]) => [k, sample(v, all, depth + 1)]));
-  }
-  if (schema.type === "array") return [sample(schema.items, all, depth + 1)];
-  return { string: "…", integer: 0, number: 0.5, boolean: true }[schema.type] ?? null;
-}
-
 function fields(schema, all) {
   if (schema?.$ref) schema = all[schema.$ref.split("/").at(-1)];
   const rows = Object.entries(schema?.properties ?? {}).filter(([, field]) => field.description);
@@ -63,7 +51,7 @@ function operation(method, path, details, components) {
       }
       continue;
     }
-    const example = content.example ?? sample(schemas[0], all);
+    const { example } = content;
     article.append(element("pre", typeof example === "string" ? example : JSON.stringify(example, null, 1)));
     article.append(...schemas.map((schema) => fields(schema, all)));
   }
