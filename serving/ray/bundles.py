@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from amlr.errors import AmlrError, BackendUnavailableError, BundleError
 from amlr.runtime.bundle import check_file, read_manifest
 from amlr.runtime.manifest import MANIFEST, FileEntry, Manifest
+from amlr.whole import staged_folder
 
 T = TypeVar("T")
 LOG = logging.getLogger("amlr.serving.ray.bundles")
@@ -54,49 +55,36 @@ def fetch_bundle(address: str, cache_dir: Path, manifest_sha256: str | None = No
             f"{MANIFEST} at {source.shown} has sha256 {digest}, but {manifest_sha256} was pinned; "
             "this is another bundle, or it was changed"
         )
+    manifest = Manifest.from_json(content)
     cache_dir = cache_dir.expanduser()
     target = cache_dir / digest
     with locked(cache_dir / f"{digest}.lock"):
-        _clear(cache_dir, digest, Manifest.from_json(content))
-        if not target.is_dir():
-            _fetch(source, content, cache_dir / f".part-{digest}", target)
+        # Whoever left these was killed, or the lock would not be held here.
+        for stale in cache_dir.glob(f".*{digest}*"):
+            shutil.rmtree(stale)
+        if not _is_whole(target, manifest):
+            begun = time.monotonic()
+            with staged_folder(target) as part:
+                for name, entry in manifest.files.items():
+                    source.copy(name, entry, part)
+                (part / MANIFEST).write_bytes(content)
+            seconds = round(time.monotonic() - begun, 3)
+            LOG.info("bundle fetched", extra={"sha256": digest, "seconds": seconds})
     return target
 
 
-def _clear(cache_dir: Path, digest: str, manifest: Manifest) -> None:
-    """Remove what cannot be used; called with the lock held."""
-    # Whoever left these was killed, or the lock would not be held here.
-    for stale in cache_dir.glob(f".part-{digest}*"):
-        shutil.rmtree(stale)
-    target = cache_dir / digest
-    if not target.is_dir():
-        return
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a bundle that was fetched before can be used."""
+    if not folder.is_dir():
+        return False
     try:
-        read_manifest(target, digest)
+        read_manifest(folder, folder.name)
         for name, entry in manifest.files.items():
-            check_file(target, name, entry)
+            check_file(folder, name, entry)
     except AmlrError as error:
         LOG.warning("cached bundle is fetched again", extra={"reason": str(error)})
-        # Engines that still map its files keep them: moved as a whole, then removed.
-        aside = cache_dir / f".part-{digest}-old"
-        target.rename(aside)
-        shutil.rmtree(aside)
-
-
-def _fetch(source: "_Source", content: bytes, part: Path, target: Path) -> None:
-    """Bring every file, aside; rename at the end."""
-    begun = time.monotonic()
-    try:
-        part.mkdir()
-        for name, entry in Manifest.from_json(content).files.items():
-            source.copy(name, entry, part)
-        (part / MANIFEST).write_bytes(content)
-        part.rename(target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    seconds = round(time.monotonic() - begun, 3)
-    LOG.info("bundle fetched", extra={"sha256": target.name, "seconds": seconds})
+        return False
+    return True
 
 
 class _Source:

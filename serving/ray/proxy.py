@@ -12,6 +12,8 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from amlr.serving.problems import ApiError, error_response
+
 LOG = logging.getLogger("amlr.serving.ray.proxy")
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "amlr.serving.ray.proxy:middlewares"
@@ -19,6 +21,7 @@ TRIES_HEADER = b"x-amlr-tries"
 _TRIES = 3
 # A larger body is not kept for a second try; its client is told to try again.
 _MAX_KEPT_BYTES = 32_000_000
+_TRY_LATER = ApiError(503, "replica_died", "try again", {"Retry-After": "1"})
 
 
 def middlewares() -> list[Any]:
@@ -48,7 +51,7 @@ class AskAgain:
             if not attempt.kept:
                 break
             LOG.warning("a replica died; asking another one", extra={"try": number})
-        await _try_later(send)
+        await error_response(_TRY_LATER, "")(scope, receive, send)
 
 
 class _Attempt:
@@ -93,14 +96,3 @@ class _Attempt:
                     (TRIES_HEADER, str(self._number).encode()),
                 ]
         await self._send(message)
-
-
-async def _try_later(send: Send) -> None:
-    body = b'{"error":{"code":"replica_died","message":"try again","request_id":""}}'
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"1"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

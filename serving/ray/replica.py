@@ -196,15 +196,10 @@ class CoreClaim:
             self._handles.append(handle)
             cores.append(core)
         if len(cores) < count:
-            self.release()
+            for handle in self._handles:
+                os.close(handle)
             return ()
         return tuple(cores)
-
-    def release(self) -> None:
-        """Let others have them."""
-        for handle in self._handles:
-            os.close(handle)
-        self._handles, self.cores = [], ()
 
 
 def pin_process(cores: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from amlr.errors import AmlrError
 from amlr.runtime import Engine
 from amlr.serving.app import create_app
+from amlr.serving.problems import ApiError, error_response
 from amlr.serving.service import State, TaggingService
 from amlr.serving.settings import ServerSettings
 
 LOG = logging.getLogger("amlr.serving.ray.switch")
 _POLL_S = 0.02
 MANIFEST_HEADER = "X-Amlr-Manifest"
+_NO_BUNDLE = ApiError(503, "starting", "no bundle is loaded yet", {"Retry-After": "1"})
 
 
 @dataclass(eq=False, slots=True)
@@ -130,7 +132,7 @@ class BundleSwitch:
             return
         slot = self._slot
         if slot is None:
-            await _unavailable(scope, receive, send)
+            await error_response(_NO_BUNDLE, "")(scope, receive, send)
             return
         digest = slot.engine.bundle.manifest_sha256[:12]
 
@@ -152,25 +154,9 @@ class BundleSwitch:
                 slot.idle.set()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        handlers: dict[str, Callable[[], Awaitable[None]]] = {
-            "lifespan.startup": _nothing,
-            "lifespan.shutdown": self.close,
-        }
-        while True:
-            kind = (await receive())["type"]
-            await handlers[kind]()
-            await send({"type": f"{kind}.complete"})
-            if kind == "lifespan.shutdown":
-                return
-
-
-async def _nothing() -> None:
-    """The first engine comes with the first configuration, after the startup."""
-
-
-async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    from starlette.responses import JSONResponse
-
-    error = {"code": "starting", "message": "no bundle is loaded yet", "request_id": ""}
-    response = JSONResponse({"error": error}, 503, {"Retry-After": "1"})
-    await response(scope, receive, send)
+        """The first engine comes with the first configuration, after the startup."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
