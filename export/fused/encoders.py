@@ -98,24 +98,21 @@ def read_text(graph: Reader) -> TextEncoder:
     Raises:
         ExportError: It is built differently.
     """
-    softmaxes = graph.nodes("Softmax")
-    if not softmaxes:
-        raise graph.refuse("it has no attention")
-    norm = graph.norm(graph.attention(softmaxes[0]).query.source)
+    project, stream = _project(graph, "hidden_btd")
+    norm = graph.norm(stream)
     layers: list[Layer] = []
-    stream = norm.made
-    for softmax in softmaxes:
-        attention = _self_attention(graph, graph.attention(softmax), stream)
-        first = graph.norm_after(graph.residual(attention.output.made, stream))
-        inner = graph.linear_after(first.made)
-        outer = graph.linear_after(graph.gelu_after(inner.made))
-        second = graph.norm_after(graph.residual(outer.made, first.made))
-        layers.append(
-            Layer(attention=attention, first=first, inner=inner, outer=outer, second=second)
+    for _ in range(graph.attentions):
+        outer, middle = graph.residual(norm.source)
+        first, inner = graph.norm(middle), graph.mlp(outer)
+        output, stream = graph.residual(first.source)
+        attention = _self_attention(graph, output)
+        if not (graph.same(inner.source, middle) and graph.same(attention.query.source, stream)):
+            raise graph.refuse("a layer adds its result to another tensor")
+        layers.insert(
+            0, Layer(attention=attention, first=first, inner=inner, outer=outer, second=norm)
         )
-        stream = second.made
+        norm = graph.norm(stream)
     words, positions, shapes = _embeddings(graph, norm.source)
-    project = _project(graph, "hidden_btd", stream)
     return TextEncoder(
         words=words, positions=positions, shapes=shapes, norm=norm, layers=tuple(layers),
         distances=_distances(graph, layers), project=project,
@@ -123,20 +120,17 @@ def read_text(graph: Reader) -> TextEncoder:
     )  # fmt: skip
 
 
-def _self_attention(graph: Reader, attention: Attention, stream: str) -> Attention:
-    maps = (attention.query, attention.key, attention.value)
-    if any(part is None or not graph.same(part.source, stream) for part in maps):
-        raise graph.refuse(f"an attention does not read {stream!r} three times")
-    return attention
-
-
-def _project(graph: Reader, output: str, stream: str) -> Linear | None:
-    if graph.same(output, stream):
-        return None
+def _project(graph: Reader, output: str) -> tuple[Linear | None, str]:
+    """The last map of a graph, if it has one, and what its last layer makes."""
     project = graph.linear(output)
-    if project is None or not graph.same(project.source, stream):
-        raise graph.refuse(f"{output!r} is not made from its last layer")
-    return project
+    return project, output if project is None else project.source
+
+
+def _self_attention(graph: Reader, output: Linear) -> Attention:
+    attention = graph.attention(output)
+    if attention.key is None or not graph.same(attention.query.source, attention.keys_from):
+        raise graph.refuse(f"an attention does not read {attention.keys_from!r} three times")
+    return attention
 
 
 def _embeddings(graph: Reader, total: str) -> tuple[Floats, Floats, Floats | None]:
@@ -146,8 +140,7 @@ def _embeddings(graph: Reader, total: str) -> tuple[Floats, Floats, Floats | Non
     pending = [total]
     while pending:
         name = pending.pop()
-        value = graph.constant(name)
-        node = graph.maker(name, "Add", "Gather")
+        value, node = graph.constant(name), graph.maker(name, "Add", "Gather")
         if value is not None:
             constant = value if constant is None else constant + value
         elif node is not None and node.op_type == "Add":
@@ -160,55 +153,47 @@ def _embeddings(graph: Reader, total: str) -> tuple[Floats, Floats, Floats | Non
             if kind in tables:
                 raise graph.refuse(f"two embeddings read {kind!r}")
             tables[kind] = table[offset:]
-    if not {"input_ids", "positions"} <= set(tables) or set(tables) - {
-        "input_ids", "positions", "shape_ids",
-    }:  # fmt: skip
+    shapes = tables.pop("shape_ids", None)
+    if set(tables) != {"input_ids", "positions"}:
         raise graph.refuse(f"its embeddings are {sorted(tables)}")
     positions = tables["positions"]
     positions = positions if constant is None else (positions + constant).astype(np.float32)
-    return tables["input_ids"], positions, tables.get("shape_ids")
+    return tables["input_ids"], positions, shapes
 
 
 def _index(graph: Reader, name: str) -> tuple[str, int]:
     """Which input an embedding's index is, or `positions`, and the number added to it."""
-    offset = 0
-    while True:
-        name = graph.before(name)
-        if name in graph.inputs:
-            return name, offset
-        node = graph.maker(name, "Tile", "Expand", "Add", "Range")
-        if node is not None and node.op_type == "Range" and graph.scalar(node.input[0]) == 0:
-            return "positions", offset
-        parts = None
-        if node is not None and node.op_type == "Add":
-            parts = graph.split_constant(node)
-            if parts is None or parts[1].size != 1:
-                raise graph.refuse(f"index {name!r} is built differently")
-            offset += int(parts[1].ravel()[0])
-        if node is None or node.op_type == "Range":
-            raise graph.refuse(f"index {name!r} is built differently")
-        name = node.input[0] if parts is None else parts[0]
+    parts = graph.combined(name, "Add")
+    if parts is not None and parts[1].size == 1:
+        kind, offset = _index(graph, parts[0])
+        return kind, offset + int(parts[1].item())
+    name = graph.before(name)
+    node = graph.maker(name, "Tile", "Expand", "Range")
+    if node is not None and node.op_type != "Range":
+        return _index(graph, node.input[0])
+    start = None if node is None else graph.constant(node.input[0])
+    if start is not None and not start.any():
+        return "positions", 0
+    if name in graph.inputs:
+        return name, 0
+    raise graph.refuse(f"index {name!r} is built differently")
 
 
 def _distances(graph: Reader, layers: list[Layer]) -> Floats | None:
     """MPNet's table of biases by distance, or None; all layers must share their mask."""
     masks = {layer.attention.mask for layer in layers}
-    mask = masks.pop()
-    if masks or mask is None:
-        raise graph.refuse("its layers have different masks")
+    pending, seen = [mask or "" for mask in masks], set[str]()
     tables: list[Floats] = []
-    pending, seen = [mask], set[str]()
     while pending:
         name = pending.pop()
         node = graph.maker(name)
-        if node is None or name in seen:
-            continue
+        if node is not None and name not in seen:
+            table = graph.constant(node.input[0]) if node.op_type == "Gather" else None
+            if table is not None and table.ndim == 2:
+                tables.append(table)
+            pending += node.input
         seen.add(name)
-        table = graph.constant(node.input[0]) if node.op_type == "Gather" else None
-        if table is not None and table.ndim == 2:
-            tables.append(table)
-        pending += node.input
-    if len(tables) > 1 or not any("attention_mask" in graph.sources(name) for name in seen):
+    if len(masks) != 1 or len(tables) > 1 or "attention_mask" not in seen:
         raise graph.refuse("its mask is built differently")
     return tables[0] if tables else None
 
@@ -219,35 +204,32 @@ def read_vision(graph: Reader) -> VisionTransformer:
     Raises:
         ExportError: It is built differently, or no transformer at all.
     """
-    softmaxes, convolutions = graph.nodes("Softmax"), graph.nodes("Conv")
-    if not softmaxes or len(convolutions) != 1:
-        raise graph.refuse("it is no vision transformer")
-    first = graph.norm(graph.attention(softmaxes[0]).query.source)
-    stream, before = first.source, first
+    project, stream = _project(graph, "regions_bpd")
+    norm = graph.norm(stream)
     layers: list[Layer] = []
-    for softmax in softmaxes:
-        attention = _self_attention(graph, graph.attention(softmax), before.made)
-        middle = graph.residual(attention.output.made, stream)
-        after = graph.norm_after(middle)
-        inner = graph.linear_after(after.made)
-        outer = graph.linear_after(graph.gelu_after(inner.made))
-        layers.append(
-            Layer(attention=attention, first=before, inner=inner, outer=outer, second=after)
+    stream = norm.source
+    for _ in range(graph.attentions):
+        outer, middle = graph.residual(stream)
+        inner = graph.mlp(outer)
+        output, stream = graph.residual(middle)
+        attention, second = _self_attention(graph, output), graph.norm(inner.source)
+        first = graph.norm(attention.query.source)
+        if not (graph.same(second.source, middle) and graph.same(first.source, stream)):
+            raise graph.refuse("a layer adds its result to another tensor")
+        layers.insert(
+            0, Layer(attention=attention, first=first, inner=inner, outer=outer, second=second)
         )
-        stream = graph.residual(outer.made, middle)
-        before = graph.norm_after(stream)
-    patches, side, start, size = _patches(graph, first.source)
+    patches, side, start, size = _patches(graph, stream)
     return VisionTransformer(
-        patches=patches, size=size, side=side, start=start, layers=tuple(layers), norm=before,
-        project=_project(graph, "regions_bpd", before.made),
+        patches=patches, size=size, side=side, start=start, layers=tuple(layers), norm=norm,
+        project=project,
     )  # fmt: skip
 
 
 def _patches(graph: Reader, stream: str) -> tuple[Linear, int, Floats, int]:
     """Map of a patch, its side, what is added, and the picture's side."""
     wrong = graph.refuse("its patches are built differently")
-    add = graph.maker(stream, "Add")
-    parts = None if add is None else graph.split_constant(add)
+    parts = graph.combined(stream, "Add")
     joined = None if parts is None else graph.maker(parts[0], "Concat")
     if parts is None or joined is None or len(joined.input) != 2:
         raise wrong
@@ -272,8 +254,6 @@ def _patches(graph: Reader, stream: str) -> tuple[Linear, int, Floats, int]:
     linear = Linear(
         weight=weight.reshape(width, -1).T,
         bias=np.zeros(width, np.float32) if bias is None else bias,
-        source="pixel_values",
-        made="",
     )
     start[1:] += linear.bias
     return linear, side, start, size
@@ -354,8 +334,8 @@ def _biased_mask(out: Writer, distances: Floats | None, attention_mask: str) -> 
 def write_vision(out: Writer, vision: VisionTransformer) -> str:
     """Regions (batch, P, D) of a new input `pixel_values`."""
     side, across = vision.side, vision.size // vision.side
-    pixels = out.float_input("pixel_values", [BATCH, 3, vision.size, vision.size], pixels=True)
-    x = out.enter(pixels, pixels=True)
+    size = vision.size
+    x = out.enter(out.input("pixel_values", [BATCH, 3, size, size], TensorProto.FLOAT))
     # Patches as rows: the convolution is one matrix product, and gives the layout wanted here.
     x = out.op("Reshape", [x, out.ints(-1, 3, across, side, across, side)])
     x = out.op("Transpose", [x], perm=[0, 2, 4, 1, 3, 5])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from amlr.export.fused.reader import Attention, Linear, Norm, Reader
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Writer
@@ -55,16 +55,14 @@ def read_fusion(graph: Reader) -> Fusion:
     Raises:
         ExportError: It is built differently.
     """
-    softmaxes = graph.nodes("Softmax")
     classify, emit = graph.linear("unit_logits_bsc"), graph.linear("emissions_bty")
-    if len(softmaxes) != 1 or classify is None or emit is None:
-        raise graph.refuse("it has not one attention and two heads")
-    attention = graph.attention(softmaxes[0])
+    if classify is None or emit is None:
+        raise graph.refuse("it has not two heads")
+    norm = graph.norm(classify.source)
+    units, attention, constant = _taken(graph, norm)
     gather = graph.maker(attention.keys_from, "Gather")
     if attention.mask is not None or gather is None or gather.input[0] != "pool_npd":
         raise graph.refuse("its attention does not read chosen pictures of the pool")
-    norm = graph.norm(classify.source)
-    units, constant = _taken(graph, norm, attention)
     if not graph.same(units, attention.query.source) or not graph.same(emit.source, "hidden_btd"):
         raise graph.refuse("its heads do not read units and hidden states")
     shape = graph.inputs["pool_npd"].type.tensor_type.shape.dim
@@ -75,16 +73,15 @@ def read_fusion(graph: Reader) -> Fusion:
     )  # fmt: skip
 
 
-def _taken(graph: Reader, norm: Norm, attention: Attention) -> tuple[str, Floats]:
-    """The units under the norm, and what they take where there is no picture."""
+def _taken(graph: Reader, norm: Norm) -> tuple[str, Attention, Floats]:
+    """The units under the norm, their attention, and what they take where there is no picture."""
     total = graph.maker(norm.source, "Add")
-    for units, taken in () if total is None else (total.input, reversed(total.input)):
+    for units, taken in () if total is None else (total.input, total.input[::-1]):
         choice = graph.maker(graph.before(taken), "Where")
+        output = None if choice is None else graph.linear(choice.input[1])
         constant = None if choice is None else graph.constant(choice.input[2])
-        if choice is None or constant is None:
-            continue
-        if graph.same(choice.input[1], attention.output.made):
-            return units, constant.ravel()
+        if output is not None and constant is not None:
+            return units, graph.attention(output), constant.ravel()
     raise graph.refuse("no choice between a picture's context and the constant")
 
 
@@ -124,9 +121,9 @@ def write_fusion(out: Writer, fusion: Fusion, hidden: str, most_steps: int) -> N
     taken = _context(out, fusion, units)
     z, _ = out.skip_norm(taken, units, fusion.norm, "cross.norm", keep=False)
     logits = out.linear(z, fusion.classify, "span_head")
-    out.output(logits, "unit_logits_bsc", [BATCH, UNITS, fusion.classify.bias.size], scores=True)
+    out.output(logits, "unit_logits_bsc", [BATCH, UNITS, fusion.classify.bias.size])
     emissions = out.linear(hidden, fusion.emit, "token_head")
-    out.output(emissions, "emissions_bty", [BATCH, STEPS, fusion.emit.bias.size], scores=True)
+    out.output(emissions, "emissions_bty", [BATCH, STEPS, fusion.emit.bias.size])
 
 
 def _chosen_units(out: Writer, fusion: Fusion, hidden: str, most_steps: int) -> str:
@@ -210,7 +207,7 @@ def _post_starts(out: Writer, hidden: str, steps: str, slots: int) -> str:
 def _context(out: Writer, fusion: Fusion, units: str) -> str:
     """What each unit takes from its post's picture, (batch, units, D)."""
     attention, width = fusion.attention, fusion.width
-    pool = out.float_input("pool_npd", [SLOTS, fusion.regions, width])
+    pool = out.input("pool_npd", [SLOTS, fusion.regions, width], TensorProto.FLOAT)
     slot = out.input("slot_b", [BATCH])
     zero = out.zero()
     # Chosen before they are rounded: a device's pool holds many more pictures than a batch shows.

@@ -2,12 +2,13 @@
 
 The exporter spells one attention with about fifty nodes, most of them shape arithmetic. What is
 read here is only what a layer computes; `encoders` and `fusion` write it again with few operators.
-Anything that does not look as expected is refused, never guessed.
+A graph is read from its outputs back to its inputs. Anything that does not look as expected is
+refused, never guessed.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,11 @@ class Linear:
         weight: (inputs, outputs) float32.
         bias: (outputs,) float32; zeros where there is none.
         source: Tensor it reads.
-        made: Tensor it makes, bias included.
     """
 
     weight: Array
     bias: Array
-    source: str
-    made: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +47,6 @@ class Norm:
     beta: Array
     epsilon: float
     source: str
-    made: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +88,11 @@ class Attention:
 
 
 class Reader:
-    """One float32 graph and what its tensors are made of."""
+    """One float32 graph and what its tensors are made of.
+
+    Attributes:
+        attentions: How many it has.
+    """
 
     def __init__(self, name: str, model: onnx.ModelProto) -> None:
         """Index a graph.
@@ -104,15 +106,12 @@ class Reader:
         light = onnx.ModelProto()
         for part in ("node", "input", "output"):
             getattr(light.graph, part).extend(getattr(model.graph, part))
-        self.graph = prepare(light).graph
-        self.inputs = {info.name: info for info in self.graph.input}
-        self._made_by = {made: node for node in self.graph.node for made in node.output if made}
-        self._read_by: dict[str, list[NodeProto]] = {}
-        for node in self.graph.node:
-            for source in set(node.input):
-                self._read_by.setdefault(source, []).append(node)
-        self._tensors = {
-            tensor.name: tensor for tensor in (*model.graph.initializer, *self.graph.initializer)
+        graph = prepare(light).graph
+        self.attentions = sum(node.op_type == "Softmax" for node in graph.node)
+        self.inputs = {info.name: info for info in graph.input}
+        self._made_by = {made: node for node in graph.node for made in node.output if made}
+        self._constants = {
+            tensor.name: tensor for tensor in (*model.graph.initializer, *graph.initializer)
         }
 
     def refuse(self, what: str) -> ExportError:
@@ -123,26 +122,13 @@ class Reader:
 
     def constant(self, name: str) -> Array | None:
         """Value of a constant tensor, or None."""
-        tensor = self._tensors.get(name)
+        tensor = self._constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
-
-    def scalar(self, name: str) -> float | None:
-        """Value of a constant of one element, or None."""
-        value = self.constant(name)
-        return float(value.ravel()[0]) if value is not None and value.size == 1 else None
 
     def maker(self, name: str, *kinds: str) -> NodeProto | None:
         """The node that makes a tensor, if it is of these kinds."""
         node = self._made_by.get(name)
         return node if node is not None and (not kinds or node.op_type in kinds) else None
-
-    def readers(self, name: str) -> list[NodeProto]:
-        """Nodes that read a tensor's values, in the graph's order."""
-        return [node for node in self._read_by.get(name, []) if node.op_type != "Shape"]
-
-    def nodes(self, kind: str) -> list[NodeProto]:
-        """All nodes of one kind, in the graph's order."""
-        return [node for node in self.graph.node if node.op_type == kind]
 
     def before(self, name: str) -> str:
         """The tensor that this one is another layout of."""
@@ -150,49 +136,32 @@ class Reader:
             name = node.input[0]
         return name
 
-    def after(self, name: str) -> str:
-        """The last layout of a tensor before something computes with it."""
-        while True:
-            readers = self.readers(name)
-            if len(readers) != 1 or readers[0].op_type not in _LAYOUT:
-                return name
-            name = readers[0].output[0]
-
     def same(self, a: str, b: str) -> bool:
         """Whether two tensors hold the same values, whatever their layout."""
         return self.before(a) == self.before(b)
 
-    def split_constant(self, node: NodeProto) -> tuple[str, Array] | None:
-        """The tensor and the constant that a node of two inputs combines, or None."""
-        for variable, fixed in (node.input, reversed(node.input)):
+    def combined(self, name: str, *kinds: str) -> tuple[str, Array] | None:
+        """The tensor and the constant that a node of these kinds combines into one, or None."""
+        node = self.maker(self.before(name), *kinds)
+        for variable, fixed in () if node is None else (node.input, node.input[::-1]):
             value = self.constant(fixed)
-            if value is not None and variable not in self._tensors:
+            if value is not None and variable not in self._constants:
                 return variable, value
         return None
-
-    def sources(self, name: str) -> tuple[str, ...]:
-        """What the node that makes a tensor reads."""
-        node = self.maker(name)
-        return () if node is None else tuple(node.input)
 
     # Layers --------------------------------------------------------------------------------------
 
     def linear(self, name: str) -> Linear | None:
         """The linear map that makes a tensor, its layout aside, or None."""
-        made = self.before(name)
-        node = self.maker(made, "Gemm", "MatMul", "Add")
-        if node is None:
+        node = self.maker(self.before(name), "Gemm", "MatMul")
+        if node is not None:
+            return self._product(node)
+        parts = self.combined(name, "Add")
+        product = None if parts is None else self.maker(parts[0], "MatMul")
+        inner = None if product is None else self._product(product)
+        if parts is None or inner is None or inner.bias.shape != parts[1].shape:
             return None
-        if node.op_type == "Add":
-            parts = self.split_constant(node)
-            if parts is None or parts[1].ndim != 1:
-                return None
-            product = self.maker(parts[0], "MatMul")
-            inner = None if product is None else self._product(product)
-            if inner is None or inner.bias.any() or inner.bias.shape != parts[1].shape:
-                return None
-            return Linear(weight=inner.weight, bias=parts[1], source=inner.source, made=made)
-        return self._product(node)
+        return replace(inner, bias=parts[1])
 
     def _product(self, node: NodeProto) -> Linear | None:
         weight = self.constant(node.input[1])
@@ -207,25 +176,7 @@ class Reader:
         bias = self.constant(node.input[2]) if len(node.input) > 2 else None
         if bias is None:
             bias = np.zeros(weight.shape[1], np.float32)
-        return Linear(weight=weight, bias=bias, source=node.input[0], made=node.output[0])
-
-    def linear_after(self, name: str) -> Linear:
-        """The one linear map that reads a tensor, in any layout.
-
-        Raises:
-            ExportError: None does, or several do.
-        """
-        products = [n for n in self.readers(self.after(name)) if n.op_type in ("Gemm", "MatMul")]
-        found = self._product(products[0]) if len(products) == 1 else None
-        if found is None:
-            raise self.refuse(f"not exactly one linear map reads {name!r}")
-        for node in self.readers(found.made):
-            parts = self.split_constant(node) if node.op_type == "Add" else None
-            if parts is not None and parts[1].shape == found.bias.shape:
-                return Linear(
-                    weight=found.weight, bias=parts[1], source=found.source, made=node.output[0]
-                )
-        return found
+        return Linear(weight=weight, bias=bias, source=node.input[0])
 
     def norm(self, name: str) -> Norm:
         """The LayerNormalization that makes a tensor.
@@ -243,109 +194,80 @@ class Reader:
             beta=np.zeros_like(gamma) if beta is None else beta,
             epsilon=float(attributes(node).get("epsilon", 1e-5)),
             source=node.input[0],
-            made=node.output[0],
         )
 
-    def norm_after(self, name: str) -> Norm:
-        """The first LayerNormalization that reads a tensor.
+    def residual(self, total: str) -> tuple[Linear, str]:
+        """The linear map that ends a block, and the stream that it is added to.
 
         Raises:
-            ExportError: None does.
+            ExportError: The tensor is no such sum.
         """
-        for node in self.readers(self.after(name)):
-            if node.op_type == "LayerNormalization":
-                return self.norm(node.output[0])
-        raise self.refuse(f"no LayerNormalization follows {name!r}")
+        node = self.maker(self.before(total), "Add")
+        for block, stream in () if node is None else (node.input, node.input[::-1]):
+            linear = self.linear(block)
+            if linear is not None:
+                return linear, stream
+        raise self.refuse(f"{total!r} is not a linear map added to a stream")
 
-    def residual(self, made: str, stream: str) -> str:
-        """The sum of a block's result and the stream around it.
+    def mlp(self, outer: Linear) -> Linear:
+        """The linear map whose GELU, `0.5 x (1 + erf(x / sqrt 2))`, another one reads.
 
         Raises:
-            ExportError: The result is added to something else.
+            ExportError: It reads something else.
         """
-        node = next((n for n in self.readers(self.after(made)) if n.op_type == "Add"), None)
-        if node is None or not any(self.same(stream, name) for name in node.input):
-            raise self.refuse(f"{made!r} is not added to {stream!r}")
-        total: str = node.output[0]
-        return total
+        product = self.maker(self._undone(outer.source, "Mul", 0.5), "Mul")
+        for x, y in () if product is None else (product.input, product.input[::-1]):
+            erf = self.maker(self._undone(y, "Add", 1.0), "Erf")
+            divided = "" if erf is None else self._undone(erf.input[0], "Div", math.sqrt(2.0))
+            inner = self.linear(x)
+            if divided and inner is not None and self.same(divided, x):
+                return inner
+        raise self.refuse(f"{outer.source!r} is not GELU with erf of a linear map")
 
-    def gelu_after(self, name: str) -> str:
-        """Result of `0.5 x (1 + erf(x / sqrt 2))` of a tensor.
+    def _undone(self, name: str, kind: str, value: float) -> str:
+        """The tensor that a node of this kind combines with this number, or an empty name."""
+        parts = self.combined(name, kind)
+        if parts is None or parts[1].size != 1:
+            return ""
+        return parts[0] if math.isclose(float(parts[1]), value, rel_tol=1e-5) else ""
+
+    def attention(self, output: Linear) -> Attention:
+        """The attention whose results a linear map reads.
 
         Raises:
-            ExportError: Another activation follows.
+            ExportError: It reads something else.
         """
-        name = self.after(name)
-        wrong = self.refuse(f"the activation after {name!r} is not GELU with erf")
-        divided = next((n for n in self.readers(name) if n.op_type == "Div"), None)
-        if divided is None or not _near(self.scalar(divided.input[1]), math.sqrt(2.0)):
-            raise wrong
-        chain = [divided]
-        for kind in ("Erf", "Add", "Mul", "Mul"):
-            readers = self.readers(chain[-1].output[0])
-            if len(readers) != 1 or readers[0].op_type != kind:
-                raise wrong
-            chain.append(readers[0])
-        _, _, plus, times, half = chain
-        one, two = self.split_constant(plus), self.split_constant(half)
-        if one is None or two is None or name not in times.input:
-            raise wrong
-        if not _near(float(one[1]), 1.0) or not _near(float(two[1]), 0.5):
-            raise wrong
-        made: str = half.output[0]
-        return made
-
-    def attention(self, softmax: NodeProto) -> Attention:
-        """The attention around a Softmax.
-
-        Raises:
-            ExportError: It is built differently.
-        """
+        mix = self.maker(self.before(output.source), "MatMul")
+        softmax = None if mix is None else self.maker(self.before(mix.input[0]), "Softmax")
+        if mix is None or softmax is None:
+            raise self.refuse(f"{output.source!r} is made by no attention")
         product, scale, mask = self._scores(softmax.input[0])
-        left, right = product.input
-        left, query_scale = self._unscaled(left)
-        right, key_scale = self._unscaled(right)
-        query, key = self.linear(left), self.linear(right)
-        weights = self.after(softmax.output[0])
-        mix = next((n for n in self.readers(weights) if n.op_type == "MatMul"), None)
-        if query is None or mix is None or mix.input[0] != weights:
-            raise self.refuse(f"the attention at {softmax.name!r} is built differently")
-        value = self.linear(mix.input[1])
+        left, query_scale = self._unscaled(product.input[0])
+        right, key_scale = self._unscaled(product.input[1])
+        query, key, value = (self.linear(name) for name in (left, right, mix.input[1]))
         keys = self.before(right) if key is None else key.source
         values = self.before(mix.input[1]) if value is None else value.source
-        if (key is None) != (value is None) or not self.same(keys, values):
-            raise self.refuse(f"keys and values of {softmax.name!r} come from different tensors")
+        if query is None or (key is None) != (value is None) or not self.same(keys, values):
+            raise self.refuse(f"the attention at {softmax.name!r} is built differently")
         return Attention(
             query=query, key=key, value=value, keys_from=keys,
-            scale=scale * query_scale * key_scale, mask=mask,
-            output=self.linear_after(mix.output[0]),
+            scale=scale * query_scale * key_scale, mask=mask, output=output,
         )  # fmt: skip
 
     def _scores(self, name: str) -> tuple[NodeProto, float, str | None]:
         """The product under a Softmax, the factor on it, and what is added."""
-        scale, mask = 1.0, None
-        while (node := self.maker(name)) is not None:
-            if node.op_type == "MatMul" and self.split_constant(node) is None:
-                return node, scale, mask
-            if node.op_type == "Add" and mask is None and self.split_constant(node) is None:
-                # The mask is made from an input by Mul or Add, never by a scaled product.
-                name, mask = node.input
-                if self.maker(self._unscaled(name)[0], "MatMul") is None:
-                    name, mask = mask, name
-            elif node.op_type in ("Mul", "Div"):
-                name, factor = self._unscaled(name)
-                scale *= factor
-                if self.maker(name, "Mul", "Div") is node:
-                    break
-            else:
-                break
+        total = self.maker(name, "Add")
+        sides = [(name, None)] if total is None else [tuple(total.input), tuple(total.input[::-1])]
+        for scaled, mask in sides:
+            inner, scale = self._unscaled(scaled)
+            product = self.maker(inner, "MatMul")
+            if product is not None and self.combined(inner, "MatMul") is None:
+                return product, scale, mask
         raise self.refuse(f"scores {name!r} are no scaled product")
 
     def _unscaled(self, name: str) -> tuple[str, float]:
         """A tensor before its multiplication by a scalar, and the scalar."""
-        inner = self.before(name)
-        node = self.maker(inner, "Mul", "Div")
-        parts = None if node is None else self.split_constant(node)
+        node, parts = self.maker(self.before(name)), self.combined(name, "Mul", "Div")
         if node is None or parts is None or parts[1].size != 1:
             return name, 1.0
         factor = float(parts[1].ravel()[0])
@@ -355,7 +277,3 @@ class Reader:
 def attributes(node: NodeProto) -> Mapping[str, Any]:
     """A node's attributes as plain values."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _near(value: float | None, expected: float) -> bool:
-    return value is not None and math.isclose(value, expected, rel_tol=1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from amlr.errors import ExportError
 from amlr.export.fused.encoders import (
@@ -24,7 +25,6 @@ from amlr.export.fused.standard import StandardWriter
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Arithmetic, Writer
 from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
-from amlr.export.precision.graph_tools import HALF
 from amlr.export.precision.half import to_half
 from amlr.export.precision.judge import (
     GRAPHS,
@@ -105,44 +105,34 @@ def recognise(plain: Models, most_steps: int) -> Parts:
     )  # fmt: skip
 
 
-def build(
-    parts: Parts,
-    arithmetic: Arithmetic,
-    *,
-    half_ends: bool = False,
-    names: Sequence[str] = (*GRAPHS, MERGED),
-) -> Models:
+def build(parts: Parts, arithmetic: Arithmetic, names: Sequence[str] = (*GRAPHS, MERGED)) -> Models:
     """Write graphs in one arithmetic.
 
     Args:
         parts: What to write.
         arithmetic: `EMULATED` judges what `HALF` computes.
-        half_ends: Hidden states and regions are float16 where they enter and leave graphs.
         names: Graphs wanted.
 
     Returns:
         Graphs by name, without `text_fusion` where one of its halves is not recognised.
 
     Raises:
-        ExportError: A weight leaves the float16 range, or half ends are wanted of a text or
-            fusion graph that is not recognised.
+        ExportError: A weight leaves the float16 range.
     """
-    if half_ends and (parts.text is None or parts.fusion is None):
-        raise ExportError("float16 between graphs needs text and fusion graphs that are recognised")
     made: Models = {}
-    store: dict[str, onnx.TensorProto] = {}
+    store: dict[str, TensorProto] = {}
     for name in names:
-        out = Writer(name, arithmetic, half_ends=half_ends, store=store)
+        out = Writer(name, arithmetic, store=store)
         if _write(out, parts):
             made[name] = out.model()
         elif name in GRAPHS:
-            made[name] = _converted(name, parts.plain[name], arithmetic, half_ends)
+            made[name] = _converted(name, parts.plain[name], arithmetic)
     return made
 
 
 def emulated(parts: Parts) -> Models:
     """`text`, `image` and `fusion` in float32 that rounds wherever the variant's graphs do."""
-    return build(parts, Arithmetic.EMULATED, names=GRAPHS)
+    return build(parts, Arithmetic.EMULATED, GRAPHS)
 
 
 def _write(out: Writer, parts: Parts) -> bool:
@@ -154,7 +144,7 @@ def _write(out: Writer, parts: Parts) -> bool:
         shape = [BATCH, vision.start.shape[0], vision.width]
         out.output(write_vision(out, vision), "regions_bpd", shape)
     elif out.name == "fusion" and fusion is not None:
-        hidden = out.float_input("hidden_btd", [BATCH, STEPS, fusion.width])
+        hidden = out.input("hidden_btd", [BATCH, STEPS, fusion.width], TensorProto.FLOAT)
         write_fusion(out, fusion, out.enter(hidden), parts.most_steps)
     elif out.name == MERGED and text is not None and fusion is not None:
         write_fusion(out, fusion, write_text(out, text), parts.most_steps)
@@ -163,9 +153,7 @@ def _write(out: Writer, parts: Parts) -> bool:
     return True
 
 
-def _converted(
-    name: str, plain: onnx.ModelProto, arithmetic: Arithmetic, half_ends: bool
-) -> onnx.ModelProto:
+def _converted(name: str, plain: onnx.ModelProto, arithmetic: Arithmetic) -> onnx.ModelProto:
     """A graph that is not recognised, node by node."""
     if arithmetic is Arithmetic.FLOAT:
         return plain
@@ -176,16 +164,6 @@ def _converted(
         for dimension in info.type.tensor_type.shape.dim:
             if dimension.dim_param in _DIMENSIONS:
                 dimension.dim_param = _DIMENSIONS[dimension.dim_param]
-    if half_ends:
-        (output,) = half.graph.output
-        last = half.graph.node[-1]
-        assert last.op_type == "Cast"
-        source = last.input[0]
-        half.graph.node.remove(last)
-        for node in half.graph.node:
-            node.input[:] = [output.name if i == source else i for i in node.input]
-            node.output[:] = [output.name if o == source else o for o in node.output]
-        output.type.tensor_type.elem_type = HALF
     return half
 
 
@@ -274,32 +252,6 @@ def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
     }
 
 
-def write_cuda_variant(
-    bundle: Path, out: Path, half: bool = True, judge: bool = False, *, half_ends: bool = False
-) -> dict[str, Path]:
-    """Write a bundle's fused graphs in seconds, without judging them on posts.
-
-    Args:
-        bundle: An exported bundle; only its manifest and fp32 graphs are read.
-        out: Folder for the graphs and their weights.
-        half: float16; False writes float32 twins, which onnxruntime runs on a CPU too.
-        judge: Run the twins beside the bundle's own graphs first; needs onnxruntime.
-        half_ends: As for `build`.
-
-    Returns:
-        File of each graph by name.
-
-    Raises:
-        ExportError: A weight leaves the float16 range, or a twin differs.
-    """
-    opened = Bundle.open(bundle)
-    parts = read_parts(opened)
-    if judge:
-        check_twins(opened, parts.plain, build(parts, Arithmetic.FLOAT, names=GRAPHS))
-    kind = Arithmetic.HALF if half else Arithmetic.FLOAT
-    return write_models(build(parts, kind, half_ends=half_ends).items(), out)
-
-
 def write_fp16_cuda(
     folder: Path,
     bundle: Bundle,
@@ -324,7 +276,7 @@ def write_fp16_cuda(
         ExportError: A weight leaves the float16 range, or a float32 twin differs.
     """
     parts = read_parts(bundle)
-    twins = check_twins(bundle, parts.plain, build(parts, Arithmetic.FLOAT, names=GRAPHS))
+    twins = check_twins(bundle, parts.plain, build(parts, Arithmetic.FLOAT, GRAPHS))
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
     provider = GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated")

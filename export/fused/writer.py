@@ -68,7 +68,6 @@ class Writer:
         name: str,
         arithmetic: Arithmetic,
         *,
-        half_ends: bool = False,
         store: dict[str, TensorProto] | None = None,
     ) -> None:
         """Start an empty graph.
@@ -76,12 +75,10 @@ class Writer:
         Args:
             name: Of the graph.
             arithmetic: See `Arithmetic`.
-            half_ends: Hidden states and regions enter and leave as float16.
             store: Constants that other graphs of this arithmetic have made already, by name; new
                 ones are added.
         """
         self.name, self.arithmetic = name, arithmetic
-        self._ends = HALF if half_ends and arithmetic is Arithmetic.HALF else FLOAT
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._nodes: list[NodeProto] = []
@@ -98,30 +95,25 @@ class Writer:
     # Ends ------------------------------------------------------------------------------------
 
     def input(self, name: str, shape: Shape, kind: int = TensorProto.INT64) -> str:
-        """Declare an input of integers."""
+        """Declare an input; gives its name."""
         self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return name
 
-    def float_input(self, name: str, shape: Shape, *, pixels: bool = False) -> str:
-        """Declare a float input; gives its name. Pixels are always float32."""
-        return self.input(name, shape, FLOAT if pixels else self._ends)
-
-    def enter(self, name: str, *, pixels: bool = False) -> str:
-        """Values of a float input, or of a part of one, in the graph's arithmetic."""
-        if self.arithmetic is Arithmetic.HALF and (pixels or self._ends == FLOAT):
+    def enter(self, name: str) -> str:
+        """Values of a float32 input, or of a part of one, in the graph's arithmetic."""
+        if self.arithmetic is Arithmetic.HALF:
             return self.op("Cast", [name], to=HALF)
         return self._rounded(name) if self.arithmetic is Arithmetic.EMULATED else name
 
-    def output(self, source: str, name: str, shape: Shape, *, scores: bool = False) -> None:
-        """Give a tensor as an output; scores are always float32."""
-        kind = FLOAT if scores else self._ends
-        if self.arithmetic is Arithmetic.HALF and kind == FLOAT:
+    def output(self, source: str, name: str, shape: Shape) -> None:
+        """Give a tensor as a float32 output."""
+        if self.arithmetic is Arithmetic.HALF:
             self._nodes.append(helper.make_node("Cast", [source], [name], name=name, to=FLOAT))
         else:
             for node in self._nodes:
                 node.input[:] = [name if i == source else i for i in node.input]
                 node.output[:] = [name if o == source else o for o in node.output]
-        self._outputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        self._outputs.append(helper.make_tensor_value_info(name, FLOAT, list(shape)))
 
     # Nodes and weights -----------------------------------------------------------------------
 
@@ -267,6 +259,4 @@ def joined(linears: Sequence[Linear]) -> Linear:
     return Linear(
         weight=np.concatenate([part.weight for part in linears], axis=1),
         bias=np.concatenate([part.bias for part in linears]),
-        source="",
-        made="",
     )

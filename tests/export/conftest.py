@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,14 @@ from amlr.export.cli import export_command
 from amlr.kernels.nvrtc import load_nvrtc
 from once import once
 from requirements import require
+
+
+@pytest.fixture(params=["bert-shapes", "bert-wider", "mpnet"])
+def case(request: pytest.FixtureRequest) -> Any:
+    """A tiny model's graphs, recognised and written again."""
+    from fused_case import tiny_case
+
+    return tiny_case(request.param)
 
 
 @pytest.fixture(scope="session")
