@@ -46,13 +46,17 @@ class CalibrationPosts:
     source: str
     given: bool
 
-    def half_posts(self) -> tuple[list[Post], list[Post]]:
-        """Posts to search float16 on, and others to verify it on; more where they are invented."""
-        if not self.given:
-            verify = sample_posts(_HALF_VERIFY, seed=_HALF_SEED)
-            return sample_posts(_HALF_SEARCH), verify
+    @property
+    def halves(self) -> tuple[list[Post], list[Post]]:
+        """The posts alone, of either half."""
         tuning, held_out = ([item.post for item in half] for half in (self.tuning, self.held_out))
         return tuning, held_out
+
+    def half_posts(self) -> tuple[list[Post], list[Post]]:
+        """Posts to search float16 on, and others to verify it on; more where they are invented."""
+        if self.given:
+            return self.halves
+        return sample_posts(_HALF_SEARCH), sample_posts(_HALF_VERIFY, seed=_HALF_SEED)
 
 
 def strict_f1(posts: Sequence[CalibrationPost], answers: Sequence[Answer]) -> float | None:

@@ -7,17 +7,18 @@ counts there is how many photos were seen, and the radius is twice the largest e
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.export.parity import Answer, compare, entity_keys
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.image import ImageLimits, content_key, read_source
-from amlr.runtime.radii import PICTURE, TEXT, Radii, letter_blocks
+from amlr.runtime.radii import PICTURE, PICTURE_ONLY, TEXT, Radii, letter_blocks
 from amlr.runtime.results import Post
 from amlr.runtime.windows import PostScores
 
@@ -34,61 +35,65 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pair:
-    """Answers to the same posts, all of one kind: with a picture, or without.
+    """Two answers to each of some posts.
 
     Attributes:
-        exact: In float32.
-        low: Of the variant.
+        posts: The posts.
+        exact: Answers in float32.
+        low: Answers of the variant.
+        picture_only: Answers of the variant with the picture encoder alone in low precision, where
+            it is served so too.
     """
 
-    exact: list[Answer]
-    low: list[Answer]
+    posts: Sequence[Post]
+    exact: Sequence[Answer]
+    low: Sequence[Answer]
+    picture_only: Sequence[Answer] = ()
 
-    def where(self, has_picture: bool) -> Self:
-        """The part in which a picture took part, or did not."""
-        rows = [row for row, a in enumerate(self.exact) if a.image_used == has_picture]
-        return type(self)(exact=[self.exact[r] for r in rows], low=[self.low[r] for r in rows])
+    def by_kind(self) -> dict[str, "Pair"]:
+        """Posts without and with a picture; and the latter with the picture alone low."""
 
+        def part(low: Sequence[Answer], has_picture: bool) -> "Pair":
+            rows = [row for row, a in enumerate(self.exact) if a.image_used == has_picture]
+            return Pair(
+                posts=[self.posts[row] for row in rows],
+                exact=[self.exact[row] for row in rows],
+                low=[low[row] for row in rows],
+            )
 
-def by_kind(pair: Pair) -> dict[str, Pair]:
-    """Posts without and with a picture."""
-    return {TEXT: pair.where(False), PICTURE: pair.where(True)}
+        kinds = {TEXT: part(self.low, False), PICTURE: part(self.low, True)}
+        return kinds | ({PICTURE_ONLY: part(self.picture_only, True)} if self.picture_only else {})
 
 
 def radii_record(
-    tuning: Mapping[str, Pair],
-    held_out: Mapping[str, Pair],
-    decoder: Decoder,
-    *,
-    given: bool,
-    photos: int,
-    reserve: float = 1.0,
+    bundle: Bundle, tuning: Pair, held_out: Pair, *, given: bool, reserve: float = 1.0
 ) -> dict[str, Any]:
     """What the manifest says of a variant's certificates.
 
     Args:
-        tuning: By kind of post; the radii come from these.
-        held_out: By kind of post; the radii are tried on these.
-        decoder: The bundle's.
+        bundle: Its decoder and limits count.
+        tuning: The radii come from these posts.
+        held_out: The radii are tried on these.
         given: Whether the user gave the posts; invented ones are of no kind that users send.
-        photos: Different pictures among the tuning posts.
         reserve: Factor on the largest error, for errors that were emulated.
 
     Returns:
         `calibration`, `radii` and `certificates`.
     """
     radii: dict[str, Radii] = {}
+    kinds, decoder = tuning.by_kind(), Decoder.of(bundle)
+    photos = count_photos(tuning, bundle.manifest.limits)
     # What a text may be like does not depend on whether it has a picture, nor on its half.
-    texts = [a.scores for half in (tuning, held_out) for p in half.values() for a in p.exact]
+    texts = [answer.scores for half in (tuning, held_out) for answer in half.exact]
     seen = [scores for scores in texts if scores is not None and len(scores.encoded.windows) == 1]
-    for kind, pair in tuning.items() if given else ():
+    for kind, pair in kinds.items() if given else ():
         photos_of_kind = None if kind == TEXT else photos
         fitted = fit_radii(pair, seen, photos=photos_of_kind, reserve=reserve)
         if fitted is not None:
             radii[kind] = fitted
     certificates = {
         kind: judge_radii(radii[kind], pair, decoder)
-        for kind, pair in held_out.items()
+        for kind, pair in held_out.by_kind().items()
         if kind in radii
     }
     for kind, judged in certificates.items():
@@ -96,7 +101,7 @@ def radii_record(
             f"    {kind}: {100 * judged['certified']:.1f} % of {judged['posts']} posts certified, "
             f"{judged['beyond']} beyond the radius, {judged['changed']} wrong"
         )
-    counts = {kind: len(tuning[kind].exact) for kind in (TEXT, PICTURE)}
+    counts = {kind: len(kinds[kind].posts) for kind in (TEXT, PICTURE)}
     needed = {
         TEXT: f"{counts[TEXT]} such posts in the calibration half, {LEAST_POSTS} are needed",
         PICTURE: f"{photos} photos in the calibration half, {LEAST_PHOTOS} are needed",
@@ -117,9 +122,9 @@ def radii_record(
     }
 
 
-def count_photos(posts: Sequence[Post], exact: Sequence[Answer], limits: ImageLimits) -> int:
+def count_photos(pair: Pair, limits: ImageLimits) -> int:
     """Different pictures that took part."""
-    pictures = [p.image for p, a in zip(posts, exact, strict=True) if a.image_used]
+    pictures = [p.image for p, a in zip(pair.posts, pair.exact, strict=True) if a.image_used]
     return len({content_key(read_source(p, limits), limits) for p in pictures if p})
 
 

@@ -27,14 +27,14 @@ from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
 from amlr.export.precision.half import to_half
 from amlr.export.precision.judge import (
+    EMULATED,
     GRAPHS,
     GraphProvider,
-    Judged,
     PostJudge,
-    emulated_radii,
     session_runner,
 )
 from amlr.export.precision.variant import fp32_models, half_tolerance
+from amlr.export.radii import radii_record
 from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -280,15 +280,15 @@ def write_fp16_cuda(
     judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
     provider = GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated")
-    held_out = Judged(judge=judge, low=judge.ask_provider(provider))
-    result = judge.compare(held_out.low)
+    low = judge.ask_provider(provider)
+    result = judge.compare(low)
     log.info(
         f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
         f"{result.largest_error:.2e}"
     )
     tuner = PostJudge(bundle, reference, tuning)
-    measured = Judged(judge=tuner, low=tuner.ask_provider(provider))
-    radii = emulated_radii(bundle, measured, held_out, given=bool(tuning))
+    measured = tuner.pair(tuner.ask_provider(provider))
+    radii = radii_record(bundle, measured, judge.pair(low), given=bool(tuning), reserve=EMULATED)
     graphs = write_models(build(parts, Arithmetic.HALF).items(), folder / "onnx" / FP16_CUDA)
     return Variant(
         precision="fp16",

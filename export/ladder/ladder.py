@@ -8,17 +8,33 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
 from amlr.errors import BackendUnavailableError
 from amlr.export.ladder.int8 import record_feeds, write_int8
-from amlr.export.ladder.measure import Measurements
-from amlr.export.posts import CalibrationPosts
+from amlr.export.ladder.measure import (
+    Bools,
+    Doubles,
+    Timed,
+    fit_margin,
+    golden_tolerance,
+    time_answers,
+)
+from amlr.export.parity import Answer, ask, compare
+from amlr.export.posts import CalibrationPosts, strict_f1
+from amlr.export.radii import Pair, radii_record
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle
 from amlr.export.steps import Step
+from amlr.runtime.bundle import Bundle
+from amlr.runtime.decode import Decoder
+from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.registry import open_provider
+from amlr.runtime.results import Post
 
 CALIBRATION_POSTS = 96
 # Share of the regions' spread by which bfloat16 may move them.
@@ -36,6 +52,7 @@ VARIANTS = {
     "int8-openvino": ("int8", "openvino"),
     "int8": ("int8", None),
 }
+_CPUS = {"openvino": "openvino", None: "onnxruntime-cpu"}
 log = logging.getLogger(__name__)
 
 
@@ -58,12 +75,13 @@ def steps_of_cpu_variants(
     steps = []
     if "int8" in precisions:
         steps.append(Step(label="calibrating int8", run=ladder.write_int8, posts=None))
-    # A post is answered twice, its picture new and known.
-    exact = Step(label=f"measuring float32 on {every} posts", run=ladder.exact, posts=2 * every)
+    # A held-out post is answered twice, its picture new and known.
+    once = every + len(posts.held_out)
+    exact = Step(label=f"measuring float32 on {every} posts", run=lambda: ladder.exact, posts=once)
     steps.append(exact)
-    # The same with everything low, and with the picture alone low.
+    # The same with everything low, and once with the picture alone low.
     has_pictures = any(item.post.image for item in (*posts.tuning, *posts.held_out))
-    measured = (4 if has_pictures else 2) * every
+    measured = once + (every if has_pictures else 0)
     for name, (precision, _) in VARIANTS.items():
         if precision in precisions:
             run = partial(ladder.measure, name)
@@ -74,15 +92,17 @@ def steps_of_cpu_variants(
 
 
 class _Ladder:
+    """Makes and measures variants on one thread, float32 on the same posts beside them."""
+
     def __init__(self, staged: StagedBundle, posts: CalibrationPosts) -> None:
         self._staged, self._posts = staged, posts
         self._int8: dict[str, str] = {}
         self._measured: dict[str, Variant] = {}
 
     @cached_property
-    def _measurements(self) -> Measurements:
-        # The bundle is opened when it is complete in float32.
-        return Measurements(self._staged.open(), self._posts)
+    def _bundle(self) -> Bundle:
+        # Opened when it is complete in float32.
+        return self._staged.open()
 
     @property
     def _fp32(self) -> Variant:
@@ -96,18 +116,13 @@ class _Ladder:
             # Without one picture the image graph would have no range of values at all.
             log.info("  they have no picture: invented ones are used; give --images for your own")
             posts += sample_posts(_INVENTED, images=_INVENTED)
-        feeds = record_feeds(self._measurements.bundle, posts)
+        feeds = record_feeds(self._bundle, posts)
         folder = self._staged.folder
         sources = {
             name: folder / self._fp32.graphs[name] for name in feeds if name in self._fp32.graphs
         }
         files = write_int8(sources, feeds, folder / "onnx" / "int8")
         self._int8 = {n: path.relative_to(folder).as_posix() for n, path in files.items()}
-
-    def exact(self) -> None:
-        """Answer all posts in float32, with which the variants are compared."""
-        for posts in (self._posts.tuning, self._posts.held_out):
-            self._measurements.exact(posts)
 
     def measure(self, name: str) -> None:
         """Measure one of `VARIANTS`; log it where its provider is not installed."""
@@ -117,7 +132,7 @@ class _Ladder:
             levels["image"] = self._picture_level()
         variant = self._variant(levels, precision, provider)
         try:
-            self._measured[name] = self._measurements.measured(name, variant)
+            self._measured[name] = self._judged(name, variant)
         except BackendUnavailableError as error:
             log.info(f"  {name} left out: {error}")
 
@@ -127,7 +142,7 @@ class _Ladder:
         ordered = dict(
             sorted(self._measured.items(), key=lambda item: item[1].parity["ms_per_post"])
         )
-        margin = self._measurements.picture_margin()
+        margin = self._picture_margin()
         fp32 = replace(self._fp32, parity={**self._fp32.parity, "when_needed": margin})
         self._staged.save(variants={**ordered, **self._staged.manifest.variants, "fp32": fp32})
 
@@ -146,7 +161,7 @@ class _Ladder:
 
     def _picture_level(self) -> str:
         """`bf16` where the picture encoder bears it, which small convolutional ones do not."""
-        golden = self._measurements.bundle.golden
+        golden = self._bundle.golden
         pixels = [post.pixels_chw for post in golden if post.pixels_chw is not None]
         if not pixels:
             return "fp32"
@@ -155,9 +170,104 @@ class _Ladder:
         for provider, compute in ((None, {}), ("openvino", {"image": "bf16"})):
             variant = replace(self._fp32, provider=provider, compute=compute)
             try:
-                with self._measurements.engine(variant) as engine:
+                with self._engine(variant) as engine:
                     regions.append(np.stack(engine.pipeline.provider.encode_images(batch)))
             except BackendUnavailableError:
                 return "fp32"
         moved = np.sqrt(np.square(regions[1] - regions[0]).mean())
         return "bf16" if moved <= LARGEST_PICTURE_ERROR * regions[0].std() else "fp32"
+
+    def _engine(self, variant: Variant) -> Engine:
+        """An engine on one thread.
+
+        Raises:
+            BackendUnavailableError: The variant's provider is not installed.
+        """
+        options = ProviderOptions(threads=1)
+        provider = open_provider(_CPUS[variant.provider], self._bundle, variant, options)
+        # No variant for the engine: files of a bundle in the making have no hashes yet, and one
+        # engine's pictures must not be taken for another's.
+        return Engine(self._bundle, provider, image_cache_mb=2000)
+
+    def _ask(self, engine: Engine) -> tuple[list[Answer], Timed]:
+        """Answers to the tuning posts, and to the others with their time."""
+        tuning, held_out = self._posts.halves
+        return ask(engine, tuning), time_answers(engine, held_out)
+
+    @cached_property
+    def exact(self) -> tuple[list[Answer], Timed]:
+        """Answers of float32, with which the variants are compared."""
+        with self._engine(self._fp32) as engine:
+            return self._ask(engine)
+
+    def _judged(self, name: str, variant: Variant) -> Variant:
+        """The variant with its record and its tolerance at load.
+
+        Raises:
+            BackendUnavailableError: The variant's provider is not installed.
+            ExportError: The variant fails the golden check at any tolerance.
+        """
+        with self._engine(variant) as engine:
+            tuned, timed = self._ask(engine)
+            tolerance = golden_tolerance(engine, variant.precision)
+        exact_tuned, exact = self.exact
+        parity = compare(exact.answers, timed.answers)
+        log.info(
+            f"  {name}: {parity.changed_entities} of {parity.entities} entities changed over "
+            f"{parity.posts} posts, {timed.cold_ms:.2f} ms a post, "
+            f"{timed.hit_ms:.2f} on a known picture"
+        )
+        tuning, held_out = self._posts.halves
+        pairs = [
+            self._pair(variant, tuning, exact_tuned, tuned),
+            self._pair(variant, held_out, exact.answers, timed.answers),
+        ]
+        record: dict[str, Any] = {
+            **parity.to_dict(),
+            "source": self._posts.source,
+            **radii_record(self._bundle, *pairs, given=self._posts.given),
+            "ms_per_post": round(timed.cold_ms, 3),
+            "hit_ms_per_post": round(timed.hit_ms, 3),
+            "fp32_ms_per_post": round(exact.cold_ms, 3),
+            "fp32_hit_ms_per_post": round(exact.hit_ms, 3),
+        }
+        gains = float(parity.errors_p2[:, 0].max(initial=0.0))
+        if np.isfinite(gains):
+            record["max_abs_error"]["unit_gains"] = gains
+        f1s = [strict_f1(self._posts.held_out, side.answers) for side in (exact, timed)]
+        if None not in f1s:
+            record["f1"] = dict(zip(("fp32", "variant"), f1s, strict=True))
+        return replace(variant, parity=record, tolerance=tolerance)
+
+    def _pair(
+        self, variant: Variant, posts: list[Post], exact: list[Answer], low: list[Answer]
+    ) -> Pair:
+        """Answers of float32 and of a variant, and of one whose pictures alone are low."""
+        picture_only: list[Answer] = []
+        if any(answer.image_used for answer in exact):
+            picture_low = replace(
+                variant,
+                graphs={**self._fp32.graphs, "image": variant.graphs["image"]},
+                compute={n: kind for n, kind in variant.compute.items() if n == "image"},
+            )
+            with self._engine(picture_low) as engine:
+                picture_only = ask(engine, posts)
+        return Pair(posts=posts, exact=exact, low=low, picture_only=picture_only)
+
+    def _picture_margin(self) -> dict[str, Any]:
+        """How large a margin lets float32 do without the picture, and what that changes."""
+        exact_tuned, exact = self.exact
+        halves: list[tuple[Doubles, Bools]] = []
+        for posts, expected in zip(self._posts.halves, (exact_tuned, exact.answers), strict=True):
+            with self._engine(self._fp32) as engine:
+                without = ask(engine, [replace(post, image=None) for post in posts])
+            rows = [
+                row
+                for row, post in enumerate(posts)
+                if post.image is not None and without[row].scores is not None
+            ]
+            scores = [scores for row in rows if (scores := without[row].scores) is not None]
+            changed = [expected[row].entities != without[row].entities for row in rows]
+            margins = Decoder.of(self._bundle).margins(scores)
+            halves.append((margins, np.array(changed, np.bool_)))
+        return fit_margin(*halves[0], *halves[1])

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from amlr.export.parity import Answer, Comparison, ask, compare, compare_leads, 
 from amlr.export.precision.emulate import RangeScan, emulate
 from amlr.export.precision.graph_tools import open_session
 from amlr.export.precision.half import HalfGraph
-from amlr.export.radii import Pair, by_kind, count_photos, radii_record
+from amlr.export.radii import Pair
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
 from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.results import Post
@@ -129,6 +128,10 @@ class PostJudge:
         with Engine(self._bundle, provider) as engine:
             return ask(engine, [self.posts[index] for index in chosen])
 
+    def pair(self, low: Sequence[Answer]) -> Pair:
+        """The eager model's answers, and those of a variant."""
+        return Pair(posts=self.posts, exact=self.answers, low=low)
+
     def compare(self, answers: Sequence[Answer], only: Sequence[int] | None = None) -> Comparison:
         """Compare answers to all posts, or some, with the eager model's."""
         chosen = list(range(len(self.posts))) if only is None else list(only)
@@ -141,40 +144,6 @@ class PostJudge:
             worst_post=chosen[result.worst_post] if chosen else 0,
             lead=replace(lead, nearest=tuple(chosen[row] for row in lead.nearest)),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judged:
-    """A judge, and what a variant answered to its posts."""
-
-    judge: PostJudge
-    low: list[Answer]
-
-    def pairs(self) -> dict[str, Pair]:
-        """Answers by kind of post."""
-        return by_kind(Pair(exact=self.judge.answers, low=self.low))
-
-
-def emulated_radii(
-    bundle: Bundle, tuning: Judged, held_out: Judged, *, given: bool
-) -> dict[str, Any]:
-    """The record of a half variant's certificates, from emulated arithmetic.
-
-    Args:
-        bundle: The bundle.
-        tuning: The radii come from these posts.
-        held_out: They are tried on these.
-        given: Whether the user gave the posts.
-    """
-    judge = tuning.judge
-    return radii_record(
-        tuning.pairs(),
-        held_out.pairs(),
-        Decoder.of(bundle),
-        given=given,
-        photos=count_photos(judge.posts, judge.answers, bundle.manifest.limits),
-        reserve=EMULATED,
-    )
 
 
 def scan_ranges(

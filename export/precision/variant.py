@@ -12,7 +12,8 @@ from amlr.errors import ParityError
 from amlr.export.parity import Answer, Comparison
 from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import MARGIN, Search, search_islands
-from amlr.export.precision.judge import GRAPHS, Judged, PostJudge, emulated_radii, scan_ranges
+from amlr.export.precision.judge import EMULATED, GRAPHS, PostJudge, scan_ranges
+from amlr.export.radii import radii_record
 from amlr.export.to_onnx import trace, write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -122,8 +123,8 @@ def write_fp16(
     search = search_islands(models, scan_ranges(bundle, models, posts), judge)
     log.info(f"verifying on {len(held_out)} other posts")
     verifier = PostJudge(bundle, eager, held_out)
-    verified = Judged(judge=verifier, low=verifier.ask(search.graphs))
-    compared = verifier.compare(verified.low)
+    verified = verifier.ask(search.graphs)
+    compared = verifier.compare(verified)
     _log_search(search, compared)
     best = search.evaluation
     if best.changed:
@@ -131,8 +132,9 @@ def write_fp16(
             f"fp16: {best.changed_entities} of {best.entities} entities change on {best.posts} "
             f"posts; export without fp16"
         )
-    searched = Judged(judge=judge, low=judge.ask(search.graphs))
-    radii = emulated_radii(bundle, searched, verified, given=given)
+    searched = judge.pair(judge.ask(search.graphs))
+    held = verifier.pair(verified)
+    radii = radii_record(bundle, searched, held, given=given, reserve=EMULATED)
     graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
     variant = Variant(
         precision="fp16",

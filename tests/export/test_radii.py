@@ -8,18 +8,21 @@ import pytest
 
 from amlr.export import radii
 from amlr.export.parity import Answer, ask
-from amlr.export.radii import Pair, by_kind, radii_record
+from amlr.export.radii import Pair, radii_record
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, Post
-from amlr.runtime.decode import Decoder
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.radii import calibrated_radii
+
+Exact = tuple[Bundle, list[Post], list[Answer]]
 
 
 @pytest.fixture(scope="module")
-def exact(tiny_plan: Path) -> tuple[list[Answer], Decoder]:
+def exact(tiny_plan: Path) -> Exact:
+    """A bundle, posts with four photos, and its answers."""
     posts = [*sample_posts(60, images=6, seed=8), Post("Zürich in Москва")]
     with Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as engine:
-        return ask(engine, posts), Decoder.of(engine.bundle)
+        return engine.bundle, posts, ask(engine, posts)
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +46,12 @@ def moved(answers: list[Answer], error: float, row: int | None = None) -> list[A
     ]
 
 
-def test_a_radius_is_the_largest_error_a_spread_or_a_floor(
-    exact: tuple[list[Answer], Decoder],
-) -> None:
-    answers, decoder = exact
+def test_a_radius_is_the_largest_error_a_spread_or_a_floor(exact: Exact) -> None:
+    bundle, posts, answers = exact
 
     def tokens(error: float, row: int | None = None, **options: float) -> dict[str, float]:
-        pair = by_kind(Pair(exact=answers, low=moved(answers, error, row)))
-        record = radii_record(pair, pair, decoder, given=True, photos=6, **options)
+        pair = Pair(posts=posts, exact=answers, low=moved(answers, error, row))
+        record = radii_record(bundle, pair, pair, given=True, **options)
         return {kind: found["tokens"] for kind, found in record["radii"].items()}
 
     # Everything is off by the same: twelve times its spread.
@@ -63,14 +64,13 @@ def test_a_radius_is_the_largest_error_a_spread_or_a_floor(
     assert tokens(1.0, of_picture, reserve=9.0)["picture"] == pytest.approx(18.0, rel=1e-3)
 
 
-def test_radii_say_which_texts_they_hold_for(exact: tuple[list[Answer], Decoder]) -> None:
-    answers, decoder = exact
+def test_radii_say_which_texts_they_hold_for(exact: Exact) -> None:
+    bundle, posts, answers = exact
     record = radii_record(
-        by_kind(Pair(exact=answers[:-1], low=answers[:-1])),
-        by_kind(Pair(exact=answers[-1:], low=answers[-1:])),
-        decoder,
+        bundle,
+        Pair(posts=posts[:-1], exact=answers[:-1], low=answers[:-1]),
+        Pair(posts=posts[-1:], exact=answers[-1:], low=answers[-1:]),
         given=True,
-        photos=6,
     )
     found = calibrated_radii(record)
     texts = [a.scores for a in answers if a.scores is not None]
@@ -88,26 +88,35 @@ def test_radii_say_which_texts_they_hold_for(exact: tuple[list[Answer], Decoder]
 
 
 @pytest.mark.parametrize(
-    ("given", "photos", "kinds"),
-    [(True, 6, {"text", "picture"}), (True, 2, {"text"}), (False, 6, set())],
+    ("given", "needed", "kinds"),
+    [(True, 4, {"text", "picture"}), (True, 5, {"text"}), (False, 4, set())],
 )
 def test_too_few_or_invented_posts_certify_nothing(
-    exact: tuple[list[Answer], Decoder], given: bool, photos: int, kinds: set[str]
+    exact: Exact, monkeypatch: pytest.MonkeyPatch, given: bool, needed: int, kinds: set[str]
 ) -> None:
-    answers, decoder = exact
-    pair = by_kind(Pair(exact=answers, low=answers))
-    record = radii_record(pair, pair, decoder, given=given, photos=photos)
+    bundle, posts, answers = exact
+    monkeypatch.setattr(radii, "LEAST_PHOTOS", needed)
+    pair = Pair(posts=posts, exact=answers, low=answers)
+    record = radii_record(bundle, pair, pair, given=given)
+    assert record["calibration"]["photos"] == 4
     assert set(record["radii"]) == set(record["certificates"]) == kinds
     assert set(calibrated_radii(record)) == kinds
-    few = {kind: Pair(exact=pair.exact[:4], low=pair.low[:4]) for kind, pair in pair.items()}
-    assert "text" not in radii_record(few, few, decoder, given=True, photos=1)["radii"]
+    few = Pair(posts=posts[:5], exact=answers[:5], low=answers[:5])
+    assert "text" not in radii_record(bundle, few, few, given=True)["radii"]
 
 
-def test_a_post_that_failed_certifies_nothing_of_its_kind(
-    exact: tuple[list[Answer], Decoder],
-) -> None:
-    answers, decoder = exact
+def test_pictures_alone_in_low_precision_have_a_radius_of_their_own(exact: Exact) -> None:
+    bundle, posts, answers = exact
+    pair = Pair(posts=posts, exact=answers, low=answers, picture_only=moved(answers, 1.0))
+    record = radii_record(bundle, pair, pair, given=True)
+    tokens = {kind: found["tokens"] for kind, found in record["radii"].items()}
+    assert tokens == pytest.approx({"text": 5e-5, "picture": 5e-5, "picture-only": 12}, rel=1e-3)
+
+
+def test_a_post_that_failed_certifies_nothing_of_its_kind(exact: Exact) -> None:
+    bundle, posts, answers = exact
     row = next(i for i, a in enumerate(answers) if a.image_used)
     low = [replace(a, scores=None) if i == row else a for i, a in enumerate(answers)]
-    record = radii_record(by_kind(Pair(exact=answers, low=low)), {}, decoder, given=True, photos=6)
+    pair = Pair(posts=posts, exact=answers, low=low)
+    record = radii_record(bundle, pair, pair, given=True)
     assert set(record["radii"]) == {"text"}
