@@ -37,7 +37,6 @@ class ExportOptions:
         hardware: Enterprise only: which other devices may run the engine.
         version_compatible: The engine carries a lean runtime and loads in later versions.
         strip_weights: Leave the weights out; the runtime refits them from the ONNX file.
-        workspace_bytes: Scratch memory for the builder, None for the device's.
         timing_cache: File with measurements kept between builds.
         optimization_level: Enterprise only: how long the builder searches, 0 to 5; None leaves it
             to the library.
@@ -60,7 +59,6 @@ class ExportOptions:
     hardware: Compatibility = "none"
     version_compatible: bool = False
     strip_weights: bool = False
-    workspace_bytes: int | None = None
     timing_cache: Path | None = None
     optimization_level: int | None = None
     aux_streams: int | None = None

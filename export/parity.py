@@ -129,6 +129,7 @@ class Comparison:
         errors_p2: Per post the largest error of z_class - z_none and of the emissions, shape
             (P, 2), float64.
         score_error: Root mean square difference of the scores that decide.
+        deviations_2: Root mean square difference of single logits and of single emissions.
         lead: Leads against their errors, where they were computed.
     """
 
@@ -140,6 +141,7 @@ class Comparison:
     worst_post: int = 0
     errors_p2: Doubles = field(repr=False, default_factory=lambda: np.zeros((0, 2)))
     score_error: float = 0.0
+    deviations_2: Doubles = field(repr=False, default_factory=lambda: np.zeros(2))
     lead: Lead = field(default_factory=Lead)
 
     @property
@@ -168,7 +170,8 @@ def compare(expected: Sequence[Answer], actual: Sequence[Answer]) -> Comparison:
     """
     changes = [_changes(a, b) for a, b in zip(expected, actual, strict=True)]
     outputs_p2, decisive_p2 = np.zeros((len(changes), 2)), np.zeros((len(changes), 2))
-    squares = count = 0.0
+    # Of the logits, of the emissions, and of the scores that decide.
+    squares, counts = np.zeros(3), np.zeros(3)
     for row, (a, b) in enumerate(zip(expected, actual, strict=True)):
         if a.scores is None or b.scores is None:
             outputs_p2[row] = decisive_p2[row] = 0.0 if a.scores is b.scores else np.inf
@@ -180,8 +183,9 @@ def compare(expected: Sequence[Answer], actual: Sequence[Answer]) -> Comparison:
         decisive_p2[row] = _largest(gains), _largest(tokens)
         words = a.scores.word_emissions_ny - b.scores.word_emissions_ny
         moved = np.concatenate([gains.ravel(), words.ravel()])
-        squares += float(np.square(moved, dtype=np.float64).sum())
-        count += moved.size
+        squares += [np.square(part, dtype=np.float64).sum() for part in (logits, tokens, moved)]
+        counts += [logits.size, tokens.size, moved.size]
+    deviations = np.sqrt(squares / np.maximum(1.0, counts))
     return Comparison(
         posts=len(changes),
         entities=sum(len(answer.entities) for answer in expected),
@@ -190,7 +194,8 @@ def compare(expected: Sequence[Answer], actual: Sequence[Answer]) -> Comparison:
         max_abs_error=dict(zip(OUTPUTS, outputs_p2.max(axis=0, initial=0.0).tolist(), strict=True)),
         worst_post=int(outputs_p2.max(axis=1).argmax()) if changes else 0,
         errors_p2=decisive_p2,
-        score_error=float(np.sqrt(squares / max(1.0, count))),
+        score_error=float(deviations[2]),
+        deviations_2=deviations[:2],
     )
 
 

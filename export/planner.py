@@ -39,26 +39,6 @@ _WIDTHS_ALIVE = 8
 _CHUNK_POSTS = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """How long the windows of some posts are.
-
-    Attributes:
-        tokens_n: Subword steps of each window.
-        units_n: Word-aligned units of each window.
-    """
-
-    tokens_n: Ints
-    units_n: Ints
-
-    def __post_init__(self) -> None:
-        if not len(self.tokens_n) or len(self.tokens_n) != len(self.units_n):
-            raise InputError(
-                f"the planner needs as many token as unit counts and at least one, got "
-                f"{len(self.tokens_n)} and {len(self.units_n)}"
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """One captured shape.
@@ -108,8 +88,12 @@ class BucketPlan:
         }
 
 
-def measure_traffic(bundle: Bundle, posts: Iterable[Post]) -> Traffic:
-    """Window lengths and unit counts of posts under a bundle's own text rules."""
+def measure_traffic(bundle: Bundle, posts: Iterable[Post]) -> tuple[Ints, Ints]:
+    """Steps and word-aligned units of each window of posts, under a bundle's own text rules.
+
+    Raises:
+        InputError: No post has a window.
+    """
     tokens: list[int] = []
     units: list[int] = []
     source = iter(posts)
@@ -118,7 +102,9 @@ def measure_traffic(bundle: Bundle, posts: Iterable[Post]) -> Traffic:
             for window in encoded.windows:
                 tokens.append(len(window.input_ids_t))
                 units.append(len(window_units(window, bundle.manifest.scales, every=False)))
-    return Traffic(tokens_n=np.array(tokens, np.int64), units_n=np.array(units, np.int64))
+    if not tokens:
+        raise InputError("no post has a word; the planner needs at least one")
+    return np.array(tokens, np.int64), np.array(units, np.int64)
 
 
 def work_of(tokens: npt.ArrayLike, width: int) -> Floats:
@@ -166,17 +152,18 @@ def best_edges(lengths_n: Ints, candidates_k: Ints, cost_k: Floats, graphs: int)
 
 
 def plan_buckets(
-    traffic: Traffic, graphs: int, *, width: int = 768, least_tokens: int = 6
+    tokens_n: Ints, units_n: Ints, graphs: int, *, width: int = 768, least_tokens: int = 6
 ) -> BucketPlan:
     """Choose at most `graphs` captured shapes.
 
     Args:
-        traffic: From `measure_traffic`.
+        tokens_n: Steps of each window.
+        units_n: Units of each.
         graphs: Most captured graphs.
         width: D of the model.
         least_tokens: K, the shortest text the graphs take.
     """
-    tokens_n = np.maximum(traffic.tokens_n, least_tokens)
+    tokens_n = np.maximum(tokens_n, least_tokens)
     top = _up(int(tokens_n.max()), TOKEN_STEP)
     candidates = np.arange(TOKEN_STEP, top + 1, TOKEN_STEP)
     candidates = np.unique(np.maximum(candidates, least_tokens))
@@ -185,7 +172,7 @@ def plan_buckets(
     buckets = []
     for place in np.unique(place_n):
         inside = place_n == place
-        tokens, units = int(edges[place]), max(1, int(traffic.units_n[inside].max()))
+        tokens, units = int(edges[place]), max(1, int(units_n[inside].max()))
         buckets.append(Bucket(tokens, _up(units, UNIT_STEP), int(inside.sum()), batch_for(tokens)))
     row_bytes = 2 * width * _WIDTHS_ALIVE
     work = float(work_of(edges[place_n], width).mean())
@@ -255,17 +242,17 @@ def plan_report(
     Raises:
         InputError: The file cannot be read.
     """
-    traffic, manifest = measure_traffic(bundle, _read(posts)), bundle.manifest
+    (tokens_n, units_n), manifest = measure_traffic(bundle, _read(posts)), bundle.manifest
     plans = [
-        plan_buckets(traffic, count, width=manifest.width, least_tokens=manifest.scales)
+        plan_buckets(tokens_n, units_n, count, width=manifest.width, least_tokens=manifest.scales)
         for count in graphs
     ]
     profile = fit_profile(bundle, plans[-1]).to_dict()
-    lines = [f"{len(traffic.tokens_n)} windows of {posts.name}", *plan_table(plans)]
+    lines = [f"{len(tokens_n)} windows of {posts.name}", *plan_table(plans)]
     for name, extent in profile.items():
         lines.append(f"profile {name}: {extent['min']} / {extent['opt']} / {extent['max']}")
     values = {
-        "windows": len(traffic.tokens_n),
+        "windows": len(tokens_n),
         "plans": [plan.to_dict() for plan in plans],
         "profile": profile,
     }

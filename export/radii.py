@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.export.parity import Answer, compare, entity_keys
 from amlr.runtime.bundle import Bundle
@@ -30,7 +29,6 @@ FLOORS = (1e-4, 5e-5)
 _DEVIATIONS = 12.0
 _PICTURE_FACTOR = 2.0
 log = logging.getLogger(__name__)
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,7 +140,8 @@ def fit_radii(
     Returns:
         None where there is too little to go by, or where a post failed.
     """
-    errors_p2 = compare(pair.exact, pair.low).errors_p2
+    compared = compare(pair.exact, pair.low)
+    errors_p2 = compared.errors_p2
     posts = [answer.scores for answer in pair.exact if answer.scores is not None]
     enough = len(posts) >= LEAST_POSTS if photos is None else photos >= LEAST_PHOTOS
     if not posts or not enough or not np.isfinite(errors_p2).all():
@@ -151,7 +150,7 @@ def fit_radii(
     units, tokens = np.maximum.reduce(
         [
             factor * errors_p2.max(axis=0),
-            _DEVIATIONS * _deviations(pair),
+            _DEVIATIONS * compared.deviations_2,
             np.array(FLOORS),
         ]
     ).tolist()
@@ -197,19 +196,3 @@ def judge_radii(radii: Radii, pair: Pair, decoder: Decoder) -> dict[str, Any]:
         "certified": round(float(certified.mean()) if len(certified) else 0.0, 4),
         "changed": wrong,
     }
-
-
-def _deviations(pair: Pair) -> Doubles:
-    """Root mean square error of single logits and of single emissions, shape (2,)."""
-    squares, counts = np.zeros(2), np.zeros(2)
-    for a, b in zip(pair.exact, pair.low, strict=True):
-        if a.scores is None or b.scores is None:
-            continue
-        pairs = (
-            (a.scores.unit_logits_uc, b.scores.unit_logits_uc),
-            (a.scores.emissions_ty, b.scores.emissions_ty),
-        )
-        for place, (before, after) in enumerate(pairs):
-            squares[place] += np.square(before - after, dtype=np.float64).sum()
-            counts[place] += before.size
-    return np.sqrt(squares / np.maximum(counts, 1.0))

@@ -54,13 +54,20 @@ def counted(items: Iterable[T], unit: str = "posts") -> Iterable[T]:
     return items if progress is None else progress.counted(items, unit)
 
 
+def show(text: str) -> None:
+    """Show now and then how far the running step is; an empty text wipes what was drawn."""
+    progress = _running.get()
+    if progress is not None:
+        progress.show(text)
+
+
 class _Progress:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps, self._number = steps, 0
         # Of the last step that has posts; then of this one.
         self._posts, self._seconds = 0, 0.0
         self._done, self._begun = 0, 0.0
-        self._shown = 0.0
+        self._shown, self._has_drawn = 0.0, False
 
     def run(self) -> None:
         for number, step in enumerate(self._steps, start=1):
@@ -74,24 +81,28 @@ class _Progress:
                 self._seconds = time.monotonic() - self._begun
 
     def counted(self, items: Iterable[T], unit: str) -> Iterator[T]:
-        draws = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-        has_drawn = False
         try:
             for item in items:
                 yield item
                 self._done += 1
-                now = time.monotonic()
-                if now - self._shown < (_DRAW_EVERY_S if draws else _LOG_EVERY_S):
-                    continue
-                self._shown = now
-                if draws:
-                    click.echo("\r\x1b[K" + self._line(unit), err=True, nl=False)
-                    has_drawn = True
-                else:
-                    log.info(self._line(unit))
+                self.show(self._line(unit))
         finally:
-            if has_drawn:
+            self.show("")
+
+    def show(self, text: str) -> None:
+        draws = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
+        now = time.monotonic()
+        if not text:
+            if self._has_drawn:
                 click.echo("\r\x1b[K", err=True, nl=False)
+            self._has_drawn = False
+        elif now - self._shown >= (_DRAW_EVERY_S if draws else _LOG_EVERY_S):
+            self._shown = now
+            self._has_drawn |= draws
+            if draws:
+                click.echo("\r\x1b[K" + text, err=True, nl=False)
+            else:
+                log.info(text)
 
     def _place(self) -> str:
         return f"step {self._number} of {len(self._steps)}"

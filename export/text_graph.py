@@ -8,7 +8,7 @@ and small enough for float16.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,36 +43,22 @@ def can_pack(backbone: TextBackbone) -> bool:
     return config.model_type in _BERT_LIKE | {"mpnet"} and absolute
 
 
-def _layers(encoder: Any) -> list[Layer]:
-    if encoder.config.model_type == "mpnet":
-        return [
-            Layer(
-                query=x.attention.attn.q,
-                key=x.attention.attn.k,
-                value=x.attention.attn.v,
-                output=x.attention.attn.o,
-                norm=x.attention.LayerNorm,
-                inner=x.intermediate.dense,
-                activation=x.intermediate.intermediate_act_fn,
-                outer=x.output.dense,
-                outer_norm=x.output.LayerNorm,
-            )
-            for x in encoder.encoder.layer
-        ]
-    return [
-        Layer(
-            query=x.attention.self.query,
-            key=x.attention.self.key,
-            value=x.attention.self.value,
-            output=x.attention.output.dense,
-            norm=x.attention.output.LayerNorm,
-            inner=x.intermediate.dense,
-            activation=x.intermediate.intermediate_act_fn,
-            outer=x.output.dense,
-            outer_norm=x.output.LayerNorm,
-        )
-        for x in encoder.encoder.layer
-    ]
+def _layers(encoder: Any) -> Iterator[Layer]:
+    is_mpnet = encoder.config.model_type == "mpnet"
+    for x in encoder.encoder.layer:
+        if is_mpnet:
+            attn = x.attention.attn
+            query, key, value, output, norm = attn.q, attn.k, attn.v, attn.o, x.attention.LayerNorm
+        else:
+            attn, after = x.attention.self, x.attention.output
+            query, key, value, output, norm = (
+                attn.query, attn.key, attn.value, after.dense, after.LayerNorm,
+            )  # fmt: skip
+        yield Layer(
+            query=query, key=key, value=value, output=output, norm=norm,
+            inner=x.intermediate.dense, activation=x.intermediate.intermediate_act_fn,
+            outer=x.output.dense, outer_norm=x.output.LayerNorm,
+        )  # fmt: skip
 
 
 class RelativeBias(nn.Module):

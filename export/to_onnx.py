@@ -165,7 +165,7 @@ def write_models(models: Iterable[tuple[str, onnx.ModelProto]], folder: Path) ->
     """Write graphs that are in memory, with one shared file of weights.
 
     Args:
-        models: Name and graph, one after another; each graph then refers to the file.
+        models: Name and graph, one after another; not changed.
         folder: Made where it is absent.
 
     Returns:
@@ -178,7 +178,9 @@ def write_models(models: Iterable[tuple[str, onnx.ModelProto]], folder: Path) ->
     weights = SharedWeights(folder / WEIGHTS_FILE)
     files: dict[str, Path] = {}
     try:
-        for name, model in models:
+        for name, graph in models:
+            model = onnx.ModelProto()
+            model.CopyFrom(graph)
             weights.externalise(model)
             files[name] = folder / f"{name}.onnx"
             files[name].write_bytes(model.SerializeToString(deterministic=True))

@@ -8,7 +8,6 @@ QuantizeLinear and DequantizeLinear around a product.
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from amlr.export.ladder.scales import Feeds, Scale, fit_products, fit_values, observe, round_weight
-from amlr.export.precision.graph_tools import open_session, prepare
+from amlr.export.precision.graph_tools import PRODUCTS, open_session, prepare
 from amlr.export.steps import counted
 from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
@@ -36,25 +35,15 @@ FEEDS, IMAGES = 4, 4
 Feed = dict[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
-_PRODUCTS = ("Gemm", "MatMul", "Conv")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """A product of an activation and a constant weight."""
-
-    node: str
-    activation: str
-    weight: str
-
-
-def find_products(model: onnx.ModelProto) -> list[Product]:
-    """Products with a constant weight, in graph order; `model` comes from `prepare`."""
+def find_products(model: onnx.ModelProto) -> list[NodeProto]:
+    """Products of an activation and a constant weight, in order; `model` comes from `prepare`."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [
-        Product(node=node.name, activation=node.input[0], weight=node.input[1])
+        node
         for node in model.graph.node
-        if node.op_type in _PRODUCTS
+        if node.op_type in PRODUCTS
         and node.input[1] in constants
         and node.input[0] not in constants
     ]
@@ -107,12 +96,13 @@ class _Writer:
         self._new: dict[str, TensorProto] = {}
         self._done: set[str] = set()
 
-    def keep(self, node: NodeProto, inputs: list[str]) -> None:
+    def keep(self, node: NodeProto, inputs: list[str]) -> NodeProto:
         """Copy a node, reading other tensors."""
         copy = NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = inputs
         self._nodes.append(copy)
+        return copy
 
     def product(self, node: NodeProto) -> None:
         """Write a product with both sides quantized."""
@@ -120,19 +110,14 @@ class _Writer:
         if node.op_type == "Conv":
             weight = self._weight(node.input[1], axis=0)
         else:
-            flip = node.op_type == "Gemm" and _has(node, "transB")
             smooth = self._scales[node.input[0]].smooth_d
-            weight = self._weight(node.input[1], axis=1, flip=flip, smooth_d=smooth)
+            weight = self._weight(node.input[1], axis=1, flip=_is_flipped(node), smooth_d=smooth)
         inputs = [source, weight]
         if len(node.input) > 2:
             inputs.append(self._bias(node.input[2], node.input[0], node.input[1]))
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = inputs
-        kept = [a for a in node.attribute if a.name != "transB"]
+        copy = self.keep(node, inputs)
         del copy.attribute[:]
-        copy.attribute.extend(kept)
-        self._nodes.append(copy)
+        copy.attribute.extend(a for a in node.attribute if a.name != "transB")
 
     def activation(self, name: str) -> str:
         """The quantized and dequantized form of a tensor, made once."""
@@ -210,8 +195,8 @@ class _Writer:
         return prepare(self._model)
 
 
-def _has(node: NodeProto, attribute: str) -> bool:
-    return any(a.name == attribute and a.i for a in node.attribute)
+def _is_flipped(node: NodeProto) -> bool:
+    return any(a.name == "transB" and a.i for a in node.attribute)
 
 
 class RecordingProvider(OnnxRuntimeProvider):
@@ -281,26 +266,23 @@ def write_int8(
 
 
 def fit_scales(
-    model: onnx.ModelProto, products: Collection[Product], feeds: Feeds
+    model: onnx.ModelProto, products: Collection[NodeProto], feeds: Feeds
 ) -> dict[str, Scale]:
     """Choose how each activation becomes uint8.
 
     Args:
         model: Float32 graph from `prepare`.
-        products: Those that are to be quantized.
+        products: Those of its nodes that are to be quantized.
         feeds: Inputs of the graph on calibration posts.
     """
-    nodes = {node.name: node for node in model.graph.node}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     weights_of: dict[str, list[npt.NDArray[Any]]] = {}
-    for product in products:
-        node = nodes[product.node]
-        weights = weights_of.setdefault(product.activation, [])
+    for node in products:
+        weights = weights_of.setdefault(node.input[0], [])
         if node.op_type != "Conv":
-            weight = numpy_helper.to_array(constants[product.weight]).astype(np.float32)
-            flip = any(a.name == "transB" and a.i for a in node.attribute)
-            weights.append(weight.T if flip else weight)
-    sums = residuals(model) if any(nodes[p.node].op_type == "Conv" for p in products) else set()
+            weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
+            weights.append(weight.T if _is_flipped(node) else weight)
+    sums = residuals(model) if any(node.op_type == "Conv" for node in products) else set()
     samples = observe(model, {*weights_of, *sums}, feeds)
     return {
         name: fit_products(sample, weights_of[name])
@@ -314,18 +296,16 @@ def quantized(model: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
     """Quantize every product of a graph but the heads and those that cannot bear it."""
     model = prepare(model)
     products = [
-        product
-        for product in find_products(model)
-        if not any(head in product.node for head in HEADS)
+        node for node in find_products(model) if not any(head in node.name for head in HEADS)
     ]
     fit, probe = feeds[:-1] or feeds, feeds[-1]
     scales = fit_scales(model, products, fit)
-    kept = {product.node for product in products}
+    kept = {node.name for node in products}
     if any(node.op_type == "Conv" for node in model.graph.node):
         # Transformers spread their error; in a convolutional network one early layer can hold
         # nearly all of it.
         kept = set(_bearable(model, products, scales, probe))
-    read = {product.activation for product in products if product.node in kept}
+    read = {node.input[0] for node in products if node.name in kept}
     # Convolutions keep their sums; elsewhere a scale without a reader is of no use.
     used = {name: scale for name, scale in scales.items() if name in read or _is_sum(name, scales)}
     return insert_qdq(model, used, kept)
@@ -337,7 +317,7 @@ def _is_sum(name: str, scales: Mapping[str, Scale]) -> bool:
 
 def _bearable(
     model: onnx.ModelProto,
-    products: Collection[Product],
+    products: Collection[NodeProto],
     scales: Mapping[str, Scale],
     probe: Feed,
 ) -> list[str]:
@@ -345,11 +325,12 @@ def _bearable(
     exact = open_session(model).run(None, probe)[0]
     spread = float(exact.std()) or 1.0
     names = []
-    for product in counted(products, f"of {len(products)} products tried alone"):
-        one = insert_qdq(model, {product.activation: scales[product.activation]}, {product.node})
+    for node in counted(products, f"of {len(products)} products tried alone"):
+        source = node.input[0]
+        one = insert_qdq(model, {source: scales[source]}, {node.name})
         moved = open_session(one).run(None, probe)[0] - exact
         if float(np.sqrt(np.square(moved).mean())) <= LARGEST_ERROR * spread:
-            names.append(product.node)
+            names.append(node.name)
     return names
 
 

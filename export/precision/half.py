@@ -55,7 +55,6 @@ class HalfGraph:
         islands: Nodes that stayed float32.
         half_nodes: How many nodes compute in float16.
         casts: Casts between the two types, the graph's ends included.
-        clamped: Constants that were out of range and became finite, by name.
     """
 
     name: str
@@ -63,7 +62,6 @@ class HalfGraph:
     islands: tuple[Island, ...]
     half_nodes: int
     casts: int
-    clamped: tuple[str, ...]
 
 
 def to_half(name: str, model: onnx.ModelProto, keep: Mapping[str, str] | None = None) -> HalfGraph:
@@ -99,7 +97,6 @@ class _Converter:
         self.nodes: list[NodeProto] = []
         self.weights: dict[str, TensorProto] = {}
         self.casts, self.half_nodes = 0, 0
-        self.clamped: list[str] = []
         self.islands: list[Island] = []
 
     def run(self) -> HalfGraph:
@@ -119,7 +116,7 @@ class _Converter:
         onnx.checker.check_model(result, full_check=False)
         return HalfGraph(
             name=self.name, model=result, islands=tuple(self.islands),
-            half_nodes=self.half_nodes, casts=self.casts, clamped=tuple(self.clamped),
+            half_nodes=self.half_nodes, casts=self.casts,
         )  # fmt: skip
 
     def _convert(self, node: NodeProto, outputs: set[str]) -> None:
@@ -159,7 +156,7 @@ class _Converter:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
                 attribute.i = kind
             elif attribute.name == "value" and attribute.t.data_type == FLOAT:
-                value = self._rounded(node.name, numpy_helper.to_array(attribute.t), kind)
+                value = _rounded(numpy_helper.to_array(attribute.t), kind)
                 attribute.t.CopyFrom(numpy_helper.from_array(value))
 
     def _as(self, source: str, kind: int) -> str:
@@ -167,7 +164,7 @@ class _Converter:
         if (source, kind) in self.copies:
             return self.copies[source, kind]
         if source in self.constants:
-            value = self._rounded(source, numpy_helper.to_array(self.constants[source]), kind)
+            value = _rounded(numpy_helper.to_array(self.constants[source]), kind)
             target = source if kind == FLOAT else f"{source}__half"
             self.weights[target] = numpy_helper.from_array(value, target)
         elif self.now[source] == kind:
@@ -179,14 +176,14 @@ class _Converter:
         self.copies[source, kind] = target
         return target
 
-    def _rounded(self, name: str, value: np.ndarray, kind: int) -> np.ndarray:
-        if kind == FLOAT:
-            return value
-        if value.size and float(np.max(np.abs(value))) > HALF_MAX:
-            # Only masks are left: nodes with other weights out of range are islands.
-            self.clamped.append(name)
-            value = np.clip(value, -MASK_LIMIT, MASK_LIMIT)
-        return value.astype(np.float16)
+
+def _rounded(value: np.ndarray, kind: int) -> np.ndarray:
+    if kind == FLOAT:
+        return value
+    if value.size and float(np.max(np.abs(value))) > HALF_MAX:
+        # Only masks are left: nodes with other weights out of range are islands.
+        value = np.clip(value, -MASK_LIMIT, MASK_LIMIT)
+    return value.astype(np.float16)
 
 
 def policy(model: onnx.ModelProto, types: Mapping[str, int]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ import onnx
 
 from amlr.errors import ParityError
 from amlr.export.parity import Answer, Comparison
-from amlr.export.precision.half import HalfGraph
 from amlr.export.precision.islands import MARGIN, Search, search_islands
 from amlr.export.precision.judge import EMULATED, GRAPHS, PostJudge, scan_ranges
 from amlr.export.radii import radii_record
@@ -135,7 +134,8 @@ def write_fp16(
     searched = judge.pair(judge.ask(search.graphs))
     held = verifier.pair(verified)
     radii = radii_record(bundle, searched, held, given=given, reserve=EMULATED)
-    graphs = write_half(search.graphs.values(), folder / "onnx" / "fp16")
+    halves = ((name, graph.model) for name, graph in search.graphs.items())
+    graphs = write_models(halves, folder / "onnx" / "fp16")
     variant = Variant(
         precision="fp16",
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
@@ -152,15 +152,3 @@ def half_tolerance(worst: float, answers: Iterable[Answer]) -> float:
     logits = [answer.scores.unit_logits_uc for answer in answers if answer.scores is not None]
     largest = max((float(abs(each).max(initial=1.0)) for each in logits), default=1.0)
     return max(LEAST_TOLERANCE, 4 * worst / max(1.0, largest))
-
-
-def write_half(graphs: Iterable[HalfGraph], folder: Path) -> dict[str, Path]:
-    """Write converted graphs, which stay as they are, with one shared weights file."""
-
-    def copies() -> Iterator[tuple[str, onnx.ModelProto]]:
-        for graph in graphs:
-            model = onnx.ModelProto()
-            model.CopyFrom(graph.model)
-            yield graph.name, model
-
-    return write_models(copies(), folder)

@@ -3,21 +3,19 @@
 The network is strongly typed everywhere: the graph's own types decide, no precision flag exists.
 """
 
-import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from amlr.errors import AmlrError, ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.steps import show
 from amlr.export.tensorrt.audit import Audit, audit_network, fused_attentions, require_precision
 from amlr.export.tensorrt.messages import explain, parser_errors
-from amlr.export.tensorrt.profiles import Dims, Shapes, check_shapes
+from amlr.export.tensorrt.profiles import Shapes
 from amlr.kernels.device import open_device
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
 
@@ -29,14 +27,12 @@ class Plan:
     Attributes:
         data: Serialized plan.
         audit: Types of the network's layers, and its fused attentions.
-        shapes: The profiles' shapes by input.
         build_s: Seconds.
     """
 
     data: bytes
     audit: Audit
-    shapes: tuple[Shapes, ...] = field(default=())
-    build_s: float = 0.0
+    build_s: float
 
 
 def build_plan(
@@ -44,7 +40,6 @@ def build_plan(
     onnx_path: Path,
     *,
     graph: str,
-    dims: Dims,
     shapes: Sequence[Shapes],
     precision: str,
     islands: Collection[str] = (),
@@ -56,7 +51,6 @@ def build_plan(
         library: From `load_tensorrt`.
         onnx_path: The graph; its weights lie beside it.
         graph: Its name, for messages.
-        dims: Its input dimensions, from `input_dims`.
         shapes: One set of input shapes per optimization profile.
         precision: `fp16` or `fp32`; checked, never requested.
         islands: Nodes that may be float32 in an fp16 graph.
@@ -66,8 +60,6 @@ def build_plan(
         ExportError: The graph was not accepted, has another precision, or could not be built.
     """
     options = options or ExportOptions()
-    for each in shapes:
-        check_shapes(graph, dims, each)
     started = time.monotonic()
     builder, logger = _builder(library)
     network = builder.create_network(_strongly_typed(library.api))
@@ -79,10 +71,11 @@ def build_plan(
     config = _config(library, builder, options, precision)
     for each in shapes:
         _add_profile(builder, config, graph, each)
-    config.progress_monitor = progress_monitor(library.api, f"building {graph}")
+    config.progress_monitor = _progress_monitor(library.api, graph)
     cache = _load_timing_cache(library, config, options)
     with last_errors(logger) as errors:
         data = builder.build_serialized_network(network, config)
+    show("")
     if data is None:
         raise ExportError(
             f"graph {graph!r} could not be built by {library.name}: {explain(errors)}"
@@ -92,7 +85,6 @@ def build_plan(
     return Plan(
         data=data,
         audit=replace(audit, fused_attentions=fused_attentions(library, data, len(shapes))),
-        shapes=tuple(shapes),
         build_s=time.monotonic() - started,
     )
 
@@ -119,8 +111,6 @@ def _config(library: TensorRT, builder: Any, options: ExportOptions, precision: 
     if precision == "fp32":
         # On by default, and three digits short of float32.
         config.clear_flag(api.BuilderFlag.TF32)
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if library.is_rtx:
         config.num_compute_capabilities = len(options.sms)
         for index, sm in enumerate(options.sms):
@@ -207,44 +197,24 @@ def _save_timing_cache(cache: Any, options: ExportOptions) -> None:
     part.replace(path)
 
 
-def progress_monitor(api: Any, label: str, *, after_s: float = 2.0) -> Any:
-    """Make an `IProgressMonitor` that draws the outermost phase once the build lasts.
+def _progress_monitor(api: Any, graph: str) -> Any:
+    """An `IProgressMonitor` that shows the outermost phase of a build."""
 
-    Args:
-        api: The TensorRT module.
-        label: What is being built.
-        after_s: Seconds of silence before the first line.
-    """
-
-    class Bar(api.IProgressMonitor):  # type: ignore[misc,name-defined,unused-ignore]
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc,name-defined,unused-ignore]
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)
-            self.start = self.last = time.monotonic()
             self.steps: dict[str, int] = {}
-            self.parents: dict[str, str | None] = {}
-            self.shown = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            self.parents[phase_name] = parent_phase
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if self.parents.get(phase_name) is None:
-                self.draw(phase_name, step + 1)
+            if phase_name in self.steps:
+                show(f"  {graph}: {phase_name} {step + 1}/{self.steps[phase_name]}")
             return True  # False would cancel the build
 
         def phase_finish(self, phase_name: str) -> None:
-            if self.parents.pop(phase_name, None) is None and self.shown and sys.stderr.isatty():
-                click.echo("", err=True)
-                self.shown = False
             self.steps.pop(phase_name, None)
 
-        def draw(self, phase: str, done: int) -> None:
-            now, is_tty = time.monotonic(), sys.stderr.isatty()
-            if now - self.start < after_s or now - self.last < (0.2 if is_tty else 10.0):
-                return
-            self.last, self.shown = now, True
-            text = f"{label}: {phase} {done}/{self.steps.get(phase, done)}"
-            click.echo(("\r\x1b[K" if is_tty else "") + text, err=True, nl=not is_tty)
-
-    return Bar()
+    return Monitor()

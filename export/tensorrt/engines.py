@@ -78,7 +78,6 @@ def build_engines(
             library,
             path,
             graph=graph,
-            dims=dims,
             shapes=shapes,
             precision=chosen.precision,
             islands=_islands(chosen, graph),

@@ -2,14 +2,12 @@
 
 TensorRT takes a minimum, optimum and maximum for each input on its own and does not compare them: a
 mask that ends at 128 steps beside ids that end at 256 builds, and fails in service. Here a shape is
-made of symbols (B, T, S, N), each with one extent, so inputs cannot disagree; shapes that come from
-elsewhere are compared with `check_shapes`.
+made of symbols (B, T, S, N), each with one extent, so inputs cannot disagree.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import onnx
 
@@ -139,57 +137,3 @@ def shapes_for(graph: str, dims: Dims, profile: Profile, scales: int) -> Shapes:
         )
         shapes[name] = (low, usual, high)
     return shapes
-
-
-def check_shapes(graph: str, dims: Dims, shapes: Mapping[str, Any]) -> None:
-    """Compare the shapes of all inputs with the graph and with each other.
-
-    Raises:
-        ExportError: An input has no shapes, a fixed dimension differs, min, opt and max are not in
-            order, or two inputs that share an axis disagree about it; names both.
-    """
-    missing = set(dims) - set(shapes)
-    if missing:
-        raise ExportError(f"profile of graph {graph!r} lacks inputs {sorted(missing)}")
-    seen: dict[tuple[str, str], tuple[int, str]] = {}
-    for name, sizes in dims.items():
-        where = f"profile of {name!r} in graph {graph!r}"
-        for kind, shape in zip(KINDS, shapes[name], strict=True):
-            if len(shape) != len(sizes):
-                raise ExportError(
-                    f"{where} has {len(shape)} dimensions, the graph has {len(sizes)}"
-                )
-            _check_fixed(where, kind, shape, sizes)
-            _check_shared(graph, name, kind, shape, sizes, seen)
-        for place, (low, usual, high) in enumerate(zip(*shapes[name], strict=True)):
-            if not low <= usual <= high:
-                raise ExportError(
-                    f"{where}, dimension {place}: {low} <= {usual} <= {high} does not hold"
-                )
-
-
-def _check_fixed(where: str, kind: str, shape: Shape, sizes: tuple[int | str, ...]) -> None:
-    for place, (size, fixed) in enumerate(zip(shape, sizes, strict=True)):
-        if isinstance(fixed, int) and size != fixed:
-            raise ExportError(
-                f"{where} has {kind} {size} in dimension {place}, which the graph fixes at {fixed}"
-            )
-
-
-def _check_shared(
-    graph: str,
-    name: str,
-    kind: str,
-    shape: Shape,
-    sizes: tuple[int | str, ...],
-    seen: dict[tuple[str, str], tuple[int, str]],
-) -> None:
-    for size, symbol in zip(shape, sizes, strict=True):
-        if isinstance(symbol, int):
-            continue
-        other, owner = seen.setdefault((symbol, kind), (size, name))
-        if other != size:
-            raise ExportError(
-                f"profile of graph {graph!r} disagrees about {symbol}: {kind} is {other} for "
-                f"{owner!r} and {size} for {name!r}; give both the same"
-            )

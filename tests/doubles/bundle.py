@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -9,12 +10,16 @@ from amlr.export.staging import StagedBundle
 from amlr.export.tensorrt.profiles import Extent, Profile, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.preflight import HostTools
+from amlr.runtime.device.provider import DeviceProvider
+from amlr.runtime.device.tensorrt import open_family
 from amlr.runtime.engine_record import (
     GRAPHS,
     EngineRecord,
     GraphEngine,
     host_platform,
 )
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.tensorrt_library import Family
 from doubles.device import DoubleDevice
 from doubles.tensorrt import TensorRtDouble, plan_bytes
 
@@ -86,3 +91,16 @@ def double_tools(
         **compile_with,
     )
     return tools, module
+
+
+def open_double(
+    bundle: Bundle, tools: Any, family: Family = "tensorrt", cache: Path | None = None
+) -> DeviceProvider:
+    """A provider on the doubles' machine."""
+    variant = bundle.manifest.variants["fp32"]
+    return open_family(family, bundle, variant, ProviderOptions(cache_dir=cache), tools)
+
+
+def entities(results: Any) -> list[list[tuple[int, int, str]]]:
+    """Offsets and labels of each result."""
+    return [[(e.start, e.end, e.label) for e in result.entities] for result in results]

@@ -132,7 +132,6 @@ def test_masks_out_of_range_become_finite() -> None:
         [numpy_helper.from_array(np.float32(np.finfo(np.float32).min), "mask")],
     )
     half = to_half("g", model)
-    assert half.clamped == ("mask",)
     (y,) = open_session(emulate(half.model)).run(None, {"x": np.array([0.0, 1.0], np.float32)})
     assert y.tolist() == [0.0, -30000.0]
 

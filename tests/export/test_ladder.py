@@ -65,7 +65,7 @@ def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
 def test_int8_rows_are_close_and_smoothing_helps() -> None:
     model, feed = rows_model()
     products = find_products(model)
-    assert [p.node for p in products] == ["first", "second"]
+    assert [node.name for node in products] == ["first", "second"]
     scales = fit_scales(model, products, [feed])
     smooth = run(insert_qdq(model, scales, {"first", "second"}), feed)
     plain = {name: fit_values(sample) for name, sample in observe(model, scales, [feed]).items()}
@@ -78,7 +78,7 @@ def test_int8_rows_are_close_and_smoothing_helps() -> None:
 def test_samples_do_not_depend_on_the_order_of_names() -> None:
     model, feed = rows_model()
     feed["x"] = np.tile(feed["x"], (8, 1)) * np.arange(1, 1601, dtype=np.float32)[:, None]
-    names = [product.activation for product in find_products(model)]
+    names = [node.input[0] for node in find_products(model)]
     one, other = (observe(model, order, [feed]) for order in (names, names[::-1]))
     for name in names:
         np.testing.assert_array_equal(one[name].values, other[name].values)

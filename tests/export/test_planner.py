@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from amlr.errors import InputError
 from amlr.export.planner import (
     FILL_STEPS,
-    Traffic,
     batch_for,
     best_edges,
     fit_profile,
@@ -57,25 +56,25 @@ def test_lengths_are_optimal(lengths: list[int], graphs: int) -> None:
     assert found == pytest.approx(best, rel=1e-12)
 
 
-def _traffic(seed: int = 0, size: int = 500) -> Traffic:
+def _traffic(seed: int = 0, size: int = 500) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     tokens = np.clip(rng.gamma(6, 5, size).astype(np.int64), 3, 128)
-    return Traffic(tokens_n=tokens, units_n=tokens * 3)
+    return tokens, tokens * 3
 
 
 def test_more_graphs_never_pad_more_and_many_pad_almost_nothing() -> None:
-    traffic = _traffic()
-    plans = [plan_buckets(traffic, graphs) for graphs in (1, 2, 4, 8, 16)]
+    tokens_n, units_n = _traffic()
+    plans = [plan_buckets(tokens_n, units_n, graphs) for graphs in (1, 2, 4, 8, 16)]
     padding = [plan.padding for plan in plans]
     assert padding == sorted(padding, reverse=True)
     assert plans[0].saved == pytest.approx(0)
     assert padding[-1] < 0.2
     for plan in plans:
-        assert sum(bucket.windows for bucket in plan.buckets) == len(traffic.tokens_n)
+        assert sum(bucket.windows for bucket in plan.buckets) == len(tokens_n)
         assert all(b.tokens % 4 == 0 and b.units % 8 == 0 for b in plan.buckets)
         for bucket, before in zip(plan.buckets[1:], plan.buckets, strict=False):
-            own = (traffic.tokens_n > before.tokens) & (traffic.tokens_n <= bucket.tokens)
-            assert traffic.units_n[own].max() <= bucket.units
+            own = (tokens_n > before.tokens) & (tokens_n <= bucket.tokens)
+            assert units_n[own].max() <= bucket.units
 
 
 @given(tokens=st.integers(1, 1000))
@@ -87,7 +86,7 @@ def test_a_batch_fills_a_run_and_no_more(tokens: int) -> None:
 
 
 def test_the_table_names_lengths_and_batches() -> None:
-    plan = plan_buckets(_traffic(), 4)
+    plan = plan_buckets(*_traffic(), 4)
     assert len(plan.buckets) == 4
     assert list(plan_table([plan]))[1].endswith(
         " ".join(f"{b.tokens}x{batch_for(b.tokens)}" for b in plan.buckets)
@@ -97,7 +96,7 @@ def test_the_table_names_lengths_and_batches() -> None:
 
 
 def test_profile_has_its_optimum_at_the_modal_bucket(tiny_plan: Path) -> None:
-    plan = plan_buckets(_traffic(), 4)
+    plan = plan_buckets(*_traffic(), 4)
     modal = max(plan.buckets, key=lambda b: b.windows)
     profile = fit_profile(Bundle.open(tiny_plan), plan)
     assert (profile.tokens.opt, profile.units.opt) == (modal.tokens, modal.units)
@@ -106,24 +105,23 @@ def test_profile_has_its_optimum_at_the_modal_bucket(tiny_plan: Path) -> None:
 
 def test_traffic_of_posts_under_a_bundles_rules(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
-    traffic = measure_traffic(bundle, sample_posts(40, images=0))
-    assert len(traffic.tokens_n) >= 40
-    assert traffic.tokens_n.max() <= bundle.manifest.text.max_tokens
-    assert traffic.units_n.min() >= 0
-    plan = plan_buckets(traffic, 4, width=32)
+    tokens_n, units_n = measure_traffic(bundle, sample_posts(40, images=0))
+    assert len(tokens_n) >= 40
+    assert tokens_n.max() <= bundle.manifest.text.max_tokens
+    assert units_n.min() >= 0
+    plan = plan_buckets(tokens_n, units_n, 4, width=32)
     profile = fit_profile(bundle, plan)
     assert profile.tokens.max == bundle.manifest.text.max_tokens
-    assert profile.units.max >= traffic.units_n.max()
+    assert profile.units.max >= units_n.max()
     table = list(plan_table([plan]))
     assert "padding" in table[0]
     assert str(plan.buckets[0].tokens) in table[1]
     assert plan.to_dict()["graphs"] == len(plan.buckets)
 
 
-def test_no_posts_are_refused() -> None:
-    nothing = np.zeros(0, np.int64)
+def test_no_posts_are_refused(tiny_plan: Path) -> None:
     with pytest.raises(InputError, match="at least one"):
-        Traffic(tokens_n=nothing, units_n=nothing)
+        measure_traffic(Bundle.open(tiny_plan), [])
 
 
 def test_report_of_a_file_and_its_profile(tiny_plan: Path, tmp_path: Path) -> None:

@@ -17,17 +17,15 @@ from amlr.export.fused.variant import merge_products
 from amlr.export.graphs import build_graphs
 from amlr.export.options import ExportOptions
 from amlr.export.precision.half import to_half
-from amlr.export.precision.variant import write_half
 from amlr.export.tensorrt.builder import Plan, _capability, build_plan
 from amlr.export.tensorrt.messages import explain
 from amlr.export.tensorrt.profiles import (
     Extent,
     Profile,
-    check_shapes,
     input_dims,
     shapes_for,
 )
-from amlr.export.to_onnx import WEIGHTS_FILE, trace
+from amlr.export.to_onnx import WEIGHTS_FILE, trace, write_models
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
@@ -56,7 +54,7 @@ def _build(
     dims = input_dims(onnx.load(str(path)))
     shapes = shapes_for(graph, dims, PROFILE, 3)
     return build_plan(
-        library, path, graph=graph, dims=dims, shapes=[shapes], precision=precision, islands=islands
+        library, path, graph=graph, shapes=[shapes], precision=precision, islands=islands
     )
 
 
@@ -101,7 +99,7 @@ def test_attentions_that_are_one_kernel_are_counted(
         onnx.save(half.model, str(path))
         islands = [island.node for island in half.islands]
         plan = build_plan(
-            library, path, graph="text", dims=dims, shapes=shapes, precision="fp16", islands=islands
+            library, path, graph="text", shapes=shapes, precision="fp16", islands=islands
         )
         counts = plan.audit.to_dict()
         assert (counts["fused_attentions"], counts["attentions"]) == (fused, 2)
@@ -128,13 +126,12 @@ def test_paper_preset_builds_in_half_for_three_architectures(
         half = to_half(name, merged)
         kinds = [node.op_type for node in half.model.graph.node]
         assert kinds.count("Softmax") == layers[name] + (name == "fusion")
-        (path,) = write_half([half], tmp_path / name).values()
+        (path,) = write_models([(name, half.model)], tmp_path / name).values()
         dims = input_dims(half.model)
         plan = build_plan(
             library,
             path,
             graph=name,
-            dims=dims,
             shapes=[shapes_for(name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
             precision="fp16",
             islands=[island.node for island in half.islands],
@@ -162,11 +159,8 @@ def _save(folder: Path, nodes: list[onnx.NodeProto], out: int = TensorProto.FLOA
 
 
 def _try(library: TensorRT, path: Path, precision: str = "fp32", **options: Any) -> Plan:
-    dims: dict[str, tuple[int | str, ...]] = {"x": ("B", 4)}
     shapes = {"x": ((1, 4), (2, 4), (8, 4))}
-    return build_plan(
-        library, path, graph="g", dims=dims, shapes=[shapes], precision=precision, **options
-    )
+    return build_plan(library, path, graph="g", shapes=[shapes], precision=precision, **options)
 
 
 def test_float32_where_half_was_asked_fails(library: TensorRT, tmp_path: Path) -> None:
@@ -214,7 +208,7 @@ def test_unknown_operator_is_named(library: TensorRT, tmp_path: Path) -> None:
 def test_missing_profile_is_explained(library: TensorRT, tmp_path: Path) -> None:
     path = _save(tmp_path, [helper.make_node("MatMul", ["x", "full"], ["y"], name="mm")])
     with pytest.raises(ExportError, match="an input has a dynamic axis and no profile"):
-        build_plan(library, path, graph="g", dims={}, shapes=[], precision="fp32")
+        build_plan(library, path, graph="g", shapes=[], precision="fp32")
 
 
 def test_unknown_architecture_lists_the_known_ones(library: TensorRT, tmp_path: Path) -> None:
@@ -232,30 +226,6 @@ def test_an_architecture_without_a_name_is_built_for_where_it_is_at_hand(
     assert _capability(library.api, 89) is library.api.ComputeCapability.SM89
     with pytest.raises(ExportError, match=r"cannot build for SM 10\.0"):
         _capability(library.api, 100)
-
-
-def test_profiles_of_all_inputs_must_agree() -> None:
-    dims: dict[str, tuple[int | str, ...]] = {
-        "ids": ("B", "T"),
-        "mask": ("B", "T"),
-        "pixels": ("N", 3),
-    }
-    good = {
-        "ids": ((1, 8), (8, 64), (32, 256)),
-        "mask": ((1, 8), (8, 64), (32, 256)),
-        "pixels": ((1, 3), (1, 3), (4, 3)),
-    }
-    check_shapes("g", dims, good)
-    with pytest.raises(ExportError, match="disagrees about T: max is 256 for 'ids' and 128"):
-        check_shapes("g", dims, good | {"mask": ((1, 8), (8, 64), (32, 128))})
-    with pytest.raises(ExportError, match="which the graph fixes at 3"):
-        check_shapes("g", dims, good | {"pixels": ((1, 3), (1, 4), (4, 3))})
-    with pytest.raises(ExportError, match="does not hold"):
-        check_shapes("g", dims, good | {"pixels": ((2, 3), (1, 3), (4, 3))})
-    with pytest.raises(ExportError, match="the graph has 2"):
-        check_shapes("g", dims, good | {"pixels": ((1,), (1,), (4,))})
-    with pytest.raises(ExportError, match=r"lacks inputs \['pixels'\]"):
-        check_shapes("g", dims, {"ids": good["ids"], "mask": good["mask"]})
 
 
 @given(ends=st.sets(st.integers(1, 64), min_size=1, max_size=5), pictures=st.integers(1, 40))

@@ -122,12 +122,10 @@ def graph(tmp_path: Path) -> Path:
 
 
 def _build(library: TensorRT, path: Path, options: ExportOptions) -> Plan:
-    dims: dict[str, tuple[int | str, ...]] = {"x": ("B", 4)}
     return build_plan(
         library,
         path,
         graph="g",
-        dims=dims,
         shapes=[{"x": ((1, 4), (2, 4), (8, 4))}],
         precision="fp32",
         options=options,
@@ -150,7 +148,7 @@ def test_builds_with_the_names_of_both_majors(version: str, graph: Path, tmp_pat
     ]
     assert cache.read_bytes() == b"+"
     log.clear()
-    _build(library, graph, ExportOptions(timing_cache=cache, workspace_bytes=1 << 28))
+    _build(library, graph, ExportOptions(timing_cache=cache))
     assert not [entry for entry in log if entry[0] in LEVELS]
     assert ("timing cache", b"+") in log
     assert cache.read_bytes() == b"++"

@@ -1,28 +1,21 @@
 """The TensorRT provider on doubles of the driver and the engine: plumbing, refusals, no leaks."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amlr.errors import AmlrError, BackendUnavailableError, BundleError, PlanMismatchError
+from amlr.errors import PlanMismatchError
 from amlr.export.samples import sample_posts
 from amlr.export.tensorrt.profiles import Extent, Profile
-from amlr.kernels.device import DeviceError, DeviceMemoryError, probe_driver
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.pool import HostImage, ImagePool
-from amlr.runtime.device.provider import DeviceProvider
 from amlr.runtime.device.shapes import Bucket
-from amlr.runtime.device.tensorrt import open_family
-from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.tensorrt_library import Family
-from doubles.bundle import PROFILE, double_bundle, double_tools
+from doubles.bundle import PROFILE, double_bundle, double_tools, entities, open_double
 from doubles.device import DoubleDevice
-from doubles.tensorrt import TensorRtDouble
 
 POSTS = sample_posts(500, images=6)
 
@@ -38,27 +31,6 @@ def rtx_bundle(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Bun
     return double_bundle(tiny_plan, out, library="tensorrt-rtx", version="1.7.1.116")
 
 
-@pytest.fixture
-def machine() -> Iterator[tuple[DoubleDevice, Any, TensorRtDouble]]:
-    device = DoubleDevice()
-    tools, module = double_tools(device)
-    yield device, tools, module
-    assert device.live_allocations == 0
-    assert device.streams == {}
-    assert device.graphs == 0
-
-
-def _open(
-    bundle: Bundle, tools: Any, family: Family = "tensorrt", cache: Path | None = None
-) -> DeviceProvider:
-    variant = bundle.manifest.variants["fp32"]
-    return open_family(family, bundle, variant, ProviderOptions(cache_dir=cache), tools)
-
-
-def _entities(results: Any) -> list[list[tuple[int, int, str]]]:
-    return [[(e.start, e.end, e.label) for e in result.entities] for result in results]
-
-
 @pytest.fixture(scope="module")
 def expected(tiny_plan: Path) -> tuple[Any, Any]:
     with Engine.load(tiny_plan, provider="onnxruntime") as engine:
@@ -69,11 +41,11 @@ def test_same_entities_as_onnxruntime_on_500_posts(
     bundle: Bundle, machine: Any, expected: tuple[Any, Any]
 ) -> None:
     device, tools, _ = machine
-    with Engine(bundle, _open(bundle, tools)) as engine:
+    with Engine(bundle, open_double(bundle, tools)) as engine:
         results, raws = engine.tag_batch(POSTS), engine.raw(POSTS[:60])
         assert device.graph_launches > 10
-    assert _entities(results) == _entities(expected[0])
-    assert sum(len(found) for found in _entities(results)) > 300
+    assert entities(results) == entities(expected[0])
+    assert sum(len(found) for found in entities(results)) > 300
     assert {result.provider for result in results} == {"tensorrt"}
     assert sum(result.image_used for result in results) > 300
     for a, b in zip(raws, expected[1], strict=True):
@@ -87,11 +59,11 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
     for start in range(2):
         device = DoubleDevice()
         tools, module = double_tools(device, "1.7.1.116")
-        provider = _open(rtx_bundle, tools, "tensorrt-rtx", tmp_path)
+        provider = open_double(rtx_bundle, tools, "tensorrt-rtx", tmp_path)
         if start:
             assert provider._engines._cache.loaded == b"kernels"  # type: ignore[attr-defined]
         with Engine(rtx_bundle, provider) as engine:
-            assert _entities(engine.tag_batch(POSTS[:40])) == _entities(expected[0][:40])
+            assert entities(engine.tag_batch(POSTS[:40])) == entities(expected[0][:40])
         assert device.graph_launches == 0
         assert device.live_allocations == 0
         assert module.contexts == 0
@@ -101,7 +73,7 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
 
 def test_buckets_come_and_go_without_leaks(bundle: Bundle, machine: Any) -> None:
     device, tools, module = machine
-    provider = _open(bundle, tools)
+    provider = open_double(bundle, tools)
     provider._runs = 2
     for session in provider._sessions:
         session._keep = 2
@@ -123,9 +95,9 @@ def test_windows_beyond_the_profile_are_split_or_refused(
     )  # fmt: skip
     bundle = double_bundle(tiny_plan, tmp_path / "small.plan", profiles=(small,))
     short = [i for i, post in enumerate(POSTS[:60]) if len(post.text) < 40]
-    with Engine(bundle, _open(bundle, tools)) as engine:
+    with Engine(bundle, open_double(bundle, tools)) as engine:
         found = engine.tag_batch([POSTS[i] for i in short])
-        assert _entities(found) == _entities([expected[0][i] for i in short])
+        assert entities(found) == entities([expected[0][i] for i in short])
         with pytest.raises(PlanMismatchError, match="units, the tensorrt graphs end at 60") as no:
             engine.tag("a b c d e f g h i j k l m n o p q r s t u v w x y z")
         assert "amlr-export --from" in str(no.value)
@@ -140,8 +112,8 @@ def test_two_profiles_are_chosen_by_shape(
         pool=Extent(1, 8, 40), pictures=Extent(1, 1, 4),
     )  # fmt: skip
     bundle = double_bundle(tiny_plan, tmp_path / "two.plan", profiles=(short, PROFILE))
-    with Engine(bundle, _open(bundle, tools)) as engine:
-        assert _entities(engine.tag_batch(POSTS[:80])) == _entities(expected[0][:80])
+    with Engine(bundle, open_double(bundle, tools)) as engine:
+        assert entities(engine.tag_batch(POSTS[:80])) == entities(expected[0][:80])
 
 
 def test_each_call_takes_the_profile_of_its_batch(
@@ -150,14 +122,14 @@ def test_each_call_takes_the_profile_of_its_batch(
     _, tools, _ = machine
     profiles = PROFILE.split([1, 4, 16])
     bundle = double_bundle(tiny_plan, tmp_path / "batches.plan", profiles=profiles)
-    provider = _open(bundle, tools)
+    provider = open_double(bundle, tools)
     # The usual shape of each profile is ready before the first call.
     assert provider.limits.usual == ((1, 16), (4, 16), (16, 16))
     assert provider.captured_graphs == 3
     with Engine(bundle, provider) as engine:
         for stop in (1, 2, 4, 5, 60):
             found = engine.tag_batch(POSTS[:stop])
-            assert _entities(found) == _entities(expected[0][:stop])
+            assert entities(found) == entities(expected[0][:stop])
         taken = {
             (shape.bucket.posts, graph._context.profile)
             for session in provider._sessions
@@ -181,26 +153,26 @@ def test_planned_buckets_are_the_captured_shapes(
     _, tools, _ = machine
     planned = ((12, 40), (36, 150))
     bundle = double_bundle(tiny_plan, tmp_path / "planned.plan", buckets=planned)
-    provider = _open(bundle, tools)
+    provider = open_double(bundle, tools)
     limits = provider.limits
     assert limits.bucket(3, 9, 30) == Bucket(4, 12, 40)
     assert limits.bucket(1, 9, 41) == Bucket(1, 36, 150)
     assert limits.bucket(1, 40, 100) == Bucket(1, 40, 128)  # the grid, for what was not planned
     with Engine(bundle, provider) as engine:
-        assert _entities(engine.tag_batch(POSTS[:40])) == _entities(expected[0][:40])
+        assert entities(engine.tag_batch(POSTS[:40])) == entities(expected[0][:40])
 
 
 def test_full_pool_spills_to_the_host(
     bundle: Bundle, machine: Any, expected: tuple[Any, Any]
 ) -> None:
     _, tools, _ = machine
-    provider = _open(bundle, tools)
+    provider = open_double(bundle, tools)
     assert provider._pool is not None
     held = provider._pool.reserve(provider._pool.free_slots)
     pixels = np.zeros((2, 3, 64, 64), np.float32)
     assert all(isinstance(image, HostImage) for image in provider.encode_images(pixels))
     with Engine(bundle, provider) as engine:
-        assert _entities(engine.tag_batch(POSTS[:30])) == _entities(expected[0][:30])
+        assert entities(engine.tag_batch(POSTS[:30])) == entities(expected[0][:30])
         provider._pool.release(held)
 
 
@@ -226,7 +198,7 @@ def test_threads_get_sessions_of_their_own(
     bundle: Bundle, machine: Any, expected: tuple[Any, Any]
 ) -> None:
     _, tools, _ = machine
-    provider = _open(bundle, tools)
+    provider = open_double(bundle, tools)
     found: dict[int, Any] = {}
     with Engine(bundle, provider) as engine:
 
@@ -241,170 +213,4 @@ def test_threads_get_sessions_of_their_own(
         assert 1 <= len(provider._sessions) <= 2
     for number in range(4):
         part = expected[0][number * 30 : number * 30 + 30]
-        assert _entities(found[number]) == _entities(part)
-
-
-# Injected faults: name of the fault, error, what the message must hold.
-LOAD_FAULTS = [
-    ("runtime", BackendUnavailableError, "could not start"),
-    ("deserialize", PlanMismatchError, "kSTD_VERSION.*rebuild with: amlr-export --from"),
-    ("context", DeviceMemoryError, "OutOfMemory"),
-    ("shape", PlanMismatchError, "refuses shape"),
-    ("address", DeviceError, "address 0x.* was refused"),
-    ("infer", DeviceError, "shapes are missing for"),
-    ("launch", DeviceError, "could not be launched: Cuda failure: 700"),
-]
-
-
-@pytest.mark.parametrize(("fault", "error", "message"), LOAD_FAULTS)
-@pytest.mark.parametrize("graph", ["text", "image", "fusion"])
-def test_faults_at_load_are_named_and_leave_nothing(
-    bundle: Bundle, machine: Any, fault: str, error: type[Exception], message: str, graph: str
-) -> None:
-    device, tools, module = machine
-    module.faults.active.add(fault)
-    module.faults.graph = graph if fault not in ("runtime", "deserialize") else None
-    with pytest.raises(error, match=message):
-        _open(bundle, tools)
-    assert device.closed
-    assert module.contexts == 0
-
-
-def test_memory_may_run_out_at_any_allocation(bundle: Bundle) -> None:
-    device = DoubleDevice()
-    tools, _ = double_tools(device)
-    _open(bundle, tools).close()
-    needed = device.allocations
-    assert needed > 8
-    for limit in range(needed):
-        device = DoubleDevice()
-        device.alloc_limit = limit
-        tools, module = double_tools(device)
-        with pytest.raises(DeviceMemoryError):
-            _open(bundle, tools)
-        assert device.live_allocations == 0
-        assert device.streams == {}
-        assert module.contexts == 0
-
-
-@pytest.mark.parametrize("fault", ["launch", "address", "shape", "context"])
-def test_a_fault_in_service_fails_one_call_and_not_the_next(
-    bundle: Bundle, machine: Any, expected: tuple[Any, Any], fault: str
-) -> None:
-    _, tools, module = machine
-    with Engine(bundle, _open(bundle, tools)) as engine:
-        module.faults.active.add(fault)
-        with pytest.raises(AmlrError):
-            engine.tag("one two three four five six seven eight nine " * 3)
-        module.faults.active.clear()
-        assert _entities(engine.tag_batch(POSTS[:20])) == _entities(expected[0][:20])
-
-
-def test_refusals_before_the_library_is_touched(
-    bundle: Bundle, tiny_plan: Path, tmp_path: Path
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> Any:
-        raise AssertionError("the library was touched")
-
-    def attempt(bundle: Bundle, device: DoubleDevice, version: str = "10.13.0.35") -> None:
-        tools, module = double_tools(device, version)
-        module.Runtime = refuse  # type: ignore[assignment]
-        _open(bundle, tools)
-
-    command = f"amlr-export --from {bundle.path} --target tensorrt"
-    with pytest.raises(
-        PlanMismatchError, match=r"another device: found .*SM 8\.9.*SM 9\.0"
-    ) as caught:
-        attempt(bundle, DoubleDevice(sm=90))
-    assert command in str(caught.value)
-    with pytest.raises(PlanMismatchError, match="another version") as caught:
-        attempt(bundle, DoubleDevice(), "11.4.0.106")
-    assert command in str(caught.value)
-    with pytest.raises(PlanMismatchError, match="holds no engines"):
-        attempt(Bundle.open(tiny_plan), DoubleDevice())
-    with pytest.raises(BackendUnavailableError, match="MB free, the engines need"):
-        attempt(bundle, DoubleDevice(free_bytes=1 << 20))
-    with pytest.raises(BackendUnavailableError, match=r"10.3.0 is installed, 10.13 or newer"):
-        attempt(bundle, DoubleDevice(), "10.3.0")
-    damaged = double_bundle(tiny_plan, tmp_path / "damaged.plan")
-    engine = next(damaged.path.rglob("fusion.engine"))
-    engine.write_bytes(engine.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleError, match="damaged"):
-        attempt(damaged, DoubleDevice())
-
-
-def test_small_memory_shrinks_the_pool(bundle: Bundle) -> None:
-    device = DoubleDevice()
-    tools, _ = double_tools(device)
-    provider = _open(bundle, tools)
-    assert provider._pool is not None
-    assert provider._pool.slots == 40
-    provider.close()
-    with pytest.raises(DeviceMemoryError, match="no room for one picture"):
-        device = DoubleDevice(free_bytes=(256 << 20) + 10_000)
-        tools, _ = double_tools(device)
-        _open(bundle, tools)
-    assert device.live_allocations == 0
-
-
-def test_without_a_driver_the_refusal_is_the_drivers(rtx_bundle: Bundle) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    refusal = _refusal_of_the_driver()
-    if not refusal:
-        pytest.skip("this machine has a driver")
-    with pytest.raises(BackendUnavailableError) as caught:
-        Engine.load(rtx_bundle.path, provider="tensorrt-rtx")
-    assert str(caught.value) == refusal
-
-
-def _refusal_of_the_driver() -> str:
-    try:
-        probe_driver()
-    except BackendUnavailableError as refusal:
-        return str(refusal)
-    return ""
-
-
-def test_closed_provider_refuses(bundle: Bundle, machine: Any) -> None:
-    _, tools, _ = machine
-    provider = _open(bundle, tools)
-    provider.close()
-    provider.close()
-    with pytest.raises(AmlrError, match="closed"):
-        provider.encode_images(np.zeros((1, 3, 64, 64), np.float32))
-
-
-def test_closing_waits_for_calls_and_refuses_those_in_the_queue(
-    bundle: Bundle, machine: Any
-) -> None:
-    _, tools, _ = machine
-    provider = _open(bundle, tools)
-    provider._allowed = 1
-    inside, leave = threading.Event(), threading.Event()
-    refused: list[str] = []
-
-    def hold() -> None:
-        with provider._session():
-            inside.set()
-            leave.wait(10)
-
-    def wait() -> None:
-        try:
-            provider.encode_images(np.zeros((1, 3, 64, 64), np.float32))
-        except AmlrError as error:
-            refused.append(str(error))
-
-    threads = [threading.Thread(target=work) for work in (hold, wait)]
-    threads[0].start()
-    assert inside.wait(10)
-    threads[1].start()
-    closing = threading.Thread(target=provider.close)
-    closing.start()
-    while not provider._closed:
-        threading.Event().wait(0.01)
-    # The queued call may still get the session that the holder gives back, or be refused.
-    leave.set()
-    for thread in (*threads, closing):
-        thread.join(20)
-        assert not thread.is_alive()
-    assert all("closed" in message for message in refused)
+        assert entities(found[number]) == entities(part)
