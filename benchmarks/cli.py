@@ -132,7 +132,7 @@ def bench_command(**given: Any) -> None:
         if given[name] is not None:
             check_file(given[name])
     # Before any numeric library is imported: afterwards it is too late.
-    os.environ |= thread_variables(given["threads"])
+    os.environ |= thread_variables(1 if given["capacity"] else given["threads"])
     with log_to_stderr("amlr.benchmarks"):
         if given["capacity"]:
             _plan_capacity(given)
@@ -281,16 +281,16 @@ def _print_table(table: str, given: dict[str, Any]) -> None:
 
 
 def _plan_capacity(given: dict[str, Any]) -> None:
+    from amlr.benchmarks.capacity.measure import EngineChoice
     from amlr.benchmarks.capacity.page import render_page, render_text
     from amlr.benchmarks.capacity.plan import run_capacity
     from amlr.benchmarks.capacity.traffic import Traffic
 
-    report = run_capacity(
-        given["engine"],
-        Traffic.read(given["capacity"]),
-        check_seconds=given["capacity_check"],
-        engine_options=("--provider", given["provider"], "--precision", given["precision"]),
+    engine = EngineChoice(
+        bundle=given["engine"], provider=given["provider"], precision=given["precision"]
     )
+    traffic = Traffic.read(given["capacity"])
+    report = run_capacity(engine, traffic, given["capacity_check"])
     if given["json_path"]:
         write_whole(
             given["json_path"], json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.replica import Arrivals, simulate
 from amlr.benchmarks.capacity.traffic import Pictures, Traffic
+from amlr.benchmarks.harness.stats import PERCENTS, percentile
+from amlr.cli_support import progress
 
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _POSTS = 6000
@@ -93,9 +95,9 @@ class Day:
     p99_s: float
 
 
-def mix(traffic: Traffic, hits: float, count: int, generator: np.random.Generator) -> tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.int64]
-]:  # fmt: skip
+def draw_posts(
+    traffic: Traffic, hits: float, count: int, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Lengths and picture states of posts, with a share `hits` of known pictures."""
     share = traffic.pictures.share
     chances = [1 - share, share * hits, share * (1 - hits)]
@@ -103,10 +105,18 @@ def mix(traffic: Traffic, hits: float, count: int, generator: np.random.Generato
     return traffic.draw_tokens(count, generator), state
 
 
+def draw_arrivals(
+    traffic: Traffic, hits: float, rate_per_s: float, count: int, generator: np.random.Generator
+) -> Arrivals:
+    """Posts that arrive at random."""
+    tokens, state = draw_posts(traffic, hits, count, generator)
+    at_s = np.cumsum(generator.exponential(1 / rate_per_s, count))
+    return Arrivals(at_s=at_s, tokens=tokens, state=state)
+
+
 def capacity_per_s(traffic: Traffic, costs: CostGrid, hits: float) -> float:
     """Posts a second of one server that never waits: full batches on all its workers."""
-    generator = np.random.default_rng(0)
-    tokens, state = mix(traffic, hits, 4000, generator)
+    tokens, state = draw_posts(traffic, hits, 4000, np.random.default_rng(0))
     replica = traffic.replica
     full = min(replica.batch_posts, max(1, int(replica.batch_tokens / tokens.mean())))
     mean = np.mean([costs.post_s(t, s, full) for t, s in zip(tokens, state, strict=True)])
@@ -117,25 +127,22 @@ def load_curve(traffic: Traffic, costs: CostGrid, hits: float) -> list[Load]:
     """Latency of one server over its load."""
     capacity = capacity_per_s(traffic, costs, hits)
     curve = []
-    for utilisation in LOADS:
-        generator = np.random.default_rng(0)
+    for utilisation in progress(LOADS, "simulated loads"):
         rate = utilisation * capacity
-        tokens, state = mix(traffic, hits, _POSTS, generator)
-        at = np.cumsum(generator.exponential(1 / rate, _POSTS))
-        outcome = simulate(
-            Arrivals(at_s=at, tokens=tokens, state=state),
-            costs,
-            traffic.replica,
-            deadline_s=traffic.p99_ms / 1000,
-        )
+        arrivals = draw_arrivals(traffic, hits, rate, _POSTS, np.random.default_rng(0))
+        deadline_s = traffic.p99_ms / 1000
+        latency_s = simulate(arrivals, costs, traffic.replica, deadline_s=deadline_s)
+        answered = latency_s[~np.isnan(latency_s)]
+        # Too few answers for a percentile break every promise.
+        p50, p95, p99 = (percentile(answered, percent) or math.inf for percent in PERCENTS)
         curve.append(
             Load(
                 utilisation=utilisation,
                 rate_per_s=rate,
-                p50_s=outcome.percentile_s(50),
-                p95_s=outcome.percentile_s(95),
-                p99_s=outcome.percentile_s(99),
-                refused=outcome.refused,
+                p50_s=p50,
+                p95_s=p95,
+                p99_s=p99,
+                refused=1 - len(answered) / _POSTS,
             )
         )
     return curve

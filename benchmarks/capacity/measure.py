@@ -5,32 +5,53 @@ server's own part is measured on a real server around an engine that answers at 
 """
 
 import asyncio
-import json
+import itertools
 import logging
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import click
 import numpy as np
 
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
-from amlr.benchmarks.harness.process import thread_variables
-from amlr.benchmarks.harness.stats import median
 from amlr.benchmarks.load.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.load.server import running
-from amlr.cli_support import AmlrCommand
+from amlr.cli_support import progress
 from amlr.runtime import Engine, Post
 from amlr.serving.warmup import picture, sample_text
 
 BATCHES = (1, 4, 16)
-_REPEATS = 5
+# The first one warms up.
+_REPEATS = 6
 _log = logging.getLogger(__name__)
-_SERVERS = "amlr.benchmarks.load.peers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """What is measured, and later served.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        provider: As for `Engine.load`.
+        precision: As for `Engine.load`.
+    """
+
+    bundle: Path
+    provider: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def options(self) -> list[str]:
+        """The same as options of `amlr-serve`."""
+        named = {"engine": self.bundle, "provider": self.provider, "precision": self.precision}
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
 
 
 def grid_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
@@ -40,59 +61,106 @@ def grid_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
 
 
 def measure_grid(
-    bundle: Path,
-    tokens: Sequence[int],
-    batch_posts: int,
-    processes: int,
-    engine_options: Sequence[str] = (),
+    choice: EngineChoice, tokens: Sequence[int], batch_posts: int, processes: int
 ) -> CostGrid:
     """Measure everything the simulator needs, on this machine.
 
+    Args:
+        choice: What to measure.
+        tokens: Lengths of texts in the traffic.
+        batch_posts: Posts of a full batch.
+        processes: Engines that are busy at a time.
+
     Raises:
-        RuntimeError: A measuring process failed.
+        AmlrError: The engine could not be loaded.
     """
     lengths = grid_tokens(tokens)
     batches = tuple(sorted({*(b for b in BATCHES if b < batch_posts), max(2, batch_posts)}))
-    kinds = len(STATES) * len(lengths) * len(batches)
-    _log.info(f"measuring {kinds} kinds of batches on {processes} core(s)")
-    command = [sys.executable, "-m", "amlr.benchmarks.capacity.measure", "--engine", str(bundle),
-               "--tokens", ",".join(map(str, lengths)), "--batches", ",".join(map(str, batches)),
-               *engine_options]  # fmt: skip
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    children = [
-        subprocess.Popen(
-            [*command, "--core", str(cores[i % len(cores)] if cores else -1)],
-            stdout=subprocess.PIPE,
-            env=os.environ | thread_variables(1),
-        )
-        for i in range(processes)
-    ]
-    answers = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        raise RuntimeError("measuring the engine failed; its message is above")
-    found = [json.loads(answer) for answer in answers]
+    kinds = list(itertools.product(STATES, lengths, batches))
+    _log.info(f"measuring {len(kinds)} kinds of batches on {processes} core(s)")
+    cores = sorted(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = [
+            ProcessPoolExecutor(1, context, os.sched_setaffinity, (0, {cores[i % len(cores)]}))
+            for i in range(processes)
+        ]
+        for pool in pools:
+            stack.callback(pool.shutdown, cancel_futures=True)
+        calls = [
+            pool.submit(_batch_s, choice, *kind)
+            for _ in range(_REPEATS)
+            for kind in kinds
+            for pool in pools
+        ]
+        for call in progress(as_completed(calls), "batches", len(calls)):
+            call.result()  # the first failure ends it all
+        provider, precision, picture_bytes = pools[0].submit(_described, choice).result()
+    samples = np.array([call.result() for call in calls])
+    by_repeat = samples.reshape(_REPEATS, len(kinds), processes)[1:]
+    seconds = np.median(by_repeat, axis=0).mean(axis=1)
     _log.info("measuring the server around the engine")
     plain, with_picture = asyncio.run(_server_costs())
     return CostGrid(
         tokens=lengths,
         batches=batches,
-        seconds=np.mean([np.array(item["seconds"]) for item in found], axis=0),
+        seconds=seconds.reshape(len(STATES), len(lengths), len(batches)),
         request_s=plain,
         request_image_s=max(0.0, with_picture - plain),
-        picture_bytes=found[0]["picture_bytes"],
-        provider=found[0]["provider"],
-        precision=found[0]["precision"],
+        picture_bytes=picture_bytes,
+        provider=provider,
+        precision=precision,
     )
+
+
+class _Subject:
+    """The engine of a measuring process, and pictures for it."""
+
+    def __init__(self, choice: EngineChoice) -> None:
+        self.engine = Engine.load(choice.bundle, choice.provider, choice.precision, threads=1)
+        self.source = random.Random(1)
+        self.known: list[bytes] = []
+
+    def pictures(self, state: str, count: int) -> list[bytes] | list[None]:
+        """Pictures of a batch in one of `STATES`."""
+        if state == "none":
+            return [None] * count
+        if state == "cold":
+            return [picture(self.source) for _ in range(count)]
+        if count > len(self.known):
+            self.known += [picture(self.source) for _ in range(count - len(self.known))]
+            self.engine.tag_batch([Post("Paris", image) for image in self.known])
+        return self.known[:count]
+
+
+@cache
+def _subject(choice: EngineChoice) -> _Subject:
+    return _Subject(choice)
+
+
+def _batch_s(choice: EngineChoice, state: str, tokens: int, posts: int) -> float:
+    """Seconds of one batch; runs in a measuring process."""
+    subject, text = _subject(choice), sample_text(tokens)
+    batch = [Post(text, image) for image in subject.pictures(state, posts)]
+    begun = time.perf_counter()
+    subject.engine.tag_batch(batch)
+    return time.perf_counter() - begun
+
+
+def _described(choice: EngineChoice) -> tuple[str, str, float]:
+    """Provider and precision that were chosen, and what a picture takes in the cache."""
+    engine = _subject(choice).engine
+    stats = engine.image_cache
+    return engine.provider, engine.precision, stats.bytes / max(1, stats.entries)
 
 
 async def _server_costs() -> tuple[float, float]:
     """CPU seconds of the server for a request without and with a picture, its engine idle."""
     source = random.Random(0)
     text = sample_text(32)
-    kinds = [Post(text), Post(text, picture(source))]
     costs = []
-    with running(_SERVERS, ["--kind", "idle"]) as server:
-        for post in kinds:
+    with running("amlr.benchmarks.load.peers", ["--kind", "idle"]) as server:
+        for post in (Post(text), Post(text, picture(source))):
             requests = [request_bytes(post)]
             await closed_loop(server.port, requests, clients=4, seconds=0.5, take=lambda _: None)
             answered: list[Reply] = []
@@ -100,64 +168,3 @@ async def _server_costs() -> tuple[float, float]:
             await closed_loop(server.port, requests, clients=4, seconds=2.0, take=answered.append)
             costs.append((server.cpu_s - before) / max(1, len(answered)))
     return costs[0], costs[1]
-
-
-def _measure(
-    engine: Engine, lengths: Sequence[int], batches: Sequence[int]
-) -> list[list[list[float]]]:
-    """Median seconds of (state, tokens, batch), the repeats interleaved."""
-    source = random.Random(1)
-    known = [picture(source) for _ in range(max(batches))]
-    engine.tag_batch([Post("Paris", image) for image in known])
-    times: dict[tuple[int, int, int], list[float]] = {}
-    for repeat in range(_REPEATS + 1):
-        for state, name in enumerate(STATES):
-            for row, length in enumerate(lengths):
-                for column, batch in enumerate(batches):
-                    text = sample_text(length)
-                    images: list[bytes | None] = [None] * batch
-                    if name != "none":
-                        images = [
-                            known[i] if name == "hit" else picture(source) for i in range(batch)
-                        ]
-                    posts = [Post(text, image) for image in images]
-                    begun = time.perf_counter()
-                    engine.tag_batch(posts)
-                    if repeat:  # the first round warms up
-                        cell = times.setdefault((state, row, column), [])
-                        cell.append(time.perf_counter() - begun)
-    return [
-        [[median(times[s, t, b], 9) for b in range(len(batches))] for t in range(len(lengths))]
-        for s in range(len(STATES))
-    ]
-
-
-@click.command(cls=AmlrCommand)
-@click.option("--engine", "bundle", type=click.Path(path_type=Path), required=True)
-@click.option("--tokens", required=True)
-@click.option("--batches", required=True)
-@click.option("--provider", default="auto")
-@click.option("--precision", default="auto")
-@click.option("--core", type=int, default=-1, help="Run on this core only.")
-def main(bundle: Path, tokens: str, batches: str, provider: str, precision: str, core: int) -> None:
-    """Measure one engine with one thread; JSON on stdout. Started by `measure_grid`."""
-    if core >= 0:
-        os.sched_setaffinity(0, {core})
-    with Engine.load(bundle, provider=provider, precision=precision, threads=1) as engine:
-        numbers = [[int(part) for part in text.split(",")] for text in (tokens, batches)]
-        seconds = _measure(engine, numbers[0], numbers[1])
-        stats = engine.image_cache
-        click.echo(
-            json.dumps(
-                {
-                    "seconds": seconds,
-                    "picture_bytes": stats.bytes / max(1, stats.entries),
-                    "provider": engine.provider,
-                    "precision": engine.precision,
-                }
-            )
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,48 +1,78 @@
 """The capacity plan as text and as one self-contained page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 from amlr.benchmarks.capacity.check import Check
-from amlr.benchmarks.capacity.fleet import Hour
 from amlr.benchmarks.capacity.plan import CapacityReport
-from amlr.benchmarks.report.charts import Bar, Line, bar_chart, line_chart
+from amlr.benchmarks.report.charts import Line, line_chart
 from amlr.benchmarks.report.figures import markdown_table, number
-from amlr.benchmarks.report.page import card, grid, html_page, html_table, section, tiles
+from amlr.benchmarks.report.page import card, grid, html_page, html_table, section
 
-_CHECK_HEAD = ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
-               "predicted", "error")  # fmt: skip
+
+class _Table(NamedTuple):
+    """A table of the text and of the page.
+
+    Attributes:
+        title: Heading.
+        lead: A sentence below it.
+        head: Column names.
+        rows: Cells.
+    """
+
+    title: str
+    lead: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def render_text(report: CapacityReport) -> str:
     """The plan for a terminal or a pull request, in Markdown."""
-    return "\n".join(_text(report)) + "\n"
+    costs = report.costs
+    parts = [f"{costs.provider} {costs.precision}; {_summary(report)}"]
+    parts += [markdown_table(table.head, table.rows, words=1) for table in _tables(report)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _text(report: CapacityReport) -> Iterator[str]:
-    plan, traffic, costs = report.plan, report.traffic, report.costs
-    currency = traffic.machine.currency
-    yield f"{costs.provider} {costs.precision}; {_summary(report)}"
-    yield ""
+def _tables(report: CapacityReport) -> list[_Table]:
+    plan, currency = report.plan, report.traffic.machine.currency
     per_million = f"{currency} per million posts"
-    days = (
-        (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}", f"{day.price_per_million:.2f}",
-         f"{1000 * day.p99_s:.0f}", f"{day.refused:.2%}")
-        for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
-    )  # fmt: skip
-    head = ("", "machine hours a day", f"{currency} a day", per_million, "p99 ms", "refused")
-    yield markdown_table(head, days, words=1)
-    yield ""
-    caches = (
-        (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
-         f"{row.price_per_million:.2f}")
-        for row in plan.caches
-    )  # fmt: skip
-    names = ("picture cache", "hits", "posts/s of a replica", per_million)
-    yield markdown_table(names, caches, words=0)
+    tables = [
+        _Table(
+            "The day",
+            "Replicas that follow the rate, beside the peak's replicas all day.",
+            ("replicas", "machine hours a day", f"{currency} a day", per_million, "p99 ms",
+             "refused"),
+            [
+                (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}",
+                 f"{day.price_per_million:.2f}", f"{1000 * day.p99_s:.0f}", f"{day.refused:.2%}")
+                for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
+            ],
+        ),
+        _Table(
+            "Picture caches",
+            "What other sizes would give.",
+            ("picture cache", "hits", "posts/s of a replica", per_million),
+            [
+                (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
+                 f"{row.price_per_million:.2f}")
+                for row in plan.caches
+            ],
+        ),
+    ]  # fmt: skip
     if report.checks:
-        yield ""
-        yield markdown_table(_CHECK_HEAD, map(_check_cells, report.checks), words=0)
+        tables.append(
+            _Table(
+                "Checked against real servers",
+                "The same requests at the same times, simulated and sent; the error is predicted "
+                "over measured.",
+                ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
+                 "predicted", "error"),
+                [_check_cells(check) for check in report.checks],
+            )
+        )  # fmt: skip
+    return tables
 
 
 def _summary(report: CapacityReport) -> str:
@@ -72,105 +102,40 @@ def _check_cells(check: Check) -> list[str]:
 
 def render_page(report: CapacityReport) -> str:
     """The plan as HTML: inline style and SVG, nothing to fetch."""
-    plan, machine = report.plan, report.machine
-    hours = plan.scaled.hours
+    plan, costs = report.plan, report.costs
+    hours, curve = plan.scaled.hours, plan.curve
     places = [str(hour) if hour % 3 == 0 else "" for hour in range(24)]
-    curve = plan.curve
-    loads = [f"{load.utilisation:.0%}" for load in curve]
-    target = report.traffic.p99_ms
-    cards = [
-        card(
-            "Posts a second over the day",
-            line_chart(
-                [Line(label="offered", values=[h.rate_per_s for h in hours], is_own=True)],
-                places, "hour", "posts/s",
-            ),
+    charts = {
+        "Posts a second over the day": line_chart(
+            [Line(label="offered", values=[h.rate_per_s for h in hours], is_own=True)],
+            places, "hour", "posts/s",
         ),
-        card(
-            "Replicas over the day",
-            line_chart(
-                [
-                    Line(label="scaled", values=[h.replicas for h in hours], is_own=True),
-                    Line(label="fixed", values=[h.replicas for h in plan.fixed.hours]),
-                ],
-                places, "hour", "replicas",
-            ),
+        "Replicas over the day": line_chart(
+            [
+                Line(label="scaled", values=[h.replicas for h in hours], is_own=True),
+                Line(label="fixed", values=[h.replicas for h in plan.fixed.hours]),
+            ],
+            places, "hour", "replicas",
         ),
-        card(
-            "Latency of one replica over its load",
-            line_chart(
-                [
-                    Line(label="p99", values=[1000 * c.p99_s for c in curve], is_own=True),
-                    Line(label="p95", values=[1000 * c.p95_s for c in curve]),
-                    Line(label="p50", values=[1000 * c.p50_s for c in curve]),
-                    Line(label="p99 allowed", values=[target for _ in curve]),
-                ],
-                loads, "share of capacity", "ms",
-            ),
+        "Latency of one replica over its load": line_chart(
+            [
+                Line(label="p99", values=[1000 * load.p99_s for load in curve], is_own=True),
+                Line(label="p95", values=[1000 * load.p95_s for load in curve]),
+                Line(label="p50", values=[1000 * load.p50_s for load in curve]),
+                Line(label="p99 allowed", values=[report.traffic.p99_ms for _ in curve]),
+            ],
+            [f"{load.utilisation:.0%}" for load in curve], "share of capacity", "ms",
         ),
-        card(
-            "Posts a second of one replica over its picture cache",
-            bar_chart(
-                [
-                    Bar(
-                        label=f"{row.cache_mb} MB, {row.hits:.0%} hits",
-                        value=row.capacity_per_s,
-                        is_own=row.cache_mb == report.traffic.replica.image_cache_mb,
-                    )
-                    for row in plan.caches
-                ],
-                "posts/s",
-                "capacity over cache",
-            ),
-        ),
-    ]  # fmt: skip
+    }  # fmt: skip
     body = [
         "<h1>How many machines does this traffic need?</h1>",
-        f'<p class="soft">Costs measured on {escape(str(machine.cpu))}, '
-        f"{escape(report.costs.provider)} {escape(report.costs.precision)}, "
-        "all cores busy.</p>",
+        f'<p class="soft">Costs measured on {escape(str(report.machine.cpu))}, '
+        f"{escape(costs.provider)} {escape(costs.precision)}, all cores busy.</p>",
         f'<div class="verdict pass">{escape(_summary(report)).capitalize()}.</div>',
-        _headline(report),
-        grid(cards),
-        section(
-            "Checked against real servers",
-            "The same requests at the same times, simulated and sent; the error is predicted over "
-            "measured.",
-            html_table(_CHECK_HEAD, [_check_cells(c) for c in report.checks], numeric=range(8))
-            if report.checks
-            else "",
+        grid([card(title, chart) for title, chart in charts.items()]),
+        *(
+            section(t.title, t.lead, html_table(t.head, t.rows, numeric=range(1, len(t.head))))
+            for t in _tables(report)
         ),
-        section("The day by hours", "Replicas follow the rate.", _hours(hours)),
     ]
     return html_page("Capacity plan", body)
-
-
-def _headline(report: CapacityReport) -> str:
-    plan, currency = report.plan, escape(report.traffic.machine.currency)
-    scaled, fixed = plan.scaled, plan.fixed
-    figures = [
-        (f"{scaled.price_per_million:.2f}", f"{currency} per million posts, replicas scaled"),
-        (f"{fixed.price_per_million:.2f}", f"{currency} per million posts, peak all day"),
-        (f"{scaled.machine_hours:.0f}", "machine hours a day"),
-        (f"{1000 * scaled.p99_s:.0f} ms", f"worst p99; {scaled.refused:.2%} refused"),
-    ]
-    return tiles(figures)
-
-
-def _hours(hours: Sequence[Hour]) -> str:
-    return html_table(
-        ("hour", "posts/s", "replicas", "machines", "load", "p99 ms", "refused"),
-        [
-            (
-                f"{number:02d}",
-                f"{hour.rate_per_s:.1f}",
-                str(hour.replicas),
-                str(hour.machines),
-                f"{hour.utilisation:.0%}",
-                f"{1000 * hour.p99_s:.0f}",
-                f"{hour.refused:.2%}",
-            )
-            for number, hour in enumerate(hours)
-        ],
-        numeric=range(7),
-    )

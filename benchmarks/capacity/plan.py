@@ -1,9 +1,7 @@
 """`amlr-bench --capacity`: from costs and traffic to a report."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from amlr.benchmarks.capacity.check import Check, check_replicas
@@ -18,7 +16,7 @@ from amlr.benchmarks.capacity.fleet import (
     load_curve,
     simulate_day,
 )
-from amlr.benchmarks.capacity.measure import measure_grid
+from amlr.benchmarks.capacity.measure import EngineChoice, measure_grid
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.report.records import MachineRecord
@@ -138,35 +136,29 @@ def _with_cache(
 
 
 def run_capacity(
-    bundle: Path,
-    traffic: Traffic,
-    *,
-    check_seconds: float = 0.0,
-    engine_options: Sequence[str] = (),
+    engine: EngineChoice, traffic: Traffic, check_seconds: float = 0.0
 ) -> CapacityReport:
-    """Measure, simulate, and compare with real servers if asked to."""
+    """Measure, simulate, and compare with real servers if asked to.
+
+    Args:
+        engine: What to measure and serve.
+        traffic: What to plan for.
+        check_seconds: Length of each run against real servers; 0 leaves them out.
+    """
     machine = describe_machine()
     # A rented machine has all its replicas busy; so have the cores that are measured here.
     busy = max(1, min(machine.cores or 1, traffic.machine.cores) // traffic.replica.workers)
 
     def grid(processes: int) -> CostGrid:
-        return measure_grid(
-            bundle, list(traffic.tokens), traffic.replica.batch_posts, processes,
-            engine_options,
-        )  # fmt: skip
+        return measure_grid(engine, list(traffic.tokens), traffic.replica.batch_posts, processes)
 
     costs = grid(busy)
     _log.info("simulating a day")
     plan = plan_capacity(traffic, costs)
     report = CapacityReport(machine=machine, costs=costs, traffic=traffic, plan=plan)
     for replicas in sorted({1, min(2, busy)}) if check_seconds else ():
+        measured = costs if replicas == busy else grid(replicas)
         report.checks += check_replicas(
-            bundle,
-            traffic,
-            costs if replicas == busy else grid(replicas),
-            plan.hits,
-            replicas,
-            seconds=check_seconds,
-            engine_options=engine_options,
+            engine, traffic, measured, plan.hits, replicas, check_seconds
         )
     return report

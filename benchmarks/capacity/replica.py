@@ -6,15 +6,15 @@ so it delays what they are computing.
 
 import contextlib
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.traffic import Replica
-from amlr.benchmarks.harness.stats import percentile
 from amlr.runtime import Post
 from amlr.serving.admission import Admission
 from amlr.serving.costs import CHARS_PER_TOKEN, CostModel, estimate_tokens
@@ -37,31 +37,14 @@ class Arrivals:
     tokens: npt.NDArray[np.int64]
     state: npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of them.
-
-    Attributes:
-        latency_s: Of each request, NaN where it was refused, (N,).
-        busy: Share of the workers' time that was spent computing.
-        batch_posts: Mean size of a batch.
-    """
-
-    latency_s: npt.NDArray[np.float64]
-    busy: float
-    batch_posts: float
-
-    @property
-    def refused(self) -> float:
-        """Share of the requests that were refused."""
-        return float(np.isnan(self.latency_s).mean())
-
-    def percentile_s(self, percent: int) -> float:
-        """Latency of accepted requests; infinite where too few were."""
-        answered = self.latency_s[~np.isnan(self.latency_s)]
-        value = percentile(answered, percent)
-        return float("inf") if value is None else value
+    def chosen(self, is_chosen_n: npt.NDArray[np.bool_]) -> Self:
+        """Some of them."""
+        return replace(
+            self,
+            at_s=self.at_s[is_chosen_n],
+            tokens=self.tokens[is_chosen_n],
+            state=self.state[is_chosen_n],
+        )
 
 
 def simulate(
@@ -71,7 +54,7 @@ def simulate(
     *,
     deadline_s: float = float("inf"),
     extra_s: float = 0.0,
-) -> Outcome:
+) -> npt.NDArray[np.float64]:
     """Run the requests through one server.
 
     Args:
@@ -81,6 +64,9 @@ def simulate(
         deadline_s: Of every request; those that are not expected to keep it are refused.
         extra_s: CPU time that something else on the same cores takes for each request, such as a
             load generator.
+
+    Returns:
+        Latency of each request in seconds, NaN where it was refused, (N,).
     """
     return _Run(arrivals, costs, replica, deadline_s, extra_s).run()
 
@@ -105,8 +91,6 @@ class _Run:
         self.latency = np.full(len(self.arrival), np.nan)
         self.next = 0
         self.index: dict[Job, int] = {}
-        self.busy_s = 0.0
-        self.batches = self.served = 0
         # (begin, end, expected cost) of what the workers are doing.
         self.running: list[tuple[float, float, float]] = []
         self.model = CostModel(costs.server_table(replica.batch_posts, replica.workers))
@@ -130,7 +114,7 @@ class _Run:
             if end > self.now
         )
 
-    def run(self) -> Outcome:
+    def run(self) -> npt.NDArray[np.float64]:
         free = [0.0] * self.workers
         while self.next < len(self.arrival) or len(self.queue):
             self._advance(heapq.heappop(free))
@@ -139,12 +123,7 @@ class _Run:
             while (end := self.queue.wait_end()) is not None and end > self.now:
                 self._advance(min([end, *self.ready[self.next : self.next + 1]]))
             heapq.heappush(free, self._serve(self.queue.form()))
-        span = max([*free, *self.arrival[-1:]]) or 1.0
-        return Outcome(
-            latency_s=self.latency,
-            busy=self.busy_s / (span * self.workers),
-            batch_posts=self.served / max(1, self.batches),
-        )
+        return self.latency
 
     def _advance(self, to: float) -> None:
         """Let requests arrive until a time; the clock never goes back."""
@@ -173,9 +152,6 @@ class _Run:
         while arriving < len(self.arrival) and self.arrival[arriving] < end:
             end += self.handling[arriving] / self.workers
             arriving += 1
-        self.busy_s += end - self.now
-        self.batches += 1
-        self.served += len(batch)
         for _, request in requests:
             self.latency[request] = end - self.arrival[request]
         self.model.observe(tokens, _pictures(batch), end - self.now)

@@ -110,7 +110,7 @@ def test_text_and_page_hold_the_figures() -> None:
     assert "EUR per million posts" in text
     assert "&lt;CPU &amp; co&gt;" in page
     assert "<CPU" not in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 3
     assert "http" not in page.replace("http-equiv", "")
 
 
