@@ -15,7 +15,7 @@ import numpy.typing as npt
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.replica import Arrivals, simulate
 from amlr.benchmarks.capacity.traffic import Pictures, Traffic
-from amlr.benchmarks.harness.stats import PERCENTS, percentile
+from amlr.benchmarks.harness.stats import percentile
 from amlr.cli_support import progress
 
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -95,32 +95,28 @@ class Day:
     p99_s: float
 
 
-def draw_posts(
-    traffic: Traffic, hits: float, count: int, generator: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lengths and picture states of posts, with a share `hits` of known pictures."""
-    share = traffic.pictures.share
-    chances = [1 - share, share * hits, share * (1 - hits)]
-    state = generator.choice(3, size=count, p=chances).astype(np.int64)
-    return traffic.draw_tokens(count, generator), state
-
-
 def draw_arrivals(
     traffic: Traffic, hits: float, rate_per_s: float, count: int, generator: np.random.Generator
 ) -> Arrivals:
-    """Posts that arrive at random."""
-    tokens, state = draw_posts(traffic, hits, count, generator)
+    """Posts that arrive at random, with a share `hits` of known pictures."""
+    lengths, shares = zip(*traffic.shares.items(), strict=True)
+    tokens = generator.choice(lengths, size=count, p=shares).astype(np.int64)
+    state = generator.choice(3, size=count, p=traffic.pictures.chances(hits)).astype(np.int64)
     at_s = np.cumsum(generator.exponential(1 / rate_per_s, count))
     return Arrivals(at_s=at_s, tokens=tokens, state=state)
 
 
 def capacity_per_s(traffic: Traffic, costs: CostGrid, hits: float) -> float:
     """Posts a second of one server that never waits: full batches on all its workers."""
-    tokens, state = draw_posts(traffic, hits, 4000, np.random.default_rng(0))
-    replica = traffic.replica
-    full = min(replica.batch_posts, max(1, int(replica.batch_tokens / tokens.mean())))
-    mean = np.mean([costs.post_s(t, s, full) for t, s in zip(tokens, state, strict=True)])
-    return float(replica.workers / mean)
+    replica, chances = traffic.replica, traffic.pictures.chances(hits)
+    mean_tokens = sum(tokens * share for tokens, share in traffic.shares.items())
+    full = min(replica.batch_posts, max(1, int(replica.batch_tokens / mean_tokens)))
+    mean_s = sum(
+        share * chance * costs.post_s(tokens, state, full)
+        for tokens, share in traffic.shares.items()
+        for state, chance in enumerate(chances)
+    )
+    return replica.workers / mean_s
 
 
 def load_curve(traffic: Traffic, costs: CostGrid, hits: float) -> list[Load]:
@@ -133,19 +129,23 @@ def load_curve(traffic: Traffic, costs: CostGrid, hits: float) -> list[Load]:
         deadline_s = traffic.p99_ms / 1000
         latency_s = simulate(arrivals, costs, traffic.replica, deadline_s=deadline_s)
         answered = latency_s[~np.isnan(latency_s)]
-        # Too few answers for a percentile break every promise.
-        p50, p95, p99 = (percentile(answered, percent) or math.inf for percent in PERCENTS)
         curve.append(
             Load(
                 utilisation=utilisation,
                 rate_per_s=rate,
-                p50_s=p50,
-                p95_s=p95,
-                p99_s=p99,
+                p50_s=_percentile_s(answered, 50),
+                p95_s=_percentile_s(answered, 95),
+                p99_s=_percentile_s(answered, 99),
                 refused=1 - len(answered) / _POSTS,
             )
         )
     return curve
+
+
+def _percentile_s(latency_s: _Array, percent: int) -> float:
+    """Infinite where too few were answered: that breaks every promise."""
+    value = percentile(latency_s, percent)
+    return math.inf if value is None else value
 
 
 def best_utilisation(curve: Sequence[Load], p99_s: float) -> float:

@@ -31,6 +31,10 @@ class Pictures(_Part, frozen=True):
     distinct: int | float = Field(default=1, ge=1)
     zipf: float = Field(default=0.0, ge=0, le=3)
 
+    def chances(self, hits: float) -> tuple[float, float, float]:
+        """Probability of each of `costs.STATES`, with a share `hits` of known pictures."""
+        return 1 - self.share, self.share * hits, self.share * (1 - hits)
+
 
 class Replica(_Part, frozen=True):
     """One `amlr-serve`, as it will be started.
@@ -156,8 +160,8 @@ class Traffic(_Part, frozen=True):
         middles = (np.arange(count) + 0.5) * _DAY_S / count
         return np.interp(seconds % _DAY_S, middles, self.rate_per_s, period=_DAY_S)
 
-    def draw_tokens(self, count: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Lengths of posts."""
-        lengths = np.array(sorted(self.tokens))
-        shares = np.array([self.tokens[int(length)] for length in lengths])
-        return generator.choice(lengths, size=count, p=shares / shares.sum()).astype(np.int64)
+    @property
+    def shares(self) -> dict[int, float]:
+        """Share of the posts by length, summing to 1."""
+        total = sum(self.tokens.values())
+        return {tokens: share / total for tokens, share in sorted(self.tokens.items())}

@@ -11,10 +11,11 @@ from amlr.benchmarks.data import in_memory, read_jsonl
 from amlr.benchmarks.load.scenarios import Load, Row
 from amlr.benchmarks.load.server import running
 from amlr.cli_support import AmlrCommand
+from amlr.errors import AmlrError
 from amlr.runtime import Engine
 from amlr.runtime.cpu import usable_cores
 
-_PATH = click.Path(path_type=Path)
+_PATH, _COUNT = click.Path(path_type=Path), click.IntRange(1)
 _WARM_S = 3.0
 
 
@@ -22,11 +23,25 @@ _WARM_S = 3.0
 @click.option("--engine", "bundle", type=_PATH, required=True, help="Folder of the bundle.")
 @click.option("--posts", "posts_file", type=_PATH, required=True, help="JSON lines {text, image}.")
 @click.option("--images", type=_PATH, required=True, help="Folder of the pictures.")
-@click.option("--count", default=512, show_default=True, help="Different posts.")
-@click.option("--clients", default=32, show_default=True)
-@click.option("--seconds", default=30.0, show_default=True, help="For each measurement.")
-@click.option("--rounds", default=2, show_default=True, help="Servers take turns; the best counts.")
-@click.option("--workers", type=int, help="Of amlr-serve and of the direct calls; default: cores.")
+@click.option("--count", type=_COUNT, default=512, show_default=True, help="Different posts.")
+@click.option("--clients", type=_COUNT, default=32, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    help="For each measurement.",
+)
+@click.option(
+    "--rounds",
+    type=_COUNT,
+    default=2,
+    show_default=True,
+    help="Servers take turns; the best counts.",
+)
+@click.option(
+    "--workers", type=_COUNT, help="Of amlr-serve and of the direct calls; default: cores."
+)
 @click.option("--provider", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
 @click.option(
@@ -35,7 +50,9 @@ _WARM_S = 3.0
     metavar="TIMES",
     help="amlr-serve alone: find the rate it sustains, then send so many times that.",
 )
-@click.option("--deadline-ms", default=1000, show_default=True, help="Of requests in overload.")
+@click.option(
+    "--deadline-ms", type=_COUNT, default=1000, show_default=True, help="Of --overload's requests."
+)
 @click.option("--json", "out", type=_PATH, help="Write the figures here.")
 def load_command(
     bundle: Path,
@@ -98,6 +115,8 @@ def _overload(
         row = load.busy(server, min(20.0, seconds))
         yield "sustained", row
         rate = times * row["posts_per_s"]
+        if not rate:
+            raise AmlrError(f"amlr-serve answered nothing; statuses: {row['statuses']}")
         yield f"times {times:g}", load.overloaded(server, rate, seconds, deadline_ms)
 
 

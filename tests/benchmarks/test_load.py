@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from amlr.benchmarks.harness.process import memory_mib, own_peak_mib, thread_variables
 from amlr.benchmarks.harness.timing import run_threads
+from amlr.benchmarks.load import __main__ as load_module
 from amlr.benchmarks.load.client import Reply, open_loop, request_bytes
 from amlr.runtime import Post
 
@@ -55,6 +58,28 @@ def test_requests_go_out_at_their_times_to_their_servers(most_open: int) -> None
         assert reply.status == 200
         assert reply.body == (b"one", b"two")[place[reply.index]]
         assert reply.at >= at_s[reply.index]
+
+
+def test_a_server_above_its_capacity(
+    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "_WARM_S", 0.3)
+    posts, out = tmp_path / "posts.jsonl", tmp_path / "load.json"
+    posts.write_text("".join(json.dumps({"text": f"Jordan {i} in Paris"}) + "\n" for i in range(8)))
+    options = ["--engine", tiny_plan, "--posts", posts, "--images", tmp_path, "--json", out]
+    tier = ["--provider", "onnxruntime", "--precision", "fp32", "--workers", "1"]
+    result = CliRunner().invoke(
+        load_module.load_command,
+        [*map(str, options), *tier, "--clients", "4", "--seconds", "1", "--overload", "1.5"],
+    )
+    assert result.exit_code == 0, result.output
+    sustained, above = json.loads(out.read_text())["rows"].values()
+    assert set(sustained["statuses"]) == {"200"}
+    assert set(above["statuses"]) <= {"200", "429"}
+    assert above["requests"] == pytest.approx(above["offered_per_s"], abs=1)
+    assert sustained["wrong_answers"] == above["wrong_answers"] == 0
+    assert above["posts_per_s"] > 0
+    assert above["rss_mib"]["after"] > 0
 
 
 def test_threads_share_the_calls_and_stop_at_an_error() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amlr.benchmarks.capacity.fleet import draw_arrivals
 from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.errors import InputError
 
@@ -78,7 +79,11 @@ def test_the_rate_goes_round_the_clock() -> None:
     np.testing.assert_allclose(traffic.rate_at(np.array([0.0, 86_400.0])), [20, 20])
 
 
-def test_lengths_come_in_their_shares() -> None:
-    drawn = Traffic.parse(json.dumps(PLAIN)).draw_tokens(4000, np.random.default_rng(0))
-    assert set(drawn.tolist()) == {20, 60}
-    assert abs((drawn == 60).mean() - 0.75) < 0.03
+def test_lengths_and_pictures_come_in_their_shares() -> None:
+    traffic = Traffic.parse(json.dumps(PLAIN | {"pictures": {"share": 0.5}}))
+    arrivals = draw_arrivals(traffic, 0.2, 10, 4000, np.random.default_rng(0))
+    assert set(arrivals.tokens.tolist()) == {20, 60}
+    assert abs((arrivals.tokens == 60).mean() - 0.75) < 0.03
+    states = np.bincount(arrivals.state) / 4000
+    np.testing.assert_allclose(states, [0.5, 0.1, 0.4], atol=0.03)
+    assert abs(arrivals.at_s[-1] - 400) < 20
