@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from amlr.benchmarks.load.server import free_ports
 from amlr.runtime import Engine, Post
 from amlr.runtime.bundle import read_manifest
 from amlr.serving.client import Client, Retries
@@ -57,12 +57,6 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             ray.shutdown()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait(test: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not test():
@@ -86,7 +80,7 @@ def test_a_fleet_of_one(serve: Any, tiny_plan: Path, tmp_path: Path) -> None:
             cache_dir=tmp_path / "cache",
             log_level="warning",
         ),
-        free_port(),
+        free_ports(1)[0],
     )
     fleet.deploy()
     url = f"http://127.0.0.1:{fleet.port}"
