@@ -75,7 +75,8 @@ def _tag(**values: Any) -> None:
 
 
 def _tag_archive(archive: dict[str, Any], values: dict[str, Any]) -> None:
-    from amlr.serving.archive.job import Job, run_job
+    from amlr.serving.archive.job import run_job
+    from amlr.serving.archive.plan import Job
 
     if "-" in archive["inputs"]:
         raise InputError(

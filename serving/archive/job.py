@@ -1,10 +1,9 @@
 """A whole run: plan, or resume; hand out what is left; add up the reports."""
 
-import importlib.metadata
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.extras import require_extra
 from amlr.runtime.bundle import read_manifest
-from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.local import run_local
 from amlr.serving.archive.locations import Folder
-from amlr.serving.archive.plan import Chunk, Plan, plan_chunks, scan_pictures
+from amlr.serving.archive.plan import Chunk, Job, Plan, plan_chunks, scan_pictures
 from amlr.serving.archive.ray_data import run_ray
-from amlr.serving.archive.rows import Columns
 from amlr.serving.archive.sources import find_sources, scan
-from amlr.serving.archive.worker import WorkerSettings, part_name, report_name
+from amlr.serving.archive.worker import Work, part_name, report_name
 from amlr.whole import stop_signals_raise
 
 # In chunks: a picture of more rows than that is given to several workers.
@@ -27,51 +24,6 @@ _LONGEST_RUN = 10
 _PLAN, _SUMMARY = "_run/plan.json", "_run/summary.json"
 # Folders of work in progress, removed when it is over.
 _SCRATCH = ("_run/aside", "_run/tries")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One run.
-
-    Attributes:
-        inputs: Files, folders or patterns.
-        output: Folder of the parts.
-        bundle: Folder of the bundle.
-        manifest_sha256: Expected hash of its manifest, or None.
-        engine: How workers open it.
-        ray: Address of a Ray cluster, `local` for one of its own, None for plain processes.
-        chunk_rows: Rows of a part.
-        group_by_picture: Let no part end between neighbouring rows with the same picture.
-    """
-
-    inputs: tuple[str, ...]
-    output: str
-    bundle: str
-    manifest_sha256: str | None
-    engine: EngineOptions
-    workers: int
-    columns: Columns = field(default_factory=Columns)
-    input_format: str = "auto"
-    output_format: str = "parquet"
-    image_root: str | None = None
-    chunk_rows: int = 2000
-    group_by_picture: bool = False
-    resume: bool = False
-    ray: str | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Options that must match on --resume; the executor may differ."""
-        return {
-            "provider": self.engine.provider,
-            "precision": self.engine.precision,
-            "image": self.engine.image,
-            "columns": asdict(self.columns),
-            "input_format": self.input_format,
-            "output_format": self.output_format,
-            "image_root": self.image_root,
-            "chunk_rows": self.chunk_rows,
-            "group_by_picture": self.group_by_picture,
-        }
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -157,25 +109,9 @@ def _report(folder: Folder, chunk: Chunk, kind: str) -> dict[str, Any] | None:
 
 
 def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]]:
-    settings = WorkerSettings(
-        output=job.output,
-        format=job.output_format,
-        sources=plan.sources,
-        columns=job.columns,
-        image_root=job.image_root,
-        bundle=job.bundle,
-        manifest_sha256=plan.bundle,
-        engine=replace(job.engine, threads=1),
-        about={
-            "version": importlib.metadata.version("amlr"),
-            "manifest_sha256": plan.bundle,
-            "plan": plan.id,
-        },
-        id_is_integer=all(source.id_is_integer for source in plan.sources),
-    )
-    if job.ray is not None:
-        return run_ray(settings, chunks, job.workers, job.ray)
-    return run_local(settings, chunks, job.workers)
+    job = replace(job, engine=replace(job.engine, threads=1), manifest_sha256=plan.bundle)
+    work = Work(job=job, sources=plan.sources, plan=plan.id)
+    return run_local(work, chunks) if job.ray is None else run_ray(work, chunks)
 
 
 def _rows(report: dict[str, Any]) -> int:

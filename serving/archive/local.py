@@ -6,13 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from amlr.errors import AmlrError
 from amlr.serving.archive.plan import Chunk
 from amlr.serving.archive.tier import choose_in_process, settle_tier
-from amlr.serving.archive.worker import ChunkWorker, WorkerSettings
+from amlr.serving.archive.worker import ChunkWorker, Work
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _IDLE_DEATHS = 5
@@ -21,11 +22,11 @@ _IDLE_DEATHS = 5
 class _Process:
     """A worker as seen from the driver."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, work: Work) -> None:
         # A forked child must not use an engine library that its parent has loaded.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         with _one_thread():
             self.process.start()
         theirs.close()
@@ -59,18 +60,16 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def run_local(
-    settings: WorkerSettings, chunks: Sequence[Chunk], workers: int
-) -> Iterator[dict[str, Any]]:
+def run_local(work: Work, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
     """Reports of the chunks as they are finished, in any order.
 
     Raises:
         AmlrError: A worker cannot load the engine, or gives up on a chunk.
     """
     with _one_thread():
-        settings = settle_tier(settings, choose_in_process)
+        work = replace(work, job=settle_tier(work.job, choose_in_process))
     waiting = deque(chunks)
-    pool = [_Process(settings) for _ in range(min(workers, len(chunks)))]
+    pool = [_Process(work) for _ in range(min(work.job.workers, len(chunks)))]
     idle_deaths = 0
     try:
         left = len(chunks)
@@ -90,7 +89,7 @@ def run_local(
                         waiting.appendleft(worker.chunk)
                     worker.stop()
                     pool.remove(worker)
-                    pool.append(_Process(settings))
+                    pool.append(_Process(work))
                     continue
                 if kind == "failed":
                     raise AmlrError(value)
@@ -105,11 +104,11 @@ def run_local(
             worker.stop()
 
 
-def _serve(pipe: Connection, settings: WorkerSettings) -> None:
+def _serve(pipe: Connection, work: Work) -> None:
     """Main function of a worker process."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        worker = ChunkWorker(settings)
+        worker = ChunkWorker(work)
         pipe.send(("ready", None))
         while True:
             pipe.send(("done", worker.run(pipe.recv())))

@@ -6,12 +6,14 @@ Rows that show the same picture may be kept in one part, so that each picture is
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count, groupby, islice
 from operator import itemgetter
 from typing import Any, Self
 
 from amlr.errors import InputError
+from amlr.runtime import Engine
+from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.rows import Columns, Row
 from amlr.serving.archive.sources import (
     Piece,
@@ -21,6 +23,59 @@ from amlr.serving.archive.sources import (
     read_piece,
     record_offsets,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run, as the user asked for it; plain values, so that they can be sent anywhere.
+
+    Attributes:
+        inputs: Files, folders or patterns.
+        output: Folder of the parts.
+        bundle: Folder of the bundle.
+        manifest_sha256: Expected hash of its manifest, or None.
+        engine: How workers open it.
+        ray: Address of a Ray cluster, `local` for one of its own, None for plain processes.
+        chunk_rows: Rows of a part.
+        group_by_picture: Let no part end between neighbouring rows with the same picture.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    bundle: str
+    manifest_sha256: str | None
+    engine: EngineOptions
+    workers: int
+    columns: Columns = field(default_factory=Columns)
+    input_format: str = "auto"
+    output_format: str = "parquet"
+    image_root: str | None = None
+    chunk_rows: int = 2000
+    group_by_picture: bool = False
+    resume: bool = False
+    ray: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Options that must match on --resume; the executor may differ."""
+        return {
+            "provider": self.engine.provider,
+            "precision": self.engine.precision,
+            "image": self.engine.image,
+            "columns": asdict(self.columns),
+            "input_format": self.input_format,
+            "output_format": self.output_format,
+            "image_root": self.image_root,
+            "chunk_rows": self.chunk_rows,
+            "group_by_picture": self.group_by_picture,
+        }
+
+    def load_engine(self) -> Engine:
+        """Open the engine.
+
+        Raises:
+            AmlrError: As `Engine.load`.
+        """
+        return Engine.load(self.bundle, manifest_sha256=self.manifest_sha256, **asdict(self.engine))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,53 +11,53 @@ from amlr.errors import AmlrError
 from amlr.runtime.bundle import read_manifest
 from amlr.runtime.tiers import list_low_tiers, list_tiers
 from amlr.serving.archive.locations import Folder
-from amlr.serving.archive.worker import WorkerSettings
+from amlr.serving.archive.plan import Job
 
 AUTO = "auto"
 TIER = "_run/tier.json"
 Tier = dict[str, str]
-Choose = Callable[[WorkerSettings], Tier]
+Choose = Callable[[Job], Tier]
 
 
-def settle_tier(settings: WorkerSettings, choose: Choose) -> WorkerSettings:
+def settle_tier(job: Job, choose: Choose) -> Job:
     """Replace `auto` by the tier that this run began with, or by the one that is chosen now.
 
     Workers that timed the tiers themselves, each beside the others, could come to different ones.
 
     Args:
-        settings: For every worker.
+        job: The run, with the engine of a worker.
         choose: Calls `choose_tier` where workers run.
 
     Returns:
-        The settings with the provider and the precision named.
+        The run with the provider and the precision named.
 
     Raises:
         AmlrError: As `Engine.load`.
     """
-    asked = settings.engine
+    asked = job.engine
     if AUTO not in (asked.provider, asked.precision) or asked.escalates:
-        return settings
-    folder = Folder(settings.output)
+        return job
+    folder = Folder(job.output)
     tier = folder.read_json(TIER)
     if tier is None:
-        manifest, _ = read_manifest(Path(settings.bundle))
+        manifest, _ = read_manifest(Path(job.bundle))
         low_tiers, _ = list_low_tiers(manifest, asked)
         if len(list_tiers(manifest, asked)) + len(low_tiers) < 2:
-            return settings
-        tier = choose(settings)
+            return job
+        tier = choose(job)
         folder.write_json(TIER, tier)
-    return replace(settings, engine=replace(asked, **tier))
+    return replace(job, engine=replace(asked, **tier))
 
 
-def choose_tier(settings: WorkerSettings) -> Tier:
+def choose_tier(job: Job) -> Tier:
     """Load the engine once as a worker would, and say what it took."""
-    with settings.load_engine() as loaded:
+    with job.load_engine() as loaded:
         # Two tiers may have two providers; each precision of theirs has one that is fastest.
-        provider = settings.engine.provider if loaded.certificates else loaded.provider
+        provider = job.engine.provider if loaded.certificates else loaded.provider
         return {"provider": provider, "precision": loaded.precision}
 
 
-def choose_in_process(settings: WorkerSettings) -> Tier:
+def choose_in_process(job: Job) -> Tier:
     """`choose_tier` in a process of its own, whose memory is given back before workers start.
 
     Raises:
@@ -67,7 +67,7 @@ def choose_in_process(settings: WorkerSettings) -> Tier:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(choose_tier, settings).result()
+            return pool.submit(choose_tier, job).result()
         except BrokenProcessPool:
             raise AmlrError(
                 "the process that times the tiers died; is memory short? "

@@ -5,18 +5,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
+from amlr import __version__
 from amlr.errors import AmlrError
-from amlr.runtime import Engine
-from amlr.runtime.options import EngineOptions
 from amlr.runtime.results import Problem, Result, problem
 from amlr.serving.archive.locations import Folder
 from amlr.serving.archive.parts import SUFFIXES, JsonPart, ParquetPart, record
-from amlr.serving.archive.plan import Chunk
-from amlr.serving.archive.rows import Columns, Row, make_post
+from amlr.serving.archive.plan import Chunk, Job
+from amlr.serving.archive.rows import Row, make_post
 from amlr.serving.archive.sources import Source, read_piece
 
 _BATCH_ROWS = 128
@@ -29,35 +28,18 @@ _POISON: Problem = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """Settings of a worker; plain values, so that they can be sent anywhere.
+class Work:
+    """What every worker of a run is told.
 
     Attributes:
-        bundle: Folder of the bundle.
-        manifest_sha256: Hash of its manifest.
-        engine: How to open it.
-        about: Versions for the parts' metadata.
-        id_is_integer: Whether ids are whole numbers in all inputs.
+        job: The run; its engine is that of one worker.
+        sources: Input files.
+        plan: The plan's id.
     """
 
-    output: str
-    format: str
+    job: Job
     sources: tuple[Source, ...]
-    columns: Columns
-    image_root: str | None
-    bundle: str
-    manifest_sha256: str | None
-    engine: EngineOptions
-    about: dict[str, str]
-    id_is_integer: bool
-
-    def load_engine(self) -> Engine:
-        """Open the engine.
-
-        Raises:
-            AmlrError: As `Engine.load`.
-        """
-        return Engine.load(self.bundle, manifest_sha256=self.manifest_sha256, **asdict(self.engine))
+    plan: str
 
 
 class Attempts:
@@ -112,15 +94,15 @@ class Attempts:
 class ChunkWorker:
     """One engine, one thread."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, work: Work) -> None:
         """Load the engine.
 
         Raises:
             AmlrError: As `Engine.load`.
         """
-        self._settings = settings
-        self._folder = Folder(settings.output)
-        self.engine = settings.load_engine()
+        self._work, self._job = work, work.job
+        self._folder = Folder(self._job.output)
+        self.engine = self._job.load_engine()
 
     def run(self, chunk: Chunk) -> dict[str, Any]:
         """Tag a chunk, publish its part, then its report.
@@ -130,8 +112,8 @@ class ChunkWorker:
         """
         begun = time.monotonic()
         attempts = Attempts(self._folder, chunk.number)
-        name = part_name(chunk.number, self._settings.format)
-        aside = self._folder.aside(SUFFIXES[self._settings.format])
+        name = part_name(chunk.number, self._job.output_format)
+        aside = self._folder.aside(SUFFIXES[self._job.output_format])
         before = self._counters()
         counts: Counter[str] = Counter()
         tiers: Counter[str] = Counter()
@@ -173,19 +155,22 @@ class ChunkWorker:
         return report
 
     def _part(self, file: Any) -> ParquetPart | JsonPart:
-        if self._settings.format == "jsonl":
+        if self._job.output_format == "jsonl":
             return JsonPart(file)
-        about = self._settings.about | {
+        about = {
+            "version": __version__,
+            "manifest_sha256": self.engine.bundle.manifest_sha256,
+            "plan": self._work.plan,
             "provider": self.engine.provider,
             "precision": self.engine.precision,
         }
-        return ParquetPart(file, self._settings.id_is_integer, about)
+        id_is_integer = all(source.id_is_integer for source in self._work.sources)
+        return ParquetPart(file, id_is_integer, about)
 
     def _rows(self, chunk: Chunk) -> Iterator[Row]:
-        settings = self._settings
+        sources, columns = self._work.sources, self._job.columns
         return chain.from_iterable(
-            read_piece(settings.sources[piece.source], piece, settings.columns)
-            for piece in chunk.pieces
+            read_piece(sources[piece.source], piece, columns) for piece in chunk.pieces
         )
 
     def _tag(self, rows: tuple[Row, ...], attempts: Attempts) -> Iterator[tuple[Row, Result]]:
@@ -202,7 +187,7 @@ class ChunkWorker:
 
     def _answers(self, rows: list[Row]) -> list[Result]:
         limit = self.engine.manifest.limits.max_bytes
-        made = [make_post(row, self._settings.image_root, limit) for row in rows]
+        made = [make_post(row, self._job.image_root, limit) for row in rows]
         try:
             results = self.engine.tag_batch([post for post, _ in made])
         # One row may have broken the batch: the others must not suffer for it.

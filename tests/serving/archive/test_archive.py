@@ -261,8 +261,8 @@ def test_one_broken_row_does_not_spoil_its_batch(
             raise RuntimeError("out of luck")
         return real(self, made)
 
-    def here(settings: Any, chunks: Any, workers: int) -> Any:
-        worker = ChunkWorker(settings)
+    def here(work: Any, chunks: Any) -> Any:
+        worker = ChunkWorker(work)
         yield from map(worker.run, chunks)
         worker.close()
 

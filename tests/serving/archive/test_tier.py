@@ -11,35 +11,30 @@ from click.testing import CliRunner
 from amlr.errors import BundleError
 from amlr.runtime.options import EngineOptions
 from amlr.serving.archive.cli import tag_command
-from amlr.serving.archive.rows import Columns
+from amlr.serving.archive.plan import Job
 from amlr.serving.archive.tier import TIER, choose_in_process, choose_tier, settle_tier
-from amlr.serving.archive.worker import WorkerSettings
 
 CHOSEN = {"provider": "onnxruntime-cpu", "precision": "fp32"}
 
 
-def settings(plan: Path, out: Path, **engine: Any) -> WorkerSettings:
-    return WorkerSettings(
+def job(plan: Path, out: Path, **engine: Any) -> Job:
+    return Job(
+        inputs=(),
         output=str(out),
-        format="jsonl",
-        sources=(),
-        columns=Columns(),
-        image_root=None,
         bundle=str(plan),
         manifest_sha256=None,
         engine=EngineOptions(threads=1, **engine),
-        about={},
-        id_is_integer=False,
+        workers=1,
     )
 
 
-def refuse(asked: WorkerSettings) -> dict[str, str]:
+def refuse(asked: Job) -> dict[str, str]:
     raise AssertionError(f"nothing to choose for {asked}")
 
 
 def test_chosen_once_and_kept(ladder_plan: Path, tmp_path: Path) -> None:
-    asked = settings(ladder_plan, tmp_path)
-    first = settle_tier(asked, lambda settings: CHOSEN if settings == asked else {})
+    asked = job(ladder_plan, tmp_path)
+    first = settle_tier(asked, lambda job: CHOSEN if job == asked else {})
     assert first == replace(asked, engine=replace(asked.engine, **CHOSEN))
     assert json.loads((tmp_path / TIER).read_text()) == CHOSEN
     assert settle_tier(asked, refuse) == first
@@ -50,14 +45,14 @@ def test_chosen_once_and_kept(ladder_plan: Path, tmp_path: Path) -> None:
     [{"provider": "onnxruntime-cpu", "precision": "fp32"}, {"precision": "escalate"}],
 )
 def test_nothing_to_choose(ladder_plan: Path, tmp_path: Path, engine: dict[str, str]) -> None:
-    asked = settings(ladder_plan, tmp_path, **engine)
+    asked = job(ladder_plan, tmp_path, **engine)
     assert settle_tier(asked, refuse) == asked
     assert not (tmp_path / TIER).exists()
 
 
 def test_two_tiers_are_named_by_both_precisions(ladder_plan: Path, tmp_path: Path) -> None:
     # What `auto` takes where it certifies; int8 stands for bf16, which not every CPU has.
-    asked = settings(ladder_plan, tmp_path, provider="onnxruntime", precision="escalate")
+    asked = job(ladder_plan, tmp_path, provider="onnxruntime", precision="escalate")
     chosen = choose_tier(asked)
     assert chosen["provider"] == "onnxruntime"
     assert chosen["precision"] == "int8+fp32"
@@ -67,13 +62,13 @@ def test_two_tiers_are_named_by_both_precisions(ladder_plan: Path, tmp_path: Pat
 
 
 def test_only_one_tier(tiny_plan: Path, tmp_path: Path) -> None:
-    asked = settings(tiny_plan, tmp_path, provider="onnxruntime-cpu")
+    asked = job(tiny_plan, tmp_path, provider="onnxruntime-cpu")
     assert settle_tier(asked, refuse) == asked
 
 
 def test_errors_of_the_process_are_the_engines(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="absent"):
-        choose_in_process(settings(tmp_path / "absent", tmp_path))
+        choose_in_process(job(tmp_path / "absent", tmp_path))
 
 
 def test_all_parts_come_from_one_tier(tiny_plan: Path, tmp_path: Path) -> None:
