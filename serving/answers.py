@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from amlr.runtime.results import Post, Problem
+from amlr.runtime.results import Problem
 from amlr.serving.guard import Exchange
-from amlr.serving.jobs import Answer, Job, RefusedError, WorkerFailedError
+from amlr.serving.jobs import Answer, Job, WorkerFailedError
 from amlr.serving.parsing import PreparedPost
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
 from amlr.serving.service import TaggingService
@@ -40,7 +40,9 @@ async def tag_posts(
         One answer per post as plain values, and headers with the times of its parts.
 
     Raises:
-        ApiError: Nothing could be tagged, or the client left.
+        RefusedError: The posts were refused.
+        ApiError: The client left.
+        Exception: Why nothing could be tagged.
     """
     service, exchange = service_of(request), exchange_of(request)
     good = [prepared.post for prepared in posts if prepared.post is not None]
@@ -49,10 +51,12 @@ async def tag_posts(
         exchange.facts["texts"] = [post.text for post in good]
     outcomes: list[Answer | BaseException] = []
     if good:
-        outcomes = await _wait_for(request, _submit(service, good, deadline_s, exchange))
+        # The deadline starts when the request headers arrived.
+        jobs = service.submit(good, deadline_s, since=exchange.started, reserved=exchange.reserved)
+        outcomes = await _wait_for(request, jobs)
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         if len(failures) == len(outcomes):
-            raise from_failure(failures[0])
+            raise failures[0]
     entities = sum(len(o.result.entities) for o in outcomes if isinstance(o, Answer))
     answers = await in_turn(_answer_dicts, service, posts, outcomes, size=entities)
     return answers, _timing_headers(outcomes)
@@ -106,32 +110,6 @@ async def in_turn(function: Callable[..., T], *arguments: Any, size: int) -> T:
     if size < _INLINE_ENTITIES:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)
-
-
-def _submit(
-    service: TaggingService, posts: Sequence[Post], deadline_s: float | None, exchange: Exchange
-) -> list[Job]:
-    """Queue posts; the deadline starts when the request headers arrived.
-
-    Raises:
-        ApiError: Refused.
-    """
-    try:
-        return service.submit(posts, deadline_s, since=exchange.started, reserved=exchange.reserved)
-    except RefusedError as error:
-        raise from_failure(error) from None
-
-
-def check_open(service: TaggingService) -> None:
-    """Refuse before work begins.
-
-    Raises:
-        ApiError: Not started, starting or stopping.
-    """
-    try:
-        service.check_open()
-    except RefusedError as error:
-        raise from_failure(error) from None
 
 
 async def _wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | BaseException]:

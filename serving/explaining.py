@@ -12,7 +12,7 @@ from starlette.routing import Route
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 from amlr.runtime.explain import Explainer, Explanation
-from amlr.serving.answers import check_open, exchange_of, service_of
+from amlr.serving.answers import exchange_of, service_of
 from amlr.serving.encoding import json_bytes
 from amlr.serving.jobs import TaggingEngine
 from amlr.serving.parsing import read_tag_request
@@ -92,7 +92,7 @@ async def explain(request: Request) -> Response:
     part that is), or null where no single unit of the model covers the entity.
     """
     service = service_of(request)
-    check_open(service)
+    service.check_open()
     begun = time.monotonic()
     tag_request = await read_tag_request(
         request, service.settings.limits, request.app.state.fetcher

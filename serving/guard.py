@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amlr.serving.inflating import inflated
-from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response
+from amlr.serving.problems import CLIENT_LEFT, ApiError, error_response, from_failure
 from amlr.serving.service import TaggingService
 
 LOG = logging.getLogger("amlr.serving.access")
@@ -102,15 +101,11 @@ class Guard:
             self._reserve(headers, exchange)
             patient = inflated(self._patient(receive), headers.get(b"content-encoding", ""))
             await self._app(scope, self._limited(patient, exchange), send_answer)
-        except ApiError as error:
-            await self._refuse(error, scope, exchange, receive, send_answer)
-        except ClientDisconnect:  # before its body was complete
-            left = ApiError(CLIENT_LEFT, "client_left", "the client left")
-            await self._refuse(left, scope, exchange, receive, send_answer)
-        except Exception:
-            LOG.exception("unexpected error", extra={"request_id": exchange.request_id})
-            internal = ApiError(500, "internal", "something unexpected failed; see the log")
-            await self._refuse(internal, scope, exchange, receive, send_answer)
+        except Exception as error:
+            problem = from_failure(error)
+            if problem.code == "internal":
+                LOG.exception("unexpected error", extra={"request_id": exchange.request_id})
+            await self._refuse(problem, scope, exchange, receive, send_answer)
         finally:
             self._service.queue.release(exchange.reserved)
             self._record(scope, exchange)

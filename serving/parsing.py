@@ -125,15 +125,13 @@ def prepare_post(
     """
     words = value.get("words") if isinstance(value, dict) else None
     if isinstance(words, list) and len(words) > limits.max_text_chars:
-        return _bad_post(
-            value, "words_invalid", f"{len(words)} words are more than a text may have"
-        )
+        return bad_post(value, "words_invalid", f"{len(words)} words are more than a text may have")
     try:
         body = _validated(PostBody, value)
         image = _picture(body, files)
         _check(body, image, limits)
     except (ApiError, InputError) as error:
-        return _bad_post(value, error.code, str(error))
+        return bad_post(value, error.code, str(error))
     spans = None if body.words is None else [(w[0], w[1]) for w in body.words]
     return PreparedPost(post=Post(body.text, image, spans), id=body.id, image_url=body.image_url)
 
@@ -179,7 +177,8 @@ def _check(body: PostBody, image: bytes | None, limits: RequestLimits) -> None:
         raise InputError("a word ends past the end of the text", "words_invalid")
 
 
-def _bad_post(value: Any, code: str, message: str) -> PreparedPost:
+def bad_post(value: Any, code: str, message: str) -> PreparedPost:
+    """What cannot be tagged, with the id that it may have."""
     identifier = value.get("id") if isinstance(value, dict) else None
     # Any other id, e.g. NaN, may be no JSON.
     is_id = isinstance(identifier, str | int) and not isinstance(identifier, bool)

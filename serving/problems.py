@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from amlr.serving.jobs import RefusedError, WorkerFailedError
@@ -30,7 +31,11 @@ class ApiError(Exception):
 
 
 def from_failure(error: BaseException) -> ApiError:
-    """The answer for a job that was refused or failed."""
+    """The answer for whatever went wrong."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ClientDisconnect):  # before its body was complete
+        return ApiError(CLIENT_LEFT, "client_left", "the client left")
     if isinstance(error, RefusedError):
         wait = str(max(1, math.ceil(error.retry_after_s)))
         status = 503 if error.cause in NOT_OPEN else 429

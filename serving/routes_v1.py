@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from amlr.serving.answers import check_open, exchange_of, in_turn, service_of, tag_posts
+from amlr.serving.answers import exchange_of, in_turn, service_of, tag_posts
 from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import STREAM_PATH
 from amlr.serving.parsing import content_type, read_tag_request
@@ -45,7 +45,7 @@ async def tag_stream(request: Request) -> Response:
     if content_type(request) not in ("application/x-ndjson", "application/jsonl"):
         raise ApiError(415, "unsupported_content_type", "send application/x-ndjson")
     service = service_of(request)
-    check_open(service)
+    service.check_open()
     lines = tag_lines(request.stream(), service, exchange_of(request))
     return LinesResponse(lines)
 

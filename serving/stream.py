@@ -14,7 +14,7 @@ from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange
 from amlr.serving.jobs import RefusedError
 from amlr.serving.json_reading import is_light, load_json, parse
-from amlr.serving.parsing import PreparedPost, prepare_post
+from amlr.serving.parsing import PreparedPost, bad_post, prepare_post
 from amlr.serving.problems import NOT_OPEN, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -80,7 +80,8 @@ async def tag_lines(
                 if line is not None:
                     pending.append(await _begin(line, service))
                     count += 1
-    except ApiError as error:
+    except (ApiError, RefusedError) as failure:
+        error = from_failure(failure)
         # The answer has begun with 200: the last line is the only place left for an error.
         while pending:
             yield await _answer(pending.popleft(), service)
@@ -142,7 +143,7 @@ async def _begin(line: bytes, service: TaggingService) -> _Pending:
             (job,) = service.submit([prepared.post], _LINE_DEADLINE_S, is_stream=True)
         except RefusedError as error:
             if error.cause in NOT_OPEN:
-                raise from_failure(error) from None
+                raise
             await asyncio.sleep(_RETRY_S)
         else:
             outcome = asyncio.wrap_future(job.future)
@@ -153,15 +154,14 @@ async def _begin(line: bytes, service: TaggingService) -> _Pending:
 def _parse(line: bytes, service: TaggingService) -> PreparedPost:
     try:
         prepared = prepare_post(load_json(line, "the line"), service.settings.limits)
-    except ApiError as error:
-        return _bad_line(error.code, str(error))
+    except (ApiError, RefusedError) as failure:
+        error = from_failure(failure)
+        return bad_post(None, error.code, str(error))
     if prepared.image_url is not None:
-        return _bad_line("url_forbidden", "streams fetch no addresses; send the picture itself")
+        return bad_post(
+            None, "url_forbidden", "streams fetch no addresses; send the picture itself"
+        )
     return prepared
-
-
-def _bad_line(code: str, message: str) -> PreparedPost:
-    return PreparedPost(post=None, error={"code": code, "message": message})
 
 
 def _is_done(pending: _Pending) -> bool:
