@@ -35,14 +35,9 @@ class ExplainQueue:
         self._thread = ThreadPoolExecutor(1, "amlr-explain")
         self._waiting = 0
 
-    @property
-    def available(self) -> bool:
-        """Whether the engine is one that can be explained."""
-        return isinstance(self._engine, Engine)
-
     def warm_up(self) -> None:
         """Open the attention graph now: later its file may be gone."""
-        if self.available:
+        if isinstance(self._engine, Engine):
             self._thread.submit(self._explain, Post("Paris")).result()
 
     def close(self) -> None:
@@ -59,30 +54,28 @@ class ExplainQueue:
             ApiError: Too many wait, or the engine cannot.
             InputError: The post cannot be used.
         """
-        if not self.available:
+        if not isinstance(self._engine, Engine):
             raise ApiError(501, "not_available", "this engine cannot explain itself")
         if self._waiting >= _MAX_WAITING:
             raise ApiError(429, "queue_full", "too many explanations wait", {"Retry-After": "2"})
         self._waiting += 1
         submitted = time.monotonic()
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, post)
-            explanation, started = await asyncio.wait_for(future, self._timeout_s)
+            future = asyncio.get_running_loop().run_in_executor(self._thread, self._explain, post)
+            explanation, begun = await asyncio.wait_for(future, self._timeout_s)
         except TimeoutError:
             raise ApiError(503, "engine_failed", "the engine hangs", {"Retry-After": "5"}) from None
         finally:
             self._waiting -= 1
-        return explanation, started - submitted
+        return explanation, begun - submitted
 
-    def _timed(self, post: Post) -> tuple[Explanation, float]:
-        started = time.monotonic()
-        return self._explain(post), started
-
-    def _explain(self, post: Post) -> Explanation:
+    def _explain(self, post: Post) -> tuple[Explanation, float]:
+        """The explanation, and when it was begun."""
+        begun = time.monotonic()
         if self._explainer is None:
             assert isinstance(self._engine, Engine)
             self._explainer = Explainer(self._engine)
-        return self._explainer.explain(post)
+        return self._explainer.explain(post), begun
 
 
 async def explain(request: Request) -> Response:

@@ -241,16 +241,21 @@ def _strict(text: str) -> bytes:
 
 
 def _json_request(body: bytes, limits: RequestLimits) -> TagRequest:
-    """Parse `{"text": ...}` or `{"posts": [...]}`."""
-    value = load_json(body)
+    return _tag_request(load_json(body), limits)
+
+
+def _tag_request(
+    value: Any, limits: RequestLimits, files: Mapping[str, bytes] | None = None
+) -> TagRequest:
+    """Check `{"text": ...}` or `{"posts": [...]}`."""
     if not isinstance(value, dict):
         raise ApiError(422, "body_invalid", 'expected an object {"text": ...} or {"posts": [...]}')
     if "posts" in value:
         many = _validated(PostsBody, value)
-        posts = _prepare(many.posts, limits)
+        posts = _prepare(many.posts, limits, files)
         return TagRequest(posts=posts, is_single=False, deadline_ms=many.deadline_ms)
     deadline = _validated(DeadlineBody, {k: value.pop(k) for k in ("deadline_ms",) if k in value})
-    posts = _prepare([value], limits)
+    posts = _prepare([value], limits, files)
     return TagRequest(posts=posts, is_single=True, deadline_ms=deadline.deadline_ms)
 
 
@@ -317,25 +322,25 @@ def _form_request(
     texts: list[str], fields: dict[str, str], files: dict[str, bytes], limits: RequestLimits
 ) -> TagRequest:
     """Parse `text` and a file `image`, or `posts` (JSON) that names file parts."""
-    deadline = _milliseconds(fields["deadline_ms"]) if "deadline_ms" in fields else None
+    value: dict[str, Any] = {}
+    if "deadline_ms" in fields:
+        value["deadline_ms"] = _milliseconds(fields["deadline_ms"])
     if "posts" in fields:
         if texts or "words" in fields:
             raise _bad_form("send either 'posts' or 'text', not both")
-        values = _json_field("posts", fields["posts"])
-        if not isinstance(values, list) or not values:
+        value["posts"] = posts = _json_field("posts", fields["posts"])
+        if not isinstance(posts, list) or not posts:
             raise _bad_form("the field 'posts' must be a JSON list of at least one post")
-        posts = _prepare(values, limits, files)
-        return TagRequest(posts=posts, is_single=False, deadline_ms=deadline)
+        return _tag_request(value, limits, files)
     if len(texts) != 1 or set(files) - {"image"}:
         raise _bad_form(
             "expected one field 'text' and perhaps a file 'image'; several posts go into the "
             "field 'posts' as JSON, with 'image' naming a file part"
         )
-    value: dict[str, Any] = {"text": texts[0], "image": "image" if "image" in files else None}
+    value |= {"text": texts[0], "image": "image" if files else None}
     if "words" in fields:
         value["words"] = _json_field("words", fields["words"])
-    posts = _prepare([value], limits, files)
-    return TagRequest(posts=posts, is_single=True, deadline_ms=deadline)
+    return _tag_request(value, limits, files)
 
 
 def _json_field(name: str, text: str) -> Any:
