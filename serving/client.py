@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 
@@ -63,6 +63,8 @@ class Retries:
 
 
 class _Base:
+    _open: ClassVar[Any]
+
     def __init__(
         self,
         url: str = "http://127.0.0.1:8000",
@@ -89,11 +91,7 @@ class _Base:
             raise InputError(f"the address {url!r} is no URL ({error})") from None
         if base_url.scheme not in ("http", "https") or not base_url.host:
             raise InputError(f"the address {url!r} must begin with http:// or https:// and a host")
-        self._options: dict[str, Any] = {
-            "base_url": base_url,
-            "headers": headers,
-            "timeout": timeout_s,
-        }
+        self._http: Any = self._open(base_url=base_url, headers=headers, timeout=timeout_s)
         self._retries = retries or Retries()
         self._random = random.Random()
 
@@ -121,10 +119,8 @@ class Client(_Base):
         ...     client.tag("Kevin Love at Quicken Loans Arena", "photo.jpg").entities
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """See `_Base`: url, api_key, timeout_s, retries."""
-        super().__init__(*args, **options)
-        self._http = httpx.Client(**self._options)
+    _open = httpx.Client
+    _http: httpx.Client
 
     def tag(
         self, text: str, image: str | Path | bytes | None = None, *, deadline_ms: int | None = None
@@ -143,8 +139,8 @@ class Client(_Base):
 
         As with the engine, a picture that cannot be read only gives a warning.
         """
-        packed = _pack(posts, deadline_ms)
-        return _unpack(packed, self._post(packed.body)) if packed.problems else []
+        body, problems = _pack(posts, deadline_ms)
+        return _unpack(self._post(body), problems) if problems else []
 
     def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> Iterator[Result]:
         """Tag any number of posts, `size` in a request; yields in order."""
@@ -186,10 +182,8 @@ class Client(_Base):
 class AsyncClient(_Base):
     """The same for asyncio."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """See `_Base`: url, api_key, timeout_s, retries."""
-        super().__init__(*args, **options)
-        self._http = httpx.AsyncClient(**self._options)
+    _open = httpx.AsyncClient
+    _http: httpx.AsyncClient
 
     async def tag(
         self, text: str, image: str | Path | bytes | None = None, *, deadline_ms: int | None = None
@@ -201,10 +195,8 @@ class AsyncClient(_Base):
         self, posts: Iterable[Post], *, deadline_ms: int | None = None
     ) -> list[Result]:
         """As `Client.tag_batch`."""
-        packed = await asyncio.to_thread(_pack, posts, deadline_ms)
-        if not packed.problems:
-            return []
-        return _unpack(packed, await self._post(packed.body))
+        body, problems = await asyncio.to_thread(_pack, posts, deadline_ms)
+        return _unpack(await self._post(body), problems) if problems else []
 
     async def tag_many(self, posts: Iterable[Post], *, size: int = 32) -> AsyncIterator[Result]:
         """As `Client.tag_many`."""
@@ -244,15 +236,8 @@ class AsyncClient(_Base):
             attempt += 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
+def _pack(posts: Iterable[Post], deadline_ms: int | None) -> tuple[bytes, list[Problem | None]]:
     """A request's body, and what was wrong with the picture of each post."""
-
-    body: bytes
-    problems: list[Problem | None]
-
-
-def _pack(posts: Iterable[Post], deadline_ms: int | None) -> _Packed:
     values, problems = [], []
     for post in posts:
         value, problem = _post_value(post)
@@ -262,7 +247,7 @@ def _pack(posts: Iterable[Post], deadline_ms: int | None) -> _Packed:
     if deadline_ms is not None:
         body["deadline_ms"] = deadline_ms
     # Half a surrogate pair, which UTF-8 cannot hold, is sent as an escape.
-    return _Packed(json_bytes(body), problems)
+    return json_bytes(body), problems
 
 
 def _post_value(post: Post) -> tuple[dict[str, Any], Problem | None]:
@@ -291,11 +276,11 @@ def _read(path: str | Path) -> tuple[bytes | None, Problem | None]:
         return None, {"code": "image_unreadable", "message": message}
 
 
-def _unpack(packed: _Packed, response: httpx.Response) -> list[Result]:
+def _unpack(response: httpx.Response, problems: list[Problem | None]) -> list[Result]:
     results = [_result(values) for values in response.json()["results"]]
     return [
         result if problem is None else replace(result, warnings=(problem, *result.warnings))
-        for result, problem in zip(results, packed.problems, strict=True)
+        for result, problem in zip(results, problems, strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def run_job(job: Job) -> dict[str, Any]:
             with stop_signals_raise():
                 parts = _start(job, plan, left)
                 before = plan.rows - total
-                fresh.extend(progress(parts, "tagged", plan.rows, size=_rows, before=before))
+                fresh.extend(
+                    progress(parts, "tagged", plan.rows, size=itemgetter("rows"), before=before)
+                )
         finally:
             # Workers are gone, whatever ended them; what they had begun is of no use.
             folder.remove("_run/aside")
@@ -112,11 +115,6 @@ def _start(job: Job, plan: Plan, chunks: list[Chunk]) -> Iterator[dict[str, Any]
     job = replace(job, engine=replace(job.engine, threads=1), manifest_sha256=plan.bundle)
     work = Work(job=job, sources=plan.sources, plan=plan.id)
     return run_local(work, chunks) if job.ray is None else run_ray(work, chunks)
-
-
-def _rows(report: dict[str, Any]) -> int:
-    rows: int = report["rows"]
-    return rows
 
 
 def _summary(plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
