@@ -70,7 +70,7 @@ class Admission:
                     post=post,
                     tokens=tokens,
                     size_bytes=uncounted // len(posts),
-                    cost_s=self._costs.post_s(tokens, has_image=post.image is not None),
+                    cost_s=self._costs.table.post_s(tokens, has_image=post.image is not None),
                     deadline=deadline,
                     submitted=now,
                 )

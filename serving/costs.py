@@ -3,8 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 # Characters of a subword, specials aside; only a first guess, the correction takes up the rest.
 CHARS_PER_TOKEN = 4.0
@@ -70,10 +69,6 @@ class CostTable:
         share = (len(tokens) - 1) / max(1, self.batch_posts - 1)
         return single + max(0.0, full - single) * share + images * self.image_s
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 # Used until the warm-up has measured: admits everything but the absurd.
 UNMEASURED = CostTable(
@@ -103,10 +98,6 @@ class CostModel:
     def cautious(self) -> float:
         """The correction on a bad day: its mean and twice its usual deviation, as TCP does."""
         return self._correction + 2.0 * self._spread
-
-    def post_s(self, tokens: int, *, has_image: bool) -> float:
-        """Expected time that a post adds to the queue, before the correction."""
-        return self.table.post_s(tokens, has_image=has_image)
 
     def batch_s(self, tokens: Sequence[int], images: int) -> float:
         """Time of a batch that is rarely exceeded."""

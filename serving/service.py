@@ -6,6 +6,7 @@ It knows nothing of HTTP, so other front doors (Ray Serve, plain threads) use it
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
@@ -237,7 +238,7 @@ class TaggingService(Collector):
             self.metrics.engine.labels(
                 self.model_name, table.provider, table.precision, __version__
             ).set(1)
-            LOG.info("measured", extra={"costs": table.to_dict()})
+            LOG.info("measured", extra={"costs": asdict(table)})
             self._enter(State.READY)
             return
 

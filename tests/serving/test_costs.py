@@ -92,7 +92,7 @@ def test_warm_up_measures_every_length() -> None:
     assert [row.tokens for row in table.rows] == list(BUCKETS)
     assert all(0 < row.single_s <= row.full_s for row in table.rows)
     assert (table.provider, table.workers, table.batch_posts) == ("fake", 2, 4)
-    assert table.to_dict()["image_s"] > 0
+    assert table.image_s > 0
 
 
 def test_warm_up_meets_a_picture_that_is_none() -> None:
