@@ -16,9 +16,16 @@ from torch import Tensor
 
 from amlr.cli_support import progress
 from amlr.errors import InputError
+from amlr.runtime.batching import pool_images
 from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
 from amlr.runtime.text import EncodedText, TextWindow
-from amlr.runtime.units import UnitTable, aligned_units, scale_major_index, unit_count
+from amlr.runtime.units import (
+    UnitTable,
+    aligned_units,
+    all_units,
+    scale_major_index,
+    unit_count,
+)
 from amlr.training.backbones import ImageBackbone
 from amlr.training.checkpoint import Checkpoint
 from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels
@@ -41,24 +48,16 @@ class Example:
         encoded: The whole post, tokenized.
         window: The part of it that is read at once.
         tags_n: Gold tag ids, a stray `I-` read as `B-`.
-        start_step_s: First step of each scored unit.
-        scale_s: Steps of each scored unit.
-        cell_s: `end_word * K + word_length - 1`, -1 for units that cut words.
-        target_s: Gold class, 0 for none.
-        units: The word-aligned units among them, and where they stand in the arrays above.
-        aligned_s: Positions of `units` in the arrays above.
+        units: The scored units; those that cut words have -1 for words.
+        target_s: Gold class of each scored unit, 0 for none.
     """
 
     post: int
     encoded: EncodedText
     window: TextWindow
     tags_n: Ints
-    start_step_s: Ints
-    scale_s: Ints
-    cell_s: Ints
-    target_s: Ints
     units: UnitTable
-    aligned_s: Ints
+    target_s: Ints
 
     def __len__(self) -> int:
         return len(self.window.input_ids_t)
@@ -119,52 +118,42 @@ def make_corpus(
         tags_n = np.array([tag_ids[tag] for tag in write_tags(gold, len(post.words))], np.int64)
         for window in text.windows:
             words = slice(window.word_start, window.word_start + len(window.first_n))
-            units = aligned_units(window.first_n, window.last_n, config.scales)
-            layout = _lay_out(units, len(window.input_ids_t), config.scales, scope)
+            units = _scored_units(window, config.scales, scope)
             class_of = {
                 (start - words.start, end - 1 - words.start): class_ids[label]
                 for start, end, label in gold
             }
             unit_words = zip(units.start_word_u.tolist(), units.end_word_u.tolist(), strict=True)
-            target_s = np.zeros(len(layout["scale_s"]), np.int64)
-            target_s[layout["aligned_s"]] = [class_of.get(pair, 0) for pair in unit_words]
+            target_s = np.array([class_of.get(pair, 0) for pair in unit_words], np.int64)
             examples.append(
                 Example(
                     post=number,
                     encoded=text,
                     window=window,
                     tags_n=tags_n[words],
-                    target_s=target_s,
                     units=units,
-                    **layout,
+                    target_s=target_s,
                 )
             )
     return Corpus(posts=posts, examples=examples, pictures=pictures, rename=rename)
 
 
-def _lay_out(units: UnitTable, steps: int, scales: int, scope: Scope) -> dict[str, Ints]:
-    cell_u = (units.end_word_u * scales + units.end_word_u - units.start_word_u).astype(np.int64)
+def _scored_units(window: TextWindow, scales: int, scope: Scope) -> UnitTable:
+    aligned = aligned_units(window.first_n, window.last_n, scales)
     if scope == "aligned":
-        return {
-            "start_step_s": units.start_step_u.astype(np.int64),
-            "scale_s": units.scale_u.astype(np.int64),
-            "cell_s": cell_u,
-            "aligned_s": np.arange(len(units)),
-        }
+        return aligned
     # Units over the special tokens are never entities; leave them out, as decoding does.
-    inner = steps - 2
-    counts = np.maximum(inner - np.arange(scales), 0)
-    scale_s = np.repeat(np.arange(1, scales + 1), counts)
-    start_s = np.concatenate([np.arange(count) for count in counts])
-    aligned_s = scale_major_index(units.start_step_u - 1, units.scale_u, inner)
-    cell_s = np.full(len(scale_s), -1, np.int64)
-    cell_s[aligned_s] = cell_u
-    return {
-        "start_step_s": (start_s + 1).astype(np.int64),
-        "scale_s": scale_s.astype(np.int64),
-        "cell_s": cell_s,
-        "aligned_s": aligned_s,
-    }
+    inner = len(window.input_ids_t) - 2
+    units = all_units(inner, scales)
+    rows = scale_major_index(aligned.start_step_u - 1, aligned.scale_u, inner)
+    start_word_u, end_word_u = units.start_word_u.copy(), units.end_word_u.copy()
+    start_word_u[rows], end_word_u[rows] = aligned.start_word_u, aligned.end_word_u
+    return UnitTable(
+        start_word_u=start_word_u,
+        end_word_u=end_word_u,
+        start_step_u=units.start_step_u + 1,
+        scale_u=units.scale_u,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +164,9 @@ class Batch:
         input_ids_bt, attention_mask_bt, shape_ids_bt: Inputs, int64, padded on the right.
         unit_row_bs: Row of each scored unit among the batch's B * U dense units; 0 for padding.
         unit_mask_bs: True where a unit exists.
-        target_bs, cell_bs: As in `Example`; cell -1 for padding.
+        target_bs: As in `Example`.
+        cell_bs: `end_word * K + word_length - 1` of each unit; -1 for padding and units that cut
+            words.
         first_bn: Step of each word's first subword, 0 for padding.
         word_mask_bn: True where a word exists.
         tags_bn: Gold tag ids, 0 for padding.
@@ -215,22 +206,10 @@ def collate(
         pictures: Pixels or features of each example's picture, or None. The same object given
             twice is used once.
     """
-    size, steps = len(examples), max(map(len, examples))
+    steps = max(map(len, examples))
     dense = unit_count(steps, scales)
-    rows = [
-        b * dense + scale_major_index(e.start_step_s, e.scale_s, steps)
-        for b, e in enumerate(examples)
-    ]
-    distinct: dict[int, int] = {}
-    images: list[Tensor] = []
-    index_b = torch.full((size,), -1, dtype=torch.int64)
-    for b, picture in enumerate(pictures):
-        if picture is None:
-            continue
-        if id(picture) not in distinct:
-            distinct[id(picture)] = len(images)
-            images.append(picture)
-        index_b[b] = distinct[id(picture)]
+    rows = [b * dense + e.units.index_in(steps) for b, e in enumerate(examples)]
+    pool = pool_images(pictures)
     lengths = [len(e) for e in examples]
     return Batch(
         input_ids_bt=_padded([e.window.input_ids_t for e in examples], pad_id),
@@ -239,13 +218,18 @@ def collate(
         unit_row_bs=_padded(rows, 0),
         unit_mask_bs=_mask([len(row) for row in rows]),
         target_bs=_padded([e.target_s for e in examples], 0),
-        cell_bs=_padded([e.cell_s for e in examples], -1),
+        cell_bs=_padded([_cells(e.units, scales) for e in examples], -1),
         first_bn=_padded([e.window.first_n for e in examples], 0),
         word_mask_bn=_mask([len(e.window.first_n) for e in examples]),
         tags_bn=_padded([e.tags_n for e in examples], 0),
-        image_index_b=index_b,
-        images=torch.stack(images) if images else None,
+        image_index_b=torch.from_numpy(pool.slot_b),
+        images=torch.stack(pool.features) if pool.features else None,
     )
+
+
+def _cells(units: UnitTable, scales: int) -> Ints32:
+    cell_u = units.end_word_u * scales + units.end_word_u - units.start_word_u
+    return np.where(units.start_word_u < 0, np.int32(-1), cell_u)
 
 
 def _padded(rows: Sequence[Ints | Ints32], value: int) -> Tensor:

@@ -13,6 +13,7 @@ from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import DecoderWeights
 from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import DecoderSettings
+from amlr.runtime.units import UnitTable
 from amlr.runtime.windows import PostScores, merge_windows
 from amlr.training.config import AmlrConfig
 from amlr.training.data import Corpus, Example, collate, length_batches
@@ -101,15 +102,13 @@ def _numpy(tensor: Tensor) -> Floats:
 def _join(windows: Sequence[_ScoredWindow], config: AmlrConfig) -> Prediction:
     """Scores of a post out of its windows, merged as the runtime merges them."""
     windows = sorted(windows, key=lambda window: window.example.window.word_start)
+    rows = [_aligned_rows(window.example.units) for window in windows]
     scores = merge_windows(
         windows[0].example.encoded,
-        [window.example.units for window in windows],
+        [_take(window.example.units, rows_u) for window, rows_u in zip(windows, rows, strict=True)],
         [
-            Scores(
-                unit_logits_mc=window.logits_sc[window.example.aligned_s],
-                emissions_ny=_at_steps(window),
-            )
-            for window in windows
+            Scores(unit_logits_mc=window.logits_sc[rows_u], emissions_ny=_at_steps(window))
+            for window, rows_u in zip(windows, rows, strict=True)
         ],
         scales=config.scales,
         every=False,
@@ -125,6 +124,21 @@ def _join(windows: Sequence[_ScoredWindow], config: AmlrConfig) -> Prediction:
     return Prediction(scores=scores, argmax_units=tuple(argmax_units))
 
 
+def _aligned_rows(units: UnitTable) -> npt.NDArray[np.intp]:
+    """Rows of the word-aligned units, by their last word, then by their first."""
+    order = np.lexsort((units.start_word_u, units.end_word_u))
+    return order[units.start_word_u[order] >= 0]
+
+
+def _take(units: UnitTable, rows_u: npt.NDArray[np.intp]) -> UnitTable:
+    return UnitTable(
+        start_word_u=units.start_word_u[rows_u],
+        end_word_u=units.end_word_u[rows_u],
+        start_step_u=units.start_step_u[rows_u],
+        scale_u=units.scale_u[rows_u],
+    )
+
+
 def _at_steps(window: _ScoredWindow) -> Floats:
     """Emissions of all steps; those no word begins at are never read."""
     emissions = np.zeros((len(window.example), window.emissions_ny.shape[1]), np.float32)
@@ -134,17 +148,15 @@ def _at_steps(window: _ScoredWindow) -> Floats:
 
 def _cut_words(window: _ScoredWindow, config: AmlrConfig) -> list[Span]:
     """Entities among the units that cut words, at negative positions."""
-    example, best_s = window.example, window.logits_sc.argmax(1)
-    is_cut = np.ones(len(best_s), np.bool_)
-    is_cut[example.aligned_s] = False
-    offset = 1 + 1000 * example.window.word_start
+    units, best_s = window.example.units, window.logits_sc.argmax(1)
+    offset = 1 + 1000 * window.example.window.word_start
     return [
         (
-            -offset - int(example.start_step_s[place]),
-            -int(example.scale_s[place]),
-            config.classes[best_s[place]],
+            -offset - int(units.start_step_u[row]),
+            -int(units.scale_u[row]),
+            config.classes[best_s[row]],
         )
-        for place in np.flatnonzero((best_s > 0) & is_cut).tolist()
+        for row in np.flatnonzero((best_s > 0) & (units.start_word_u < 0)).tolist()
     ]
 
 

@@ -35,25 +35,46 @@ def test_gold_units_are_the_corpus_entities(scope: Scope) -> None:
     posts = first_posts(4)
     labels = tiny_checkpoint().config.labels
     for post, example in zip(posts, _examples(posts, scope), strict=True):
-        found = set()
-        for place in np.flatnonzero(example.target_s):
-            end, extra = divmod(int(example.cell_s[place]), 6)
-            found.add((end - extra, end + 1, labels[example.target_s[place] - 1]))
-        assert found == set(post.entities)
-        # Aligned units are found again at the places that are said to hold them.
         units = example.units
-        cells = units.end_word_u * 6 + units.end_word_u - units.start_word_u
-        assert example.cell_s[example.aligned_s].tolist() == cells.tolist()
-        assert example.start_step_s[example.aligned_s].tolist() == units.start_step_u.tolist()
-        assert example.scale_s[example.aligned_s].tolist() == units.scale_u.tolist()
+        rows = np.flatnonzero(example.target_s).tolist()
+        entities = {
+            (
+                int(units.start_word_u[row]),
+                int(units.end_word_u[row]) + 1,
+                labels[example.target_s[row] - 1],
+            )
+            for row in rows
+        }
+        assert entities == set(post.entities)
+        # Words and steps of an aligned unit belong together.
+        aligned = units.start_word_u >= 0
+        window = example.window
+        first = window.first_n[units.start_word_u[aligned]]
+        last = window.last_n[units.end_word_u[aligned]]
+        assert units.start_step_u[aligned].tolist() == first.tolist()
+        assert units.end_step_u[aligned].tolist() == last.tolist()
+        assert scope == "all" or aligned.all()
+
+
+def test_cells_are_places_in_the_chart() -> None:
+    examples = _examples(first_posts(4), "all")
+    batch = collate(examples, 6, 0, [None] * 4)
+    for row, example in enumerate(examples):
+        units = example.units
+        for cell, start, end in zip(
+            batch.cell_bs[row].tolist(), units.start_word_u, units.end_word_u, strict=False
+        ):
+            assert cell == (-1 if start < 0 else end * 6 + end - start)
+        assert (batch.cell_bs[row, len(units) :] == -1).all()
 
 
 def test_all_units_leave_special_tokens_out() -> None:
     (example,) = _examples(first_posts(1), "all")
     inner = len(example) - 2
-    assert len(example.scale_s) == sum(max(0, inner - k) for k in range(6))
-    assert example.start_step_s.min() == 1
-    assert (example.start_step_s + example.scale_s).max() == len(example) - 1
+    units = example.units
+    assert len(units) == sum(max(0, inner - k) for k in range(6))
+    assert units.start_step_u.min() == 1
+    assert units.end_step_u.max() == len(example) - 2
 
 
 def test_stray_continuations_are_read_as_beginnings() -> None:
@@ -99,7 +120,7 @@ def test_a_batch_scores_the_same_units_as_each_post_alone() -> None:
     assert batch.image_index_b.tolist() == [-1, 0, -1, 0]
     for row, example in enumerate(examples):
         _, (alone, alone_emissions) = score([example])
-        kept = len(example.scale_s)
+        kept = len(example.units)
         torch.testing.assert_close(logits[row, :kept], alone[0], rtol=0, atol=1e-5)
         words = len(example.tags_n)
         torch.testing.assert_close(emissions[row, :words], alone_emissions[0], rtol=0, atol=1e-5)
