@@ -7,7 +7,6 @@ from typing import Any
 
 from amlr import __version__
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
-from amlr.benchmarks.harness.footprint import measure_footprint
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.harness.session import RunOptions, Session
 from amlr.benchmarks.harness.workloads import BATCH, Pool, make_pool, plan
@@ -17,9 +16,9 @@ from amlr.benchmarks.report.records import (
     EngineRecord,
     MachineRecord,
     Report,
+    ResourcesRecord,
     Row,
     SettingsRecord,
-    TierName,
     TierParity,
 )
 from amlr.benchmarks.report.tables import verdict_line
@@ -106,13 +105,6 @@ def _header(
         engine=EngineRecord(
             name=manifest.name,
             manifest_sha256=bundle.manifest_sha256,
-            decoder=manifest.decoder.kind,
-            text_width=manifest.width,
-            regions=manifest.regions,
-            tiers=[
-                TierName(backend=tier.spec.name, precision=tier.spec.precision, why=tier.why)
-                for tier in tiers.tiers
-            ],
             auto=tiers.auto,
             passed_over=tiers.notes,
         ),
@@ -127,7 +119,19 @@ def _header(
         ),
         machine=machine,
         parity=decisive(records),
-        resources=measure_footprint(bundle, data.posts),
+        resources=_sizes(bundle),
+    )
+
+
+def _sizes(bundle: Bundle) -> ResourcesRecord:
+    files = bundle.manifest.files
+    sizes = {
+        name: sum(files[file].bytes for file in bundle.files_of(variant.graphs.values()))
+        for name, variant in bundle.manifest.variants.items()
+    }
+    return ResourcesRecord(
+        bundle_mb=round(sum(entry.bytes for entry in files.values()) / 1e6, 2),
+        variants_mb={name: round(size / 1e6, 2) for name, size in sizes.items()},
     )
 
 

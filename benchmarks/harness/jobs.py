@@ -25,13 +25,6 @@ class Job:
     end_to_end: bool = False
 
 
-class Ready(NamedTuple):
-    """Wall and processor time of a peer's import and load."""
-
-    load_s: float
-    load_cpu_s: float
-
-
 class Verdict(NamedTuple):
     """What a job's first pass gave.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from amlr.benchmarks.harness.jobs import Job, Ready, Samples, Verdict
+from amlr.benchmarks.harness.jobs import Job, Samples, Verdict
 from amlr.benchmarks.harness.process import own_peak_mib, worker_environment
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError, InputError
@@ -39,13 +39,13 @@ class Worker:
         self._loaded: Any = None
         self._calls: list[Callable[[], Any]] = []
 
-    def start(self, spec: PeerSpec, bundle: str, threads: int, exports: str | None) -> Ready:
-        """Import, load and be ready for a first post."""
-        wall, cpu = time.perf_counter(), time.process_time()
+    def start(self, spec: PeerSpec, bundle: str, threads: int, exports: str | None) -> float:
+        """Import and load; returns the processor time that took, in seconds."""
+        begin = time.process_time()
         from amlr.benchmarks.systems.registry import load_peer
 
         self._loaded = load_peer(spec, bundle, threads, exports)
-        return Ready(load_s=time.perf_counter() - wall, load_cpu_s=time.process_time() - cpu)
+        return time.process_time() - begin
 
     def prepare(self, job: Job) -> Verdict:
         """Build a job's calls and run each once, off the record; return what it gave."""
@@ -139,14 +139,17 @@ class RemotePeer:
         child.close()
         self._send("start", spec, bundle, threads, exports)
 
-    def wait(self, seconds: float = math.inf) -> Ready:
+    def wait(self, seconds: float = math.inf) -> float:
         """Block until the peer has loaded, at most so many seconds.
+
+        Returns:
+            Processor time of import and load, in seconds.
 
         Raises:
             PeerError: It could not, or not in time; says why.
         """
-        ready: Ready = self._receive(min(seconds, START_TIMEOUT_S))
-        return ready
+        load_cpu_s: float = self._receive(min(seconds, START_TIMEOUT_S))
+        return load_cpu_s
 
     def prepare(self, job: Job, seconds: float = math.inf) -> Verdict:
         """Hand over a job's calls; returns the outputs of their first pass.

@@ -150,12 +150,11 @@ class Session:
             self._export = None
         for label in list(self._alive):
             try:
-                ready = self._alive[label].wait(self._patience(label))
+                load_cpu_s = self._alive[label].wait(self._patience(label))
             except PeerError as error:
                 self._fail(label, error)
                 continue
-            record = self.records[label]
-            record.load_cpu_s, record.load_s = round(ready.load_cpu_s, 3), round(ready.load_s, 3)
+            self.records[label].load_cpu_s = round(load_cpu_s, 3)
 
     def _share_of_time(self) -> float:
         return max(PATIENCE_S, self._deadline.left * PATIENCE_SHARE)

@@ -51,11 +51,6 @@ _TITLES = {
     "block": "The cross-modal block and heads alone",
     "block-text-only": "The block alone, no picture",
 }
-_PADDING = {
-    "padded to 50, as released": "to 50, as released",
-    "padded to the longest of 16": "to longest of 16",
-    "sorted, then padded to the longest of 16": "sorted, longest of 16",
-}
 _MAX_CHANGES = 50
 
 
@@ -169,7 +164,7 @@ def _host_section(rows: Sequence[HostRow]) -> str:
 
 
 def _resources_section(report: Report) -> str:
-    """Memory, start-up, first post, disk, padding."""
+    """Memory, start-up, first post, disk."""
     cards = []
     for title, field, unit in (
         ("Peak memory of the process", "peak_memory_mb", "MiB"),
@@ -188,20 +183,6 @@ def _resources_section(report: Report) -> str:
         if bars:
             cards.append(card(title, bar_chart(_sorted(bars), unit, title)))
     resources = report.resources
-    padding = resources.padding
-    if padding.steps_wasted:
-        bars = [
-            Bar(
-                label=_PADDING.get(name, name), value=round(100 * share, 1), is_own=name == "packed"
-            )
-            for name, share in padding.steps_wasted.items()
-        ]
-        units = ", ".join(f"{name} {count:g}" for name, count in padding.units.items())
-        note = (
-            f'<p class="soft">{padding.windows:,} posts of {padding.tokens_mean:g} tokens on '
-            f"average, {padding.tokens_max} at most. Units scored a post: {escape(units)}.</p>"
-        )
-        cards.append(card("Text steps wasted on padding", bar_chart(bars, "%", "padding") + note))
     sizes = ", ".join(f"{name} {number(size)} MB" for name, size in resources.variants_mb.items())
     lead = f"The bundle takes {number(resources.bundle_mb)} MB on disk; graphs: {sizes}."
     return section("What it takes to run", lead, grid(cards) or " ")

@@ -52,7 +52,6 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         settings=replace(largest.settings, runs=len(reports)),
         engine=replace(
             first.engine,
-            tiers=_unique(tier for engine in engines for tier in engine.tiers),
             passed_over=_unique(note for engine in engines for note in engine.passed_over),
             auto=_known(engine.auto for engine in engines),
         ),

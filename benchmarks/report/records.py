@@ -170,7 +170,7 @@ class PeerRecord:
 
     Attributes:
         max_abs_error: Largest error of any raw logit on the timed posts; `errors` by workload.
-        load_cpu_s: Processor time of import and load; `load_s` is wall time.
+        load_cpu_s: Processor time of import and load.
         first_post_ms: First call after that.
         peak_memory_mb: Peak resident size of its process in MiB.
         waiting: Wall time over processor time of its calls, the worst workload.
@@ -184,7 +184,6 @@ class PeerRecord:
     max_abs_error: Figure = None
     errors: dict[str, Figure] = field(default_factory=dict)
     load_cpu_s: Figure = None
-    load_s: Figure = None
     first_post_ms: Figure = None
     peak_memory_mb: Figure = None
     waiting: Figure = None
@@ -213,25 +212,12 @@ class AutoRecord:
     variants: list[VariantRecord]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierName:
-    """A tier of the engine and how it was chosen."""
-
-    backend: str
-    precision: str
-    why: str
-
-
 @dataclass(slots=True, kw_only=True)
 class EngineRecord:
-    """The bundle and its tiers; `passed_over` are those that cannot run here, and why."""
+    """The bundle; `passed_over` are tiers that cannot run here, and why."""
 
     name: str
     manifest_sha256: str
-    decoder: str = ""
-    text_width: int = 0
-    regions: int = 0
-    tiers: list[TierName] = field(default_factory=list)
     auto: AutoRecord | None = None
     passed_over: list[str] = field(default_factory=list)
 
@@ -251,28 +237,11 @@ class SettingsRecord:
 
 
 @dataclass(slots=True, kw_only=True)
-class PaddingRecord:
-    """Work that padding adds, by way of batching.
-
-    Attributes:
-        steps_wasted: Share of computed steps that nobody needs.
-        units: Units computed for a text.
-    """
-
-    windows: int = 0
-    tokens_mean: float = 0.0
-    tokens_max: int = 0
-    steps_wasted: dict[str, float] = field(default_factory=dict)
-    units: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
 class ResourcesRecord:
-    """Sizes on disk in MB, and padding."""
+    """Sizes on disk in MB: the bundle, and each variant's graphs with their weights."""
 
     bundle_mb: float
     variants_mb: dict[str, float]
-    padding: PaddingRecord = field(default_factory=PaddingRecord)
 
 
 @dataclass(slots=True, kw_only=True)

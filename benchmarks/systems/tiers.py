@@ -26,17 +26,18 @@ class Tier:
     Attributes:
         spec: For the worker.
         engine: Loaded here, for parity.
-        tolerance: Largest allowed error of raw logits; None judges by entities alone.
         promised: Whether this tier is said to give float32's entities: float32 itself, and low
             precisions whose answers are certified. Others are measured, not judged.
-        why: How it was chosen.
     """
 
     spec: PeerSpec
     engine: Engine
-    tolerance: float | None
     promised: bool
-    why: str
+
+    @property
+    def tolerance(self) -> float | None:
+        """Largest allowed error of raw logits; None judges by entities alone."""
+        return FP32_TOLERANCE if self.promised else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,8 +73,8 @@ def open_tiers(
     opened = Tiers()
     seen: set[str] = set()
 
-    def add(provider: str, precision: str, why: str) -> Tier | None:
-        tier = _open(path, provider, precision, threads, why)
+    def add(provider: str, precision: str) -> Tier | None:
+        tier = _open(path, provider, precision, threads)
         if precision == "auto":
             engine = tier.engine
             opened.auto = opened.auto or AutoRecord(
@@ -92,14 +93,14 @@ def open_tiers(
     wanted = [(provider, precision) for provider in providers for precision in precisions]
     for provider, precision in wanted:
         try:
-            tier = add(provider, precision, f"asked for: {provider}, {precision}")
+            tier = add(provider, precision)
         except AmlrError as error:
             if len(wanted) == 1:
                 raise
             opened.notes.append(f"no tier {provider} {precision}: {error}")
             continue
         if tier is not None and precision == "auto" and tier.engine.precision != "fp32":
-            add(tier.engine.provider, "exact", "the exact tier of the same provider")
+            add(tier.engine.provider, "exact")
     return opened
 
 
@@ -111,16 +112,16 @@ def explain_auto(path: Path, threads: int) -> AutoRecord:
     return opened.auto
 
 
-def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> Tier:
+def _open(path: Path, provider: str, precision: str, threads: int) -> Tier:
     if precision in ("auto", "escalate"):
         # The golden check only decides for `auto`; parity itself is about to be measured.
         check = "full" if precision == "auto" else "off"
         engine = Engine.load(path, provider, precision, threads=threads, check=check)
         if engine.certificates is not None:
-            return _tier(engine, provider, "", why)
+            return _tier(engine, provider, "")
         admitted = admitted_variants(engine.manifest, engine.provider, "auto")
         name = next(n for n, v in admitted if v.precision == engine.precision)
-        return _tier(engine, engine.provider, name, why)
+        return _tier(engine, engine.provider, name)
     bundle = Bundle.open(path)
     # What was made for this very provider comes first; nothing is timed, so that runs compare.
     choices = sorted(
@@ -132,7 +133,7 @@ def _open(path: Path, provider: str, precision: str, threads: int, why: str) -> 
     taken, engine = open_first(
         bundle, [*first, *others], lambda choice: _engine(bundle, choice, threads), []
     )
-    return _tier(engine, taken.provider, taken.name, why)
+    return _tier(engine, taken.provider, taken.name)
 
 
 def _engine(bundle: Bundle, choice: ServingTier, threads: int) -> Engine:
@@ -142,7 +143,7 @@ def _engine(bundle: Bundle, choice: ServingTier, threads: int) -> Engine:
     return Engine(bundle, provider, variant=choice.variant, threads=threads)
 
 
-def _tier(engine: Engine, provider: str, variant: str, why: str) -> Tier:
+def _tier(engine: Engine, provider: str, variant: str) -> Tier:
     # Nothing changed on some posts is a record, not a promise. Raw numbers of an engine that
     # certifies its answers are float32's.
     promised = engine.precision == "fp32" or not variant
@@ -153,13 +154,7 @@ def _tier(engine: Engine, provider: str, variant: str, why: str) -> Tier:
         provider=provider,
         variant=variant,
     )
-    return Tier(
-        spec=spec,
-        engine=engine,
-        tolerance=FP32_TOLERANCE if promised else None,
-        promised=promised,
-        why=why,
-    )
+    return Tier(spec=spec, engine=engine, promised=promised)
 
 
 def _records(manifest: Manifest) -> list[VariantRecord]:

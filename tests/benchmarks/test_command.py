@@ -61,6 +61,7 @@ def test_report_fits_the_schema_and_passes(outcome: Any) -> None:
     assert (parity.verdict, parity.posts, parity.changed_entities) == ("pass", 9, 0)
     assert max(error or 0.0 for error in parity.max_abs_error.values()) < 1e-4
     assert report.settings.threads == 1
+    assert 0 < report.resources.variants_mb["fp32"] < report.resources.bundle_mb
     engine = [row for row in report.rows if row.backend == "amlr-onnxruntime-cpu"]
     assert {row.workload for row in engine} == {"cold", "end-to-end-cold", "block"}
     assert {row.baseline for row in engine} == {"research", "onnxruntime-plain"}

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.data import SAMPLE, load_data
-from amlr.benchmarks.harness.footprint import measure_footprint
 from amlr.benchmarks.harness.workloads import ALL, QUICK, make_pool, plan
 from amlr.errors import InputError
 from amlr.export.samples import sample_image
@@ -95,14 +94,3 @@ def test_plan_covers_every_workload_and_rejects_others(tiny_plan: Path) -> None:
     assert {w.name for w in plan(pool, QUICK, quick=True)} == set(QUICK)
     with pytest.raises(InputError, match="unknown workload 'warm'"):
         plan(pool, ["warm"], quick=True)
-
-
-def test_waste_and_sizes(tiny_plan: Path) -> None:
-    bundle = Bundle.open(tiny_plan)
-    resources = measure_footprint(bundle, load_data(SAMPLE, None, 40, 0).posts)
-    steps = resources.padding.steps_wasted
-    assert steps["packed"] == 0
-    assert steps["sorted, then padded to the longest of 16"] > 0
-    assert steps["sorted, then padded to the longest of 16"] <= steps["padded to the longest of 16"]
-    assert resources.padding.units["word-aligned"] < resources.padding.units["valid"]
-    assert 0 < resources.variants_mb["fp32"] < resources.bundle_mb
