@@ -115,10 +115,10 @@ class TimedChain:
         """As the host functions check it."""
         return check_chain(self.emissions_bty, self.lengths_b, **self.parameters, allowed_yy=None)
 
-    def decode(self, backend: str = "numpy") -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-        """Tags and scores."""
+    def decode(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """NumPy's tags and scores."""
         parameters: dict[str, Any] = dict(self.parameters)
-        return viterbi_decode(self.emissions_bty, self.lengths_b, **parameters, backend=backend)
+        return viterbi_decode(self.emissions_bty, self.lengths_b, **parameters)
 
     def confidence(self, path_bt: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
         """NumPy's probability of each tag of a path (B, T), in float64; 0 past the end."""
@@ -165,22 +165,17 @@ class TimedChain:
         return {"kernel": kernel, "batch": batch, "steps": steps, "tags": tags, "dtype": dtype}
 
 
-def chain_calls(batch: int, steps: int, ragged: bool, backends: tuple[str, ...]) -> Calls:
-    """pytorch-crf and our decoders on the same random chain, after checking that paths agree."""
+def chain_calls(batch: int, steps: int, *, ragged: bool) -> Calls:
+    """pytorch-crf and our decoder on the same random chain, after checking that paths agree."""
     import torch
 
     torch.set_num_threads(1)
     chain = TimedChain.draw(batch, steps, shortest=steps // 2 if ragged else None)
     baseline = chain.pytorch_crf()
-    calls: Calls = {"pytorch-crf": baseline}
-    expected = baseline()
-    for backend in backends:
-        call = partial(chain.decode, backend)
-        tags, _ = call()
-        for row, path in zip(tags, expected, strict=True):
-            assert row[: len(path)].tolist() == path, "a path differs from pytorch-crf's"
-        calls[backend] = call
-    return calls
+    tags, _ = chain.decode()
+    for row, path in zip(tags, baseline(), strict=True):
+        assert row[: len(path)].tolist() == path, "a path differs from pytorch-crf's"
+    return {"pytorch-crf": baseline, "numpy": chain.decode}
 
 
 def random_posts(posts: int, units: int) -> dict[str, Any]:
@@ -210,7 +205,7 @@ def random_posts(posts: int, units: int) -> dict[str, Any]:
     }
 
 
-def segment_calls(posts: int, units: int, backend: str) -> tuple[Calls, int]:
+def segment_calls(posts: int, units: int) -> tuple[Calls, int]:
     """Linear chain and segmental decoding over the same posts; also the longest post's words."""
     inputs = random_posts(posts, units)
     bounds, offsets = inputs["word_offsets"], inputs["post_offsets"]
@@ -241,31 +236,25 @@ def segment_calls(posts: int, units: int, backend: str) -> tuple[Calls, int]:
             start_y=start,
             transitions_yy=moves,
             end_y=end,
-            backend=backend,
         ),
-        "segmental": partial(segmental_decode, table, lengths, backend=backend),
+        "segmental": partial(segmental_decode, table, lengths),
         "box re-decode": partial(box_redecode, table, lengths, radius=0.1, answer=answer),
         "building units": build,
         "joint scores": joint,
-        "segmental, joint units": partial(segmental_decode, joint(), lengths, backend=backend),
+        "segmental, joint units": partial(segmental_decode, joint(), lengths),
     }, int(lengths.max())
 
 
-def measure(
-    backends: tuple[str, ...], lengths: str, clock: str, seconds: float
-) -> list[DecoderRow]:
+def measure(clock: str, seconds: float) -> list[DecoderRow]:
     """All rows."""
     rows = []
-    kinds = [name for name in ("full", "ragged") if lengths in (name, "both")]
     plans: list[tuple[str, int, int, str, Calls, str]] = []
-    for kind in kinds:
+    for kind in ("full", "ragged"):
         for batch, steps in SIZES:
-            calls = chain_calls(batch, steps, kind == "ragged", backends)
+            calls = chain_calls(batch, steps, ragged=kind == "ragged")
             plans.append(("linear chain", batch, steps, kind, calls, "pytorch-crf"))
-    for backend in backends:
-        calls, words = segment_calls(256, 60, backend)
-        task = f"256 posts of 60 units, {backend}"
-        plans.append((task, 256, words, "words", calls, "linear chain"))
+    calls, words = segment_calls(256, 60)
+    plans.append(("256 posts of 60 units", 256, words, "words", calls, "linear chain"))
     for task, batch, steps, kind, calls, baseline in progress(plans, "decoders"):
         times = interleave(calls, CLOCKS[clock], seconds)
         medians: dict[str, float] = {name: median(values, 12) for name, values in times.items()}
@@ -298,14 +287,6 @@ def format_rows(rows: list[DecoderRow]) -> str:
 
 
 @click.command("decoders", cls=AmlrCommand)
-@click.option("--backends", default="numpy", show_default=True, help="Comma-separated.")
-@click.option(
-    "--lengths",
-    type=click.Choice(["full", "ragged", "both"]),
-    default="both",
-    show_default=True,
-    help="full: every sequence has T steps; ragged: uniform in T/2..T.",
-)
 @click.option(
     "--clock",
     type=click.Choice(sorted(CLOCKS)),
@@ -315,13 +296,14 @@ def format_rows(rows: list[DecoderRow]) -> str:
 )
 @click.option("--seconds", default=3.0, show_default=True, help="Time for each size.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
-def main(backends: str, lengths: str, clock: str, seconds: float, json_path: Path | None) -> None:
+def main(clock: str, seconds: float, json_path: Path | None) -> None:
     """Time the decoders against pytorch-crf 0.7.2 (Y = 9) and against each other.
 
-    Example: python -m amlr.benchmarks.decoders --lengths full --json decoders.json
+    Linear chains are full, or ragged: uniform in T/2..T.
+
+    Example: python -m amlr.benchmarks.decoders --clock cpu --json decoders.json
     """
-    names = tuple(part.strip() for part in backends.split(",") if part.strip())
-    rows = measure(names, lengths, clock, seconds)
+    rows = measure(clock, seconds)
     click.echo(format_rows(rows))
     if json_path is not None:
         json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

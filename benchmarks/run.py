@@ -66,7 +66,7 @@ def run_benchmark(
         session.wait()
         pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
         report.rows = _measure(session, options, pool, bundle, provider, report.notes)
-        report.peers = list(session.records.values())
+        report.peers = session.records
     report.notes += _notes(report, pool)
     return report
 

@@ -56,7 +56,7 @@ def all_commands() -> dict[str, click.Command]:
 # Commands that need no input, with arguments that end them early.
 _END_EARLY = {
     "amlr.benchmarks.gpu.kit": ["--paper", "missing"],
-    "amlr.benchmarks.decoders": ["--backends", "none", "--lengths", "none"],
+    "amlr.benchmarks.decoders": ["--clock", "none"],
     "amlr.training.cli": ["--data", "missing", "--text-encoder", "a", "--image-encoder", "b"],
 }
 

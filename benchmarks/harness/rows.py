@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from amlr.benchmarks.harness.jobs import Clock, Samples
 from amlr.benchmarks.harness.stats import percentile
 from amlr.benchmarks.harness.workloads import Workload
-from amlr.benchmarks.report.records import Row, is_engine
+from amlr.benchmarks.report.records import Row
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.benchmarks.systems.registry import BASELINE
 
@@ -58,13 +58,13 @@ def _baselines(
     label: str, measured: Sequence[str], specs: Mapping[str, PeerSpec]
 ) -> Sequence[str | None]:
     research = next((other for other in measured if specs[other].name == BASELINE), None)
-    if not is_engine(specs[label].name):
+    if not specs[label].is_engine:
         return [research]
     precision = specs[label].precision
     by_name: dict[str, str] = {}
     for other in measured:
         spec = specs[other]
-        if is_engine(spec.name):
+        if spec.is_engine:
             continue
         # Where a peer was measured in several precisions, the one that is fair wins.
         known = by_name.get(spec.name)

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from amlr.benchmarks.harness.jobs import Clock, Job
 from amlr.benchmarks.harness.peers import PeerError, RemotePeer
 from amlr.benchmarks.harness.rows import make_rows
 from amlr.benchmarks.harness.timing import Deadline, measure
 from amlr.benchmarks.harness.workloads import Workload
-from amlr.benchmarks.report.records import ENGINE_PREFIX, PeerRecord, Row
+from amlr.benchmarks.report.records import PeerRecord, Row
 from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, max_error
 from amlr.benchmarks.systems.exported import finish_export, start_export
 from amlr.benchmarks.systems.registry import BASELINE, PEERS, resolve
@@ -27,7 +27,6 @@ FP32_LIMIT = 1e-3
 PATIENCE_SHARE, PATIENCE_S = 0.4, 15.0
 """Of the time left, how much a peer may take to load or to prepare; at least so many seconds."""
 _log = logging.getLogger(__name__)
-Status = Literal["measured", "skipped", "failed"]
 Reference = Callable[[Sequence[ModelInput], Picture], list[Scores]]
 
 
@@ -58,6 +57,23 @@ class RunOptions:
     debug: bool = False
 
 
+@dataclass(slots=True)
+class _Member:
+    """A system of the run, whether or not it takes part; `process` is None where it does not."""
+
+    spec: PeerSpec
+    record: PeerRecord
+    process: RemotePeer | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Leave it out from here on."""
+        self.record.status, self.record.reason = "failed", str(error)
+        _log.info(f"  {self.spec.label} failed: {error}")
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
 class Session:
     """Worker processes of one benchmark run."""
 
@@ -65,23 +81,18 @@ class Session:
         """Start every process; none is waited for yet."""
         self._options, self._deadline = options, options.deadline
         self._temporary = tempfile.TemporaryDirectory(prefix="amlr-bench-")
-        self._folder = Path(self._temporary.name)
-        self._exports = options.exports or self._folder / "plain"
-        self.records: dict[str, PeerRecord] = {}
-        self._specs: dict[str, PeerSpec] = {}
-        self._alive: dict[str, RemotePeer] = {}
-        self._export = None
-        self._late: list[PeerSpec] = []
+        folder = Path(self._temporary.name)
+        self._exports = options.exports or folder / "plain"
+        self._members: dict[str, _Member] = {}
         for name in options.peers if options.groups else ():
-            spec, reason = resolve(PEERS[name], self._folder)
+            spec, reason = resolve(PEERS[name], folder)
+            member = self._add(spec)
             if reason:
-                self._record(spec, "skipped", reason)
-            elif spec.exports:
-                self._late.append(spec)
-            else:
-                self._start(spec)
-        if self._late:
-            self._export = start_export(str(options.engine), self._exports)
+                member.record.status, member.record.reason = "skipped", reason
+            elif not spec.exports:
+                self._start(member)
+        is_needed = any(m.spec.exports for m in self._members.values() if not m.record.reason)
+        self._export = start_export(str(options.engine), self._exports) if is_needed else None
 
     def __enter__(self) -> Self:
         return self
@@ -90,79 +101,72 @@ class Session:
         if self._export is not None and self._export.poll() is None:
             self._export.kill()
             self._export.communicate()
-        for peer in self._alive.values():
-            peer.close()
+        for _, process in self._running():
+            process.close()
         self._temporary.cleanup()
 
-    def _record(self, spec: PeerSpec, status: Status, reason: str) -> None:
-        self._specs[spec.label] = spec
-        self.records[spec.label] = PeerRecord(
+    @property
+    def records(self) -> list[PeerRecord]:
+        """All systems, the engine's tiers first."""
+        return [member.record for member in self._members.values()]
+
+    def _running(self) -> list[tuple[_Member, RemotePeer]]:
+        return [(m, m.process) for m in self._members.values() if m.process is not None]
+
+    def _add(self, spec: PeerSpec) -> _Member:
+        record = PeerRecord(
             backend=spec.name,
             precision=spec.precision,
             about=spec.about,
-            status=status,
-            reason=reason,
+            status="measured",
+            reason="",
         )
+        self._members[spec.label] = _Member(spec, record)
+        return self._members[spec.label]
 
-    def _start(self, spec: PeerSpec) -> None:
-        self._record(spec, "measured", "")
+    def _start(self, member: _Member) -> None:
         try:
-            self._alive[spec.label] = RemotePeer(
-                spec,
+            member.process = RemotePeer(
+                member.spec,
                 bundle=str(self._options.engine),
                 threads=self._options.threads,
                 exports=str(self._exports),
                 debug=self._options.debug,
             )
         except (PeerError, OSError) as error:
-            self._fail(spec.label, error)
-
-    def _fail(self, label: str, error: Exception) -> None:
-        reason = str(error)
-        record = self.records[label]
-        record.status, record.reason = "failed", reason
-        _log.info(f"  {label} failed: {reason}")
-        peer = self._alive.pop(label, None)
-        if peer is not None:
-            peer.close()
+            member.fail(error)
 
     def add_engines(self, specs: Sequence[PeerSpec]) -> None:
         """Start the tiers of the engine under test; they come first in every list."""
-        others = dict(self.records), dict(self._alive)
-        self.records.clear()
-        self._alive.clear()
+        others, self._members = self._members, {}
         for spec in specs:
-            self._start(spec)
-        self.records |= others[0]
-        self._alive |= others[1]
+            self._start(self._add(spec))
+        self._members |= others
 
     def wait(self) -> None:
         """Wait until all peers have loaded, those that read the exports included."""
         if self._export is not None:
+            late = [m for m in self._members.values() if m.spec.exports and not m.record.reason]
             try:
                 finish_export(self._export, self._share_of_time())
-                for spec in self._late:
-                    self._start(spec)
+                for member in late:
+                    self._start(member)
             except ExportError as error:
-                for spec in self._late:
-                    self._record(spec, "failed", str(error))
-                    _log.info(f"  {spec.label} failed: {error}")
+                for member in late:
+                    member.fail(error)
             self._export = None
-        for label in list(self._alive):
+        for member, process in self._running():
             try:
-                load_cpu_s = self._alive[label].wait(self._patience(label))
+                member.record.load_cpu_s = round(process.wait(self._patience(member.spec)), 3)
             except PeerError as error:
-                self._fail(label, error)
-                continue
-            self.records[label].load_cpu_s = round(load_cpu_s, 3)
+                member.fail(error)
 
     def _share_of_time(self) -> float:
         return max(PATIENCE_S, self._deadline.left * PATIENCE_SHARE)
 
-    def _patience(self, label: str) -> float:
+    def _patience(self, spec: PeerSpec) -> float:
         # The engine and its first baseline are what a run is for: they are always waited for.
-        is_needed = label.startswith(ENGINE_PREFIX) or self._specs[label].name == BASELINE
-        return math.inf if is_needed else self._share_of_time()
+        return math.inf if spec.is_engine or spec.name == BASELINE else self._share_of_time()
 
     def first_post(self, batch: Sequence[ModelInput], posts: Sequence[Post]) -> None:
         """Give each system its first post, one with a picture, and note how long it took.
@@ -173,19 +177,18 @@ class Session:
         """
         tensors = Job(picture="cold", calls=(tuple(batch),))
         whole = Job(picture="hit", calls=(tuple(posts),), end_to_end=True)
-        for label in list(self._alive):
-            spec = self._specs[label]
+        for member, process in self._running():
+            spec = member.spec
             # Its calibration needs more posts than one.
-            if spec.precision == "int8" and not spec.name.startswith(ENGINE_PREFIX):
+            if spec.precision == "int8" and not spec.is_engine:
                 continue
-            _log.info(f"first post: {label}")
+            _log.info(f"first post: {spec.label}")
             try:
                 job = whole if spec.kind == ESCALATION else tensors
-                verdict = self._alive[label].prepare(job, self._patience(label))
+                first_ms = process.prepare(job, self._patience(spec)).first_ms
+                member.record.first_post_ms = round(first_ms, 3)
             except PeerError as error:
-                self._fail(label, error)
-                continue
-            self.records[label].first_post_ms = round(verdict.first_ms, 3)
+                member.fail(error)
 
     def run(self, workload: Workload, reference: Reference, all_weights: float) -> list[Row]:
         """Check and time one workload on every peer that is still alive.
@@ -197,35 +200,38 @@ class Session:
         """
         budget, seconds = self._deadline.share(workload.budget, workload.weight, all_weights)
         begin = time.monotonic()
-        labels = [label for label in self._alive if self._takes(label, workload)]
-        _log.info(f"{workload.name}, {workload.batch} posts a call: {len(labels)} systems")
-        for label in list(labels):
-            if not self._prepare(label, workload.name, workload.job, reference):
-                labels.remove(label)
+        taking = [pair for pair in self._running() if workload.is_for(pair[0].spec)]
+        _log.info(f"{workload.name}, {workload.batch} posts a call: {len(taking)} systems")
+        runners = {
+            member.spec.label: process
+            for member, process in taking
+            if self._prepare(member, process, workload, reference)
+        }
         if self._deadline.is_set:
             left = seconds - (time.monotonic() - begin)
             rounds = budget.min_rounds if left > 0 else 1
             budget = replace(budget, seconds=max(0.0, left), min_rounds=rounds)
-        runners = {label: self._alive[label] for label in labels}
-        samples = measure(runners, len(workload.job.calls), budget, on_failure=self._fail)
+        samples = measure(
+            runners,
+            len(workload.job.calls),
+            budget,
+            on_failure=lambda label, error: self._members[label].fail(error),
+        )
         for label, durations in samples.items():
-            record = self.records[label]
+            record = self._members[label].record
             record.waiting = round(max(record.waiting or 0.0, durations.waiting), 3)
-        return make_rows(workload, samples, self._specs, self._options.threads, self._options.clock)
+        specs = {label: self._members[label].spec for label in samples}
+        return make_rows(workload, samples, specs, self._options.threads, self._options.clock)
 
-    def _takes(self, label: str, workload: Workload) -> bool:
-        name = self._specs[label].name
-        is_whole_only = self._specs[label].kind == ESCALATION
-        if name in workload.without or (is_whole_only and not workload.job.end_to_end):
-            return False
-        return workload.peers is None or name in workload.peers or name.startswith(ENGINE_PREFIX)
-
-    def _prepare(self, label: str, name: str, job: Job, reference: Reference) -> bool:
-        record, precision = self.records[label], self._specs[label].precision
+    def _prepare(
+        self, member: _Member, process: RemotePeer, workload: Workload, reference: Reference
+    ) -> bool:
+        """Let a system run a workload once; whether it is to be timed."""
+        job, record = workload.job, member.record
         try:
-            verdict = self._alive[label].prepare(job, self._patience(label))
+            verdict = process.prepare(job, self._patience(member.spec))
         except PeerError as error:
-            self._fail(label, error)
+            member.fail(error)
             return False
         if job.end_to_end:
             return True
@@ -233,16 +239,16 @@ class Session:
         off = min(max_error(expected, verdict.outputs), 1e9)
         record.max_abs_error = max(record.max_abs_error or 0.0, off)
         # A workload of several batch sizes keeps the worst.
-        record.errors[name] = max(record.errors.get(name) or 0.0, off)
-        if precision == "fp32" and off > FP32_LIMIT:
-            self._fail(label, PeerError(f"its numbers are off by {off:.3g} on {name}"))
+        record.errors[workload.name] = max(record.errors.get(workload.name) or 0.0, off)
+        if record.precision == "fp32" and off > FP32_LIMIT:
+            member.fail(PeerError(f"its numbers are off by {off:.3g} on {workload.name}"))
             return False
         return True
 
     def note_memory(self) -> None:
         """Record each process's peak memory so far."""
-        for label in list(self._alive):
+        for member, process in self._running():
             try:
-                self.records[label].peak_memory_mb = round(self._alive[label].memory_mib(), 1)
+                member.record.peak_memory_mb = round(process.memory_mib(), 1)
             except PeerError as error:
-                self._fail(label, error)
+                member.fail(error)

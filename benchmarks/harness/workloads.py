@@ -7,7 +7,7 @@ from typing import Any
 from amlr.benchmarks.data import BenchPost, with_pictures
 from amlr.benchmarks.harness.jobs import Job
 from amlr.benchmarks.harness.timing import Budget
-from amlr.benchmarks.systems.base import ModelInput, Picture, build_inputs
+from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, build_inputs
 from amlr.errors import InputError
 from amlr.export.samples import sample_posts
 from amlr.runtime.bundle import Bundle
@@ -56,6 +56,12 @@ class Workload:
     budget: Budget
     peers: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
+
+    def is_for(self, spec: PeerSpec) -> bool:
+        """Whether a system takes part."""
+        if spec.name in self.without or (spec.kind == ESCALATION and not self.job.end_to_end):
+            return False
+        return self.peers is None or spec.name in self.peers or spec.is_engine
 
     @property
     def weight(self) -> float:

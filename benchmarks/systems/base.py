@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from amlr.benchmarks.report.records import is_engine
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.image import load_pixels
@@ -67,6 +68,11 @@ class PeerSpec:
     def label(self) -> str:
         """Unique key of a run: name and precision."""
         return f"{self.name}/{self.precision}"
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether it is a tier of the engine under test."""
+        return is_engine(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
