@@ -1,7 +1,6 @@
 """`amlr-bench`: parity first, then speed beside peers measured in the same run."""
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from itertools import product
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amlr.cli_support import AmlrCommand, log_to_stderr
-from amlr.errors import AmlrError, BackendUnavailableError, InputError, ParityError
+from amlr.errors import AmlrError, InputError, ParityError
 from amlr.whole import check_file, write_whole
 
 if TYPE_CHECKING:  # `--help` must not wait for what a run needs
-    from amlr.benchmarks.data import BenchPost
-    from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.report.records import Report
     from amlr.runtime.bundle import Bundle
 
@@ -33,7 +30,6 @@ Examples:
 """
 QUICK_S = 45.0
 """A quick run ends within a minute: the last call under way, and the report, come on top."""
-_log = logging.getLogger(__name__)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -110,17 +106,20 @@ def bench_command(**given: Any) -> None:
     Every system runs in a process of its own with the same number of threads, one call after
     another in turn. Exit code 1: parity failed. Peers that cannot run are reported and left out.
     """
+    from amlr.benchmarks.report.markdown import compare_reports
+    from amlr.benchmarks.report.merge import merge_reports
+    from amlr.benchmarks.report.schema import read_report
+
     if given["compare"]:
-        before, after = given["compare"]
-        _compare(before, after, given["markdown_path"])
+        before, after = map(read_report, given["compare"])
+        _print(compare_reports(before, after), given)
         return
     if given["merged"]:
-        from amlr.benchmarks.report.merge import merge_reports
-        from amlr.benchmarks.report.schema import read_report
-
         _write(merge_reports([read_report(path) for path in given["merged"]]), given)
         return
-    _listings(given)
+    if "list" in (given["peers"], given["workloads"]):
+        _list_choices(given)
+        return
     if given["engine"] is None:
         raise InputError("nothing to measure; give --engine amlr.plan")
     if given["threads"] < 1:
@@ -146,27 +145,20 @@ def bench_command(**given: Any) -> None:
         )
 
 
-def _listings(given: dict[str, Any]) -> None:
+def _list_choices(given: dict[str, Any]) -> None:
     from amlr.benchmarks.harness.workloads import CHOICES
     from amlr.benchmarks.systems.registry import PEERS
 
-    if given["peers"] == "list":
-        for name, entry in PEERS.items():
-            click.echo(f"{name:18} {entry.about}")
-        raise click.exceptions.Exit(0)
-    if given["workloads"] == "list":
-        click.echo("\n".join(CHOICES))
-        raise click.exceptions.Exit(0)
+    peers = [f"{name:18} {entry.about}" for name, entry in PEERS.items()]
+    click.echo("\n".join(peers if given["peers"] == "list" else CHOICES))
 
 
 def _run(given: dict[str, Any]) -> "Report":
-    from amlr.benchmarks.calibration import calibrate
     from amlr.benchmarks.data import load_data
     from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.harness.timing import Deadline
     from amlr.benchmarks.harness.workloads import CHOICES, HOST, QUICK, check_groups
     from amlr.benchmarks.run import run_benchmark
-    from amlr.benchmarks.systems.tiers import Tiers, explain_auto, open_tiers
     from amlr.runtime.bundle import Bundle
 
     quick = given["quick"]
@@ -175,11 +167,13 @@ def _run(given: dict[str, Any]) -> "Report":
     groups = () if given["parity_only"] else groups
     peers = _peers(given["peers"], quick=quick)
     bundle = Bundle.open(given["engine"])
-    providers, precisions = _split(given["provider"]), _split(given["precision"])
-    _check_tiers(bundle, providers, precisions)
     options = RunOptions(
         engine=given["engine"],
+        providers=_split(given["provider"]),
+        precisions=_split(given["precision"]),
         groups=tuple(group for group in groups if group != HOST),
+        host=HOST in groups,
+        calibration=given["calibration"],
         peers=peers,
         threads=given["threads"],
         clock=given["clock"],
@@ -189,49 +183,13 @@ def _run(given: dict[str, Any]) -> "Report":
         exports=given["keep"] and given["keep"] / bundle.manifest_sha256[:16],
         debug=given["debug"],
     )
+    _check_tiers(bundle, options.providers, options.precisions)
     data = load_data(given["data"], given["images"], given["limit"], 24 if quick else 512)
     if given["calibration"] and not any(item.gold is not None for item in data.posts):
         raise InputError(
             "--calibration needs labelled posts; give --data FILE in CoNLL form, or sample"
         )
-    opened: list[Tiers] = []
-
-    def load_tiers() -> Tiers:
-        tiers = open_tiers(options.engine, providers, precisions, options.threads)
-        opened.append(tiers)
-        if not tiers.tiers:
-            raise InputError(f"no tier of {options.engine} can run here: {'; '.join(tiers.notes)}")
-        if tiers.auto is None and not (quick or given["budget"]):
-            tiers.auto = explain_auto(options.engine, options.threads)
-        return tiers
-
-    try:
-        report = run_benchmark(options, bundle, data, load_tiers)
-        if given["calibration"]:
-            report.calibration = calibrate(opened[0].tiers[0].engine, data.posts)
-        if HOST in groups:
-            _measure_host(report, options, data.posts)
-    finally:
-        for tiers in opened:
-            tiers.close()
-    return report
-
-
-def _measure_host(
-    report: "Report",
-    options: "RunOptions",
-    posts: Sequence["BenchPost"],
-) -> None:
-    from amlr.benchmarks.host import measure_host
-
-    if options.deadline.is_over:
-        report.notes.append("time was up before: host")
-        return
-    _log.info("measuring the host's own cost")
-    try:
-        report.host = measure_host(options.engine, posts, quick=options.deadline.is_set)
-    except BackendUnavailableError as error:
-        report.notes.append(str(error))
+    return run_benchmark(options, bundle, data)
 
 
 def _check_tiers(bundle: "Bundle", providers: Sequence[str], precisions: Sequence[str]) -> None:
@@ -271,13 +229,13 @@ def _write(report: "Report", given: dict[str, Any]) -> None:
         write_report(given["json_path"], report)
     if given["html_path"]:
         write_whole(given["html_path"], render_html(report))
-    _print_table(table, given)
+    _print(table, given)
 
 
-def _print_table(table: str, given: dict[str, Any]) -> None:
+def _print(text: str, given: dict[str, Any]) -> None:
     if given["markdown_path"]:
-        write_whole(given["markdown_path"], table)
-    click.echo(table)
+        write_whole(given["markdown_path"], text)
+    click.echo(text)
 
 
 def _plan_capacity(given: dict[str, Any]) -> None:
@@ -297,17 +255,7 @@ def _plan_capacity(given: dict[str, Any]) -> None:
         )
     if given["html_path"]:
         write_whole(given["html_path"], render_page(report))
-    _print_table(render_text(report), given)
-
-
-def _compare(before: Path, after: Path, markdown: Path | None) -> None:
-    from amlr.benchmarks.report.markdown import compare_reports
-    from amlr.benchmarks.report.schema import read_report
-
-    text = compare_reports(read_report(before), read_report(after))
-    if markdown:
-        markdown.write_text(text, encoding="utf-8")
-    click.echo(text)
+    _print(render_text(report), given)
 
 
 def main() -> None:

@@ -2,14 +2,17 @@
 
 import datetime
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from amlr import __version__
+from amlr.benchmarks.calibration import calibrate
 from amlr.benchmarks.data import BenchData, BenchPost, relabelled
 from amlr.benchmarks.harness.machine import describe_machine
 from amlr.benchmarks.harness.session import RunOptions, Session
 from amlr.benchmarks.harness.workloads import BATCH, Pool, make_pool, plan
+from amlr.benchmarks.host import measure_host
 from amlr.benchmarks.parity import Reference, TierAnswers, judge
 from amlr.benchmarks.report.merge import decisive
 from amlr.benchmarks.report.records import (
@@ -23,7 +26,8 @@ from amlr.benchmarks.report.records import (
 )
 from amlr.benchmarks.report.tables import verdict_line
 from amlr.benchmarks.systems.base import ModelInput, Picture
-from amlr.benchmarks.systems.tiers import Tier, Tiers
+from amlr.benchmarks.systems.tiers import Tier, Tiers, explain_auto, open_tiers
+from amlr.errors import BackendUnavailableError, InputError
 from amlr.runtime.batching import Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -33,17 +37,30 @@ BUSY = 1.15
 """Wall time over processor time of one thread from which a run counts as disturbed."""
 
 
-def run_benchmark(
-    options: RunOptions,
-    bundle: Bundle,
-    data: BenchData,
-    load_tiers: Callable[[], Tiers],
-) -> Report:
+def run_benchmark(options: RunOptions, bundle: Bundle, data: BenchData) -> Report:
     """Compare with the eager model, then measure.
 
     Returns:
         The report, ready for `write_report`.
+
+    Raises:
+        InputError: No tier that was asked for can run here.
     """
+    posts = relabelled(data.posts, bundle.manifest.labels)
+    with ExitStack() as stack:
+        report = _measured(options, bundle, data, posts, stack)
+        if options.host:
+            _measure_host(report, options, posts)
+    return report
+
+
+def _measured(
+    options: RunOptions,
+    bundle: Bundle,
+    data: BenchData,
+    posts: Sequence[BenchPost],
+    stack: ExitStack,
+) -> Report:
     machine = describe_machine()
     with Session(options) as session:
         # Peers load in their own processes while this one imports the same libraries.
@@ -52,23 +69,42 @@ def run_benchmark(
         from amlr.export.eager import EagerProvider, load_reference
 
         torch.set_num_threads(options.threads)
-        opened = load_tiers()
-        tiers = opened.tiers
+        tiers = stack.enter_context(closing(_load_tiers(options)))
         if options.groups:
-            session.add_engines([tier.spec for tier in tiers])
+            session.add_engines([tier.spec for tier in tiers.tiers])
         provider = EagerProvider(load_reference(bundle))
-        posts = relabelled(data.posts, bundle.manifest.labels)
-        records = prove(Engine(bundle, provider), tiers, posts)
-        report = _header(options, bundle, data, machine, opened, records)
-        if not options.groups:
-            return report
-        _log.info("loading peers")
-        session.wait()
-        pool = make_pool(data.posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
-        report.rows = _measure(session, options, pool, bundle, provider, report.notes)
-        report.peers = session.records
-    report.notes += _notes(report, pool)
+        records = prove(Engine(bundle, provider), tiers.tiers, posts)
+        report = _header(options, bundle, data, machine, tiers, records)
+        if options.groups:
+            _log.info("loading peers")
+            session.wait()
+            pool = make_pool(posts, bundle, BATCH if options.deadline.is_set else 2 * BATCH)
+            report.rows = _measure(session, options, pool, bundle, provider, report.notes)
+            report.peers = session.records
+            report.notes += _notes(report, pool)
+    if options.calibration:
+        report.calibration = calibrate(tiers.tiers[0].engine, posts)
     return report
+
+
+def _load_tiers(options: RunOptions) -> Tiers:
+    tiers = open_tiers(options.engine, options.providers, options.precisions, options.threads)
+    if not tiers.tiers:
+        raise InputError(f"no tier of {options.engine} can run here: {'; '.join(tiers.notes)}")
+    if tiers.auto is None and not options.deadline.is_set:
+        tiers.auto = explain_auto(options.engine, options.threads)
+    return tiers
+
+
+def _measure_host(report: Report, options: RunOptions, posts: Sequence[BenchPost]) -> None:
+    if options.deadline.is_over:
+        report.notes.append("time was up before: host")
+        return
+    _log.info("measuring the host's own cost")
+    try:
+        report.host = measure_host(options.engine, posts, quick=options.deadline.is_set)
+    except BackendUnavailableError as error:
+        report.notes.append(str(error))
 
 
 def prove(eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost]) -> list[TierParity]:

@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -36,7 +36,11 @@ class RunOptions:
 
     Attributes:
         engine: Path of the bundle.
+        providers: Providers of the engine, each with each of `precisions`.
+        precisions: Precisions of the engine.
         groups: Workloads to time; empty for parity alone.
+        host: Whether the host's own cost is measured.
+        calibration: Whether scores are compared with labels.
         peers: Names of peers.
         threads: Threads of every measured process.
         clock: `wall`, or `cpu` for machines that others use too.
@@ -47,14 +51,18 @@ class RunOptions:
     """
 
     engine: Path
+    providers: tuple[str, ...]
+    precisions: tuple[str, ...]
     groups: tuple[str, ...]
+    host: bool
+    calibration: bool
     peers: tuple[str, ...]
-    threads: int = 1
-    clock: Clock = "wall"
-    quick: bool = False
-    deadline: Deadline = field(default_factory=lambda: Deadline(None))
-    exports: Path | None = None
-    debug: bool = False
+    threads: int
+    clock: Clock
+    quick: bool
+    deadline: Deadline
+    exports: Path | None
+    debug: bool
 
 
 @dataclass(slots=True)
