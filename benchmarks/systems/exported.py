@@ -158,7 +158,7 @@ def write_plain_graphs(bundle: Path, folder: Path) -> None:
     done = folder / "done"
     if done.exists():
         return
-    from amlr.benchmarks.systems.torch_models import plain_graphs
+    from amlr.benchmarks.systems.eager import plain_graphs
     from amlr.export.eager import load_reference
     from amlr.export.to_onnx import write_graphs
 

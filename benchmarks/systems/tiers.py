@@ -113,7 +113,8 @@ def explain_auto(path: Path, threads: int) -> AutoRecord:
 
 
 def _open(path: Path, provider: str, precision: str, threads: int) -> Tier:
-    if precision in ("auto", "escalate"):
+    options = EngineOptions(provider=provider, precision=precision)
+    if precision == "auto" or options.escalates:
         # The golden check only decides for `auto`; parity itself is about to be measured.
         check = "full" if precision == "auto" else "off"
         engine = Engine.load(path, provider, precision, threads=threads, check=check)
@@ -125,7 +126,7 @@ def _open(path: Path, provider: str, precision: str, threads: int) -> Tier:
     bundle = Bundle.open(path)
     # What was made for this very provider comes first; nothing is timed, so that runs compare.
     choices = sorted(
-        list_tiers(bundle.manifest, EngineOptions(provider=provider, precision=precision)),
+        list_tiers(bundle.manifest, options),
         key=lambda choice: choice.variant.provider is None,
     )
     first = [choice for choice in choices if choice.provider == choices[0].provider]

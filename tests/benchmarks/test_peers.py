@@ -17,11 +17,10 @@ from amlr.benchmarks.systems.base import (
     build_inputs,
     max_error,
 )
-from amlr.benchmarks.systems.eager import EagerPeer
+from amlr.benchmarks.systems.eager import ConvUnits, EagerPeer, plain_graphs
 from amlr.benchmarks.systems.engine import EndToEnd, EnginePeer, PeerProvider
 from amlr.benchmarks.systems.exported import OnnxPlainPeer, OpenvinoPlainPeer
 from amlr.benchmarks.systems.registry import PEERS, load_peer, resolve
-from amlr.benchmarks.systems.torch_models import ConvUnits, plain_graphs
 from amlr.errors import BackendUnavailableError, ExportError
 from amlr.export.eager import load_reference
 from amlr.export.samples import sample_image

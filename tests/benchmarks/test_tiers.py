@@ -44,9 +44,11 @@ def test_auto_is_explained_with_the_records_of_all_variants(ladder_plan: Path) -
     assert all(record.posts for record in auto.variants)
 
 
-def test_escalation_runs_end_to_end_only(ladder_plan: Path) -> None:
-    found = open_tiers(ladder_plan, ("onnxruntime",), ("escalate",), 1)
+@pytest.mark.parametrize("precision", ["escalate", "int8+fp32"])
+def test_escalation_runs_end_to_end_only(ladder_plan: Path, precision: str) -> None:
+    found = open_tiers(ladder_plan, ("onnxruntime",), (precision,), 1)
     spec = found.tiers[0].spec
+    assert spec.precision == "int8+fp32"
     found.close()
     assert spec.kind == ESCALATION
     assert found.tiers[0].promised
