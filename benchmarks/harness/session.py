@@ -208,7 +208,11 @@ class Session:
         """
         budget, seconds = self._deadline.share(workload.budget, workload.weight, all_weights)
         begin = time.monotonic()
-        taking = [pair for pair in self._running() if workload.is_for(pair[0].spec)]
+        taking = [
+            (member, process)
+            for member, process in self._running()
+            if workload.job.end_to_end or member.spec.kind != ESCALATION
+        ]
         _log.info(f"{workload.name}, {workload.batch} posts a call: {len(taking)} systems")
         runners = {
             member.spec.label: process

@@ -7,7 +7,7 @@ from typing import Any
 from amlr.benchmarks.data import BenchPost, with_pictures
 from amlr.benchmarks.harness.jobs import Job
 from amlr.benchmarks.harness.timing import Budget
-from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, build_inputs
+from amlr.benchmarks.systems.base import ModelInput, Picture, build_inputs
 from amlr.errors import InputError
 from amlr.export.samples import sample_posts
 from amlr.runtime.bundle import Bundle
@@ -32,9 +32,6 @@ ALL = (*MAIN, *END_TO_END, *BLOCK)
 HOST = "host"
 CHOICES = (*ALL, HOST)
 QUICK = (*MAIN, "end-to-end-cold")
-# MKL's two ways are compared once in a quick run, on the largest workload.
-QUICK_WITHOUT = ("research-mkl",)
-BLOCK_PEERS = ("research", "research-mkl", "eager-exact", "onnxruntime-plain", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,27 +43,17 @@ class Workload:
         job: What every peer is given.
         batch: Posts a call.
         budget: How long to measure.
-        peers: Names of the peers to run, or None for all.
-        without: Names of peers to leave out.
     """
 
     name: str
     job: Job
     batch: int
     budget: Budget
-    peers: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
-
-    def is_for(self, spec: PeerSpec) -> bool:
-        """Whether a system takes part."""
-        if spec.name in self.without or (spec.kind == ESCALATION and not self.job.end_to_end):
-            return False
-        return self.peers is None or spec.name in self.peers or spec.is_engine
 
     @property
     def weight(self) -> float:
         """Share of a limited run's time, relative to others."""
-        return (1.0 if self.batch == 1 else 2.5) * (0.6 if self.name in BLOCK else 1.0)
+        return 1.0 if self.batch == 1 else 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +155,6 @@ def _timed(group: str, pool: Pool, *, quick: bool) -> list[Workload]:
             batch=batch,
             budget=budget,
             job=Job(picture=picture, calls=calls, end_to_end=is_whole),
-            peers=BLOCK_PEERS if group in BLOCK else None,
-            without=QUICK_WITHOUT if quick and not is_main else (),
         )
         # A quick run takes whole batches of the most telling kind only.
         for batch, calls, budget in (sizes[1:] if quick and not is_main else sizes)
