@@ -87,9 +87,7 @@ async def explain(request: Request) -> Response:
     service = service_of(request)
     service.check_open()
     begun = time.monotonic()
-    tag_request = await read_tag_request(
-        request, service.settings.limits, request.app.state.fetcher
-    )
+    tag_request = await read_tag_request(request)
     (prepared, *others) = tag_request.posts
     if others:
         raise ApiError(422, "body_invalid", "one post at a time is explained")

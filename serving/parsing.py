@@ -67,14 +67,13 @@ class TagRequest:
         return None if self.deadline_ms is None else self.deadline_ms / 1000
 
 
-async def read_tag_request(
-    request: Request, limits: RequestLimits, fetcher: UrlFetcher
-) -> TagRequest:
+async def read_tag_request(request: Request) -> TagRequest:
     """Parse the body of `/v1/tag`, by its content type.
 
     Raises:
         ApiError: The body as a whole cannot be used; single bad posts are no error here.
     """
+    limits: RequestLimits = request.app.state.service.settings.limits
     kind = content_type(request)
     if kind == "application/json":
         body = await request.body()
@@ -89,7 +88,7 @@ async def read_tag_request(
             "unsupported_content_type",
             "send application/json, or multipart/form-data with picture files",
         )
-    posts = await _fetch(tag_request.posts, fetcher)
+    posts = await _fetch(tag_request.posts, request.app.state.fetcher)
     header = request.headers.get("x-deadline-ms")
     if tag_request.deadline_ms is None and header is not None:
         return replace(tag_request, posts=posts, deadline_ms=_milliseconds(header))

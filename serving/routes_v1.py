@@ -20,17 +20,13 @@ async def tag(request: Request) -> Response:
     Several posts keep their order, and a bad one fails alone, in its `error`. A picture that cannot
     be used gives a warning and `image_used: false`.
     """
-    service = service_of(request)
-    tag_request = await read_tag_request(
-        request, service.settings.limits, request.app.state.fetcher
-    )
+    tag_request = await read_tag_request(request)
     answers, headers = await tag_posts(request, tag_request.posts, tag_request.deadline_s)
     content: dict[str, Any] = {"results": answers}
     if tag_request.is_single:
         (content,) = answers
         if content["error"] is not None:
             raise ApiError(422, content["error"]["code"], content["error"]["message"])
-    # Results are plain values already: no second round of checks.
     size = sum(len(answer["entities"]) for answer in answers)
     body = await in_turn(json_bytes, content, size=size)
     return Response(body, media_type="application/json", headers=headers)

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlr.errors import InputError
-from amlr.serving.encoding import encode_bytes
 from amlr.serving.json_reading import load_json
 from amlr.serving.parsing import decode_base64
 from amlr.serving.problems import ApiError
@@ -195,7 +194,7 @@ def encode_output(
     if not request.binary_output:
         output["data"] = [result.decode() for result in results]
         return json.dumps(answer).encode(), None
-    data = encode_bytes(results)
+    data = b"".join(struct.pack("<I", len(result)) + result for result in results)
     output["parameters"] = {"binary_data_size": len(data)}
     head = json.dumps(answer).encode()
     return head + data, len(head)
