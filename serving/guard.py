@@ -99,8 +99,8 @@ class Guard:
         try:
             self._check_key(headers, exchange)
             self._reserve(headers, exchange)
-            patient = inflated(self._patient(receive), headers.get(b"content-encoding", ""))
-            await self._app(scope, self._limited(patient, exchange), send_answer)
+            body = inflated(receive, headers.get(b"content-encoding", ""))
+            await self._app(scope, self._bounded(body, exchange), send_answer)
         except Exception as error:
             problem = from_failure(error)
             if problem.code == "internal":
@@ -144,12 +144,13 @@ class Guard:
             )
         exchange.reserved += size
 
-    def _patient(self, receive: Receive) -> Receive:
-        """Bound the time a client may pause while sending its body."""
-        complete = False
+    def _bounded(self, receive: Receive, exchange: Exchange) -> Receive:
+        """Bound the pauses of a client that sends its body, and the body's size once inflated."""
+        is_stream = exchange.path == STREAM_PATH
+        received, complete = 0, False
 
-        async def patient() -> Message:
-            nonlocal complete
+        async def bounded() -> Message:
+            nonlocal received, complete
             if complete:  # waiting for the client to leave
                 return await receive()
             try:
@@ -160,18 +161,6 @@ class Guard:
                     408, "body_timeout", "the body did not arrive in time", {"Connection": "close"}
                 ) from None
             complete = not message.get("more_body", False)
-            return message
-
-        return patient
-
-    def _limited(self, receive: Receive, exchange: Exchange) -> Receive:
-        """Bound the body's size, counted after inflating."""
-        is_stream = exchange.path == STREAM_PATH
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
             received += len(message.get("body", b""))
             if not is_stream and received > exchange.reserved:
                 if received > self._limits.max_body_bytes:
@@ -179,7 +168,7 @@ class Guard:
                 self._grow(exchange, received - exchange.reserved)
             return message
 
-        return limited
+        return bounded
 
     async def _refuse(
         self, error: ApiError, scope: Scope, exchange: Exchange, receive: Receive, send: Send
