@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
+from itertools import count
 
 from amlr.runtime.results import Result
 from amlr.serving.costs import CostModel
@@ -82,7 +83,7 @@ class WorkerPool:
         self._check_every_s = check_every_s
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
-        self._next_number = 0
+        self._numbers = count()
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="amlr-supervisor")
         self._supervisor.daemon = True
@@ -138,9 +139,8 @@ class WorkerPool:
     # One worker ------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
+        worker = _Worker(next(self._numbers))
         with self._lock:
-            worker = _Worker(self._next_number)
-            self._next_number += 1
             self._workers.append(worker)
         name = f"amlr-worker-{worker.number}"
         # Daemons: a call that hangs in native code must not keep the process alive.

@@ -29,6 +29,23 @@ class BundleChoice(BaseModel):
     engine: str = Field(min_length=1)
     manifest_sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
 
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Check plain values.
+
+        Raises:
+            InputError: One is unknown or wrong; the message names it.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            messages = []
+            for item in error.errors():
+                name = ".".join(str(part) for part in item["loc"])
+                messages.append(f"{name}: {item['msg']}" if name else str(item["msg"]))
+            hint = "see FleetArguments for names and ranges"
+            raise InputError("; ".join([*messages, hint])) from error
+
 
 class FleetArguments(BundleChoice):
     """Arguments of `build`.
@@ -89,18 +106,6 @@ class FleetArguments(BundleChoice):
         _ = self.engine_options
         return self
 
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Check plain values.
-
-        Raises:
-            InputError: One is unknown or wrong; the message names it.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise InputError(one_line(error)) from error
-
     @property
     def choice(self) -> BundleChoice:
         """The bundle alone."""
@@ -147,12 +152,3 @@ class FleetArguments(BundleChoice):
             page=self.page,
             shutdown_s=self.shutdown_s,
         )
-
-
-def one_line(error: ValidationError) -> str:
-    """The errors of pydantic in one line."""
-    messages = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        messages.append(f"{name}: {item['msg']}" if name else str(item["msg"]))
-    return "; ".join(messages) + "; see FleetArguments for names and ranges"

@@ -13,13 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from amlr.errors import AmlrError, InputError
+from amlr.errors import AmlrError
 from amlr.runtime import Engine
 from amlr.serving.logs import configure
-from amlr.serving.ray.arguments import BundleChoice, FleetArguments, one_line
+from amlr.serving.ray.arguments import BundleChoice, FleetArguments
 from amlr.serving.ray.bundles import fetch_bundle, locked
 from amlr.serving.ray.switch import BundleSwitch
 from amlr.serving.service import State
@@ -86,7 +85,7 @@ class Tagger:
             AmlrError: The first bundle cannot be served.
         """
         if self.switch.service is None:
-            choice = _choice(config)
+            choice = BundleChoice.parse(config)
             await self.switch.change(lambda: self._load(choice))
             self._choice = choice
             return
@@ -97,7 +96,7 @@ class Tagger:
 
     async def _change(self, config: dict[str, Any]) -> None:
         try:
-            choice = _choice(config)
+            choice = BundleChoice.parse(config)
             async with self._one_change:
                 # Serve repeats itself, and an operator may have changed their mind.
                 if config is not self._wanted or choice == self._choice:
@@ -149,13 +148,6 @@ class Tagger:
             "state": None if service is None else str(service.state),
             "waiting_posts": 0 if service is None else len(service.queue),
         }
-
-
-def _choice(config: dict[str, Any]) -> BundleChoice:
-    try:
-        return BundleChoice.model_validate(config)
-    except ValidationError as error:
-        raise InputError(f"user_config: {one_line(error)}") from error
 
 
 class CoreClaim:
