@@ -11,11 +11,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from amlr.serving import explaining, openapi, page, routes_v1, routes_v2
 from amlr.serving.explaining import ExplainQueue
-from amlr.serving.guard import Guard
+from amlr.serving.guard import Guard, Route
 from amlr.serving.jobs import TaggingEngine
 from amlr.serving.problems import ApiError
 from amlr.serving.service import TaggingService

@@ -7,13 +7,13 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from amlr.errors import InputError
 from amlr.runtime import Engine, Post
 from amlr.runtime.explain import Explainer, Explanation
 from amlr.serving.answers import exchange_of, service_of
 from amlr.serving.encoding import json_bytes
+from amlr.serving.guard import Route
 from amlr.serving.jobs import TaggingEngine
 from amlr.serving.parsing import read_tag_request
 from amlr.serving.problems import ApiError

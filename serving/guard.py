@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette import routing
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amlr.serving.inflating import inflated
@@ -29,6 +30,15 @@ STREAM_PATH = "/v1/tag/stream"
 # Answered without a key: probes have none, and the page asks for one itself.
 _OPEN = ("", "/", "/docs", "/openapi.json", "/favicon.ico")
 _OPEN_BELOW = ("/static/", "/v2/health/")
+
+
+class Route(routing.Route):
+    """Leaves itself in the scope, for the guard's record; only newer Starlettes do that."""
+
+    def matches(self, scope: Scope) -> tuple[routing.Match, Scope]:
+        """As any route."""
+        match, found = super().matches(scope)
+        return match, {**found, "route": self}
 
 
 @dataclass(slots=True)

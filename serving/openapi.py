@@ -6,9 +6,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from amlr import __version__
+from amlr.serving.guard import Route
 from amlr.serving.service import TaggingService
 
 FILE = Path(__file__).parent / "static" / "openapi.json"

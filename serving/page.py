@@ -4,7 +4,8 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+
+from amlr.serving.guard import Route
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {

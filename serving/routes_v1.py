@@ -4,11 +4,10 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from amlr.serving.answers import exchange_of, in_turn, service_of, tag_posts
 from amlr.serving.encoding import json_bytes
-from amlr.serving.guard import STREAM_PATH
+from amlr.serving.guard import STREAM_PATH, Route
 from amlr.serving.parsing import content_type, read_tag_request
 from amlr.serving.problems import ApiError
 from amlr.serving.stream import LinesResponse, tag_lines

@@ -2,12 +2,12 @@
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from amlr import __version__
 from amlr.runtime.results import Post
 from amlr.serving.answers import in_turn, service_of, tag_posts
 from amlr.serving.encoding import json_bytes
+from amlr.serving.guard import Route
 from amlr.serving.json_reading import is_light, parse
 from amlr.serving.parsing import PreparedPost
 from amlr.serving.problems import ApiError
