@@ -1,4 +1,4 @@
-"""`amlr-bench`: parity first, then speed beside peers measured in the same run."""
+"""`amlr-bench`: parity first, then speed beside other systems in the same run."""
 
 import json
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `--help` must not wait for what a run needs
 EXAMPLES = """\b
 Examples:
   amlr-bench --engine amlr.plan --json bench.json --html bench.html
-  amlr-bench --engine amlr.plan --data valid.txt --images photos/ --workloads cold,hit
+  amlr-bench --engine amlr.plan --data posts.jsonl --workloads cold,hit
   amlr-bench --engine amlr.plan --data posts.jsonl --parity-only
   amlr-bench --engine amlr.plan --provider openvino --precision fp32,bf16,int8
   amlr-bench --engine amlr.plan --budget 240 --workloads cold,hit --keep build/plain
@@ -46,7 +46,7 @@ def _split(text: str) -> tuple[str, ...]:
     help="CoNLL file with IMGID lines, .jsonl of {id, text, image}, or `sample` (generated).",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures.")
-@click.option("--limit", type=int, help="Most posts to prove on.")
+@click.option("--limit", type=int, help="Most posts to compare.")
 @click.option("--json", "json_path", type=_FILE, help="Write bench.json here.")
 @click.option("--html", "html_path", type=_FILE, help="Write a self-contained page here.")
 @click.option("--markdown", "markdown_path", type=_FILE, help="Write a Markdown table here.")
@@ -55,12 +55,12 @@ def _split(text: str) -> tuple[str, ...]:
     "--budget",
     type=click.FloatRange(min=1),
     metavar="SECONDS",
-    help="End about then: fewer rounds, last workloads left out.",
+    help="End after about this time: fewer rounds, the last workloads left out.",
 )
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep what plain peers are exported to, for the next run.",
+    help="Keep the plain exports of the peers for the next run.",
 )
 @click.option("--workloads", help="Comma-separated; --workloads list shows them.")
 @click.option("--peers", help="Comma-separated; --peers list shows them, `none` runs none.")
@@ -72,9 +72,9 @@ def _split(text: str) -> tuple[str, ...]:
     type=click.Choice(["wall", "cpu"]),
     default="wall",
     show_default=True,
-    help="cpu: processor time, for machines that others use too.",
+    help="cpu: processor time, for machines that other programs use.",
 )
-@click.option("--parity-only", is_flag=True, help="Prove, measure no speed.")
+@click.option("--parity-only", is_flag=True, help="Compare entities only; measure no speed.")
 @click.option("--calibration", is_flag=True, help="Calibration error; needs labelled --data.")
 @click.option(
     "--compare",
@@ -87,24 +87,24 @@ def _split(text: str) -> tuple[str, ...]:
     "merged",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Join reports of several runs instead of running; repeat it for each.",
+    help="Join reports instead of running; repeat the option for each report.",
 )
 @click.option(
-    "--capacity", type=_FILE, help="Plan machines for this traffic; see docs/howto/capacity.md."
+    "--capacity", type=_FILE, help="Plan machines for this load; see docs/howto/capacity.md."
 )
 @click.option(
     "--capacity-check",
     type=click.FloatRange(0),
     default=0.0,
     metavar="SECONDS",
-    help="Compare the plan with real servers, so long at each load.",
+    help="Compare the plan with real servers for this time at each load.",
 )
 @click.option("--debug", is_flag=True, help="Show what peer processes print.")
 def bench_command(**given: Any) -> None:
-    """Prove that an engine gives the eager model's entities, then measure it beside its peers.
+    """Compare an engine's entities with the eager model's, then its speed with other systems.
 
-    Every system runs in a process of its own with the same number of threads, one call after
-    another in turn. Exit code 1: parity failed. Peers that cannot run are reported and left out.
+    Every system runs in its own process with the same number of threads; they take turns. Exit
+    code 1: parity failed. Peers that cannot run are reported and left out.
     """
     from amlr.benchmarks.report.markdown import compare_reports
     from amlr.benchmarks.report.merge import merge_reports

@@ -1,4 +1,4 @@
-"""`amlr-export`: makes a verified bundle of a checkpoint, or adds to a bundle."""
+"""`amlr-export`: writes a verified bundle from a checkpoint, or adds to a bundle."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from amlr.errors import InputError
 EXAMPLES = """\b
 Examples:
   amlr-export --ckpt best.pt
-  amlr-export --ckpt best.pt --calib posts.jsonl        (what makes `auto` fast on CPUs)
+  amlr-export --ckpt best.pt --calib posts.jsonl        (adds bf16 for `auto` on CPUs)
   amlr-export --ckpt best.pt --precision fp32,bf16,int8 --calib posts.jsonl
   amlr-export --ckpt best.pt --precision fp32,fp16 --target tensorrt-rtx --sms 86,89
   amlr-export --from amlr.plan --target tensorrt            (needs no checkpoint, no torch)
@@ -50,7 +50,7 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 @click.option(
     "--precision",
     help="Comma-separated: fp32, fp16 (TensorRT), fp16-cuda (onnxruntime), bf16, int8 (CPU); "
-    "default: fp32, and bf16 with --calib, whose certified answers `auto` then serves.",
+    "default: fp32, and with --calib also bf16, which `auto` uses where it certifies answers.",
 )
 @click.option("--target", default="", help="Comma-separated: tensorrt, tensorrt-rtx, cuda.")
 @click.option("--calib", type=FilePath, help="Posts for calibration: JSON lines or CoNLL.")
@@ -60,7 +60,7 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
     "--sms",
     default="80,86,89,120",
     show_default=True,
-    help="TensorRT-RTX: GPU architectures; one it has no name for is tried on a GPU that is one.",
+    help="TensorRT-RTX: GPU architectures; others are built only on a GPU of that architecture.",
 )
 @click.option(
     "--hardware",
@@ -74,14 +74,14 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 @click.option(
     "--optimization-level",
     type=click.IntRange(0, 5),
-    help="TensorRT: how long the builder searches [default: the library's, 3]; 5 for an engine "
-    "that serves for long, 0 to see quickly whether a build works.",
+    help="TensorRT: effort of the builder [default: the library's, 3]; 5 for engines in "
+    "production, 0 to test whether a build works.",
 )
 @click.option(
     "--aux-streams",
     type=click.IntRange(min=0),
-    help="TensorRT: most streams beside its own that an engine uses [default: the library's "
-    "choice]; 0 saves memory, for devices that many callers keep full.",
+    help="TensorRT: most additional streams of an engine [default: the library's choice]; 0 saves "
+    "memory when many callers use the device.",
 )
 @click.option(
     "--profile",
@@ -92,30 +92,34 @@ def _numbers(text: str, option: str, kind: type, count: int | None = None) -> tu
 )
 @click.option(
     "--batches",
-    help="TensorRT: batch sizes, e.g. 1,8,32: engines get an optimization profile up to each of "
-    "them, tuned for it, and a call takes the one that holds it [default: one profile up to 32]. "
-    "For traffic of single posts and of full batches; builds take as many times as long.",
+    help="TensorRT: batch sizes, e.g. 1,8,32: one optimization profile up to each size, tuned for "
+    "it; a call uses the smallest that fits [default: one profile up to 32]. The build time grows "
+    "with their number.",
 )
-@click.option("--plan-buckets", type=FilePath, help="Plan buckets for the posts of this file only.")
+@click.option(
+    "--plan-buckets", type=FilePath, help="Only plan buckets, for the posts of this file."
+)
 @click.option("--triton", type=FilePath, help="Write a Triton model repository of --from here.")
 @click.option("--name", help="Name in the manifest; the folder's by default.")
 @click.option("--no-reference", is_flag=True, help="Leave the eager model out of the bundle.")
-@click.option("--fold/--no-fold", default=None, help="Fold the attention; by cost if not given.")
+@click.option(
+    "--fold/--no-fold", default=None, help="Fold the attention; default: if it costs less."
+)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="On raw logits.")
 @click.option("--tokenizer", help="Release: folder or hub name of the tokenizer.")
 @click.option("--image-mean", help="Release: channel means, e.g. 0.5,0.5,0.5.")
 @click.option("--image-std", help="Release: channel deviations.")
 @click.option("--labels", help="Release: classes in the order of the span head.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export_command(
     ckpt: Path | None, source: Path | None, out: Path | None, quiet: bool, **options: Any
 ) -> None:
     """Export a checkpoint to ONNX, verify it against the eager model, and write a bundle.
 
-    The bundle appears only if every number and every entity agrees; a failed or interrupted export
-    leaves nothing, and an older bundle stays as it was. Low precisions are judged on posts of
-    --calib that they were not calibrated on.
+    The bundle is written only if every number agrees within the tolerance and every entity is the
+    same. A failed or interrupted export writes nothing and keeps an older bundle. Low precisions
+    are compared on posts of --calib that they were not calibrated on.
     """
     with log_to_stderr("amlr.export", is_quiet=quiet):
         _run(ckpt, source, out, options)

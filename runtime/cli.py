@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path)
 TAG_EXAMPLES = """\b
 Examples:
   amlr-tag --engine amlr.plan --text "Kevin Love at Quicken Loans Arena" --image photo.jpg
-  amlr-tag --engine amlr.plan --image-root photos/ < posts.jsonl > answers.jsonl
+  amlr-tag --engine amlr.plan < posts.jsonl > answers.jsonl
   echo '{"id": 7, "text": "Paris in May"}' | amlr-tag --engine amlr.plan --pretty
   amlr-tag --engine amlr.plan --precision escalate --answer-cache 10000 < posts.jsonl
   amlr-tag --engine amlr.plan --image-mode when-needed < posts.jsonl
@@ -48,14 +48,16 @@ Examples:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; the physical cores if unset.")
 @click.option("--image-cache-mb", type=float, default=256, show_default=True)
 @click.option("--check", type=click.Choice(CHECKS), default="full", show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Most lines.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Lines of a call."
+)
 @click.option(
     "--n-best",
     type=click.IntRange(1, MAX_ALTERNATIVES),
-    help="Also give the N best answers, best first, as alternatives; reads each post once more.",
+    help="Also give the N best answers as alternatives, best first; scores each post once more.",
 )
-@click.option("--json/--pretty", "as_json", default=True, help="JSON lines, or text for people.")
-@click.option("--verbose", is_flag=True, help="Say on stderr which tier serves, and why.")
+@click.option("--json/--pretty", "as_json", default=True, help="JSON lines, or plain text.")
+@click.option("--verbose", is_flag=True, help="Print on stderr which tier serves, and why.")
 def tag_command(
     bundle: Path,
     text: str | None,
@@ -140,10 +142,10 @@ def _pretty(line: Line, result: Result, alternatives: list[Alternative] | None) 
 
 @click.command("inspect", cls=AmlrCommand, epilog=INSPECT_EXAMPLES)
 @click.argument("bundle", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="The manifest and its hash, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and its hash as JSON.")
 @click.option("--verify/--no-verify", default=True, help="Compare every file with its hash.")
 def inspect_command(bundle: Path, as_json: bool, verify: bool) -> None:
-    """Show what is inside a bundle, for which providers, and with which measured parity."""
+    """Show what a bundle holds, for which providers, and its measured parity."""
     manifest, digest = read_manifest(bundle)
     if verify:
         for name, entry in progress(manifest.files.items(), "verified", len(manifest.files)):

@@ -23,40 +23,40 @@ _OPTIONS = (
         "--precision",
         default="auto",
         show_default=True,
-        help="auto (what is fastest here and gives the entities of fp32), exact (fp32), escalate "
-        "(low precision first, fp32 where an answer is not certified), or one by name: bf16, int8.",
+        help="auto (the fastest here that gives the entities of fp32), exact (fp32), escalate "
+        "(low precision first, fp32 where an answer is not certified), or a name: bf16, int8.",
     ),
     click.option(
         "--image-mode",
         type=click.Choice(IMAGES),
         default="always",
         show_default=True,
-        help="when-needed leaves out the pictures of posts that the text decides, with a warning; "
-        "some answers may change, within the budget of the export.",
+        help="when-needed reads a picture only if the text leaves a small margin; some answers may "
+        "change, within the budget of the export.",
     ),
     click.option(
         "--answer-cache",
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Keep so many answers for posts that come again.",
+        help="Answers to keep for repeated posts.",
     ),
     click.option(
         "--sentinel",
         type=click.FloatRange(0, 1),
         default=EngineOptions().sentinel,
         show_default=True,
-        help="Share of certified answers that are computed again in fp32, to watch over them.",
+        help="Share of certified answers that are checked in fp32.",
     ),
     click.option(
         "--trust-file-times",
         is_flag=True,
-        help="Recognise a picture file by its size and times instead of reading it again.",
+        help="Recognise a known picture file by its size and times, without reading it.",
     ),
     click.option(
         "--cache-dir",
         type=click.Path(path_type=Path),
-        help="Where compiled forms and the choice of a tier are kept; nowhere if unset.",
+        help="Folder for compiled graphs and the choice of a tier; not kept if unset.",
     ),
     click.option("--manifest-sha256", help="Refuse a bundle whose manifest has another hash."),
 )

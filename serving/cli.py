@@ -1,4 +1,4 @@
-"""`amlr-serve`: load a bundle, prove it, serve it."""
+"""`amlr-serve`: load a bundle, check it, serve it."""
 
 import ipaddress
 import logging
@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,50 +48,49 @@ Examples:
 """
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LIMITS, _BATCH, _QUEUE = RequestLimits(), BatchSettings(), QueueSettings()
+Command = Callable[..., None]
+
+
+def _shown(
+    name: str, kind: click.IntRange | click.FloatRange, default: float, text: str
+) -> Callable[[Command], Command]:
+    """An option whose help shows its default."""
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
 @click.command("serve", cls=AmlrCommand, epilog=EXAMPLES)
 @click.option("--engine", "bundle", type=_PATH, required=True, help="Folder of the bundle.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for all networks.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all interfaces.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--uds", type=_PATH, help="Serve on this Unix socket instead of host and port.")
 @shared_options
-@click.option("--workers", type=click.IntRange(1), help="Engine calls at a time; default: cores.")
+@click.option("--workers", type=click.IntRange(1), help="Parallel engine calls; default: cores.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of a call; default: 1.")
 @click.option("--image-cache-mb", type=_MEGABYTES, default=256, show_default=True)
-@click.option("--wait-ms", type=_MILLISECONDS, default=1000 * _BATCH.max_wait_s, show_default=True)
-@click.option("--batch-posts", type=_COUNT, default=_BATCH.max_posts, show_default=True)
-@click.option("--batch-tokens", type=_COUNT, default=_BATCH.max_tokens, show_default=True)
-@click.option(
-    "--deadline-ms",
-    type=click.IntRange(1, MAX_DEADLINE_MS),
-    default=int(1000 * _QUEUE.deadline_s),
-    show_default=True,
-)
-@click.option("--queue-posts", type=_COUNT, default=_QUEUE.max_posts, show_default=True)
-@click.option("--queue-mb", type=_MEGABYTES, default=_QUEUE.max_bytes / 1e6, show_default=True)
-@click.option("--max-posts", type=_COUNT, default=_LIMITS.max_posts, show_default=True)
-@click.option(
-    "--max-body-mb", type=_MEGABYTES, default=_LIMITS.max_body_bytes / 1e6, show_default=True
-)
-@click.option("--max-chars", type=_COUNT, default=_LIMITS.max_text_chars, show_default=True)
+@_shown("--wait-ms", _MILLISECONDS, 1000 * _BATCH.max_wait_s, "Longest wait for a fuller batch.")
+@_shown("--batch-posts", _COUNT, _BATCH.max_posts, "Most posts in a batch.")
+@_shown("--batch-tokens", _COUNT, _BATCH.max_tokens, "Most tokens in a batch, estimated.")
+@_shown("--deadline-ms", _DEADLINE, int(1000 * _QUEUE.deadline_s), "Of requests that name none.")
+@_shown("--queue-posts", _COUNT, _QUEUE.max_posts, "Most waiting posts.")
+@_shown("--queue-mb", _MEGABYTES, _QUEUE.max_bytes / 1e6, "Most waiting bytes.")
+@_shown("--max-posts", _COUNT, _LIMITS.max_posts, "Most posts in a request.")
+@_shown("--max-body-mb", _MEGABYTES, _LIMITS.max_body_bytes / 1e6, "Largest request body.")
+@_shown("--max-chars", _COUNT, _LIMITS.max_text_chars, "Longest text of a post.")
 @click.option("--api-key-file", type=_PATH, help="File of accepted keys, one a line.")
 @click.option(
     "--cors-origin",
     multiple=True,
-    help="Origin whose pages may ask from a browser, e.g. https://example.org, or *; repeatable.",
+    help="Origin whose web pages may send requests, e.g. https://example.org, or *; repeatable.",
 )
-@click.option("--root-path", help="Path prefix of a reverse proxy, e.g. /ner; removed or kept.")
+@click.option("--root-path", help="Path prefix of a reverse proxy, e.g. /ner.")
 @click.option("--allow-url", multiple=True, help="Host that pictures may be fetched from.")
-@click.option(
-    "--drain-s", type=_SECONDS, default=0.0, show_default=True, help="Unready, still open."
-)
-@click.option("--shutdown-s", type=_SECONDS, default=30.0, show_default=True)
-@click.option("--page/--no-page", default=True, show_default=True, help="The page at /.")
+@_shown("--drain-s", _SECONDS, 0.0, "Time to report unready and still serve, before stopping.")
+@_shown("--shutdown-s", _SECONDS, 30.0, "Longest time to finish accepted requests.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Serve the web page at /.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
-@click.option("--log-texts", is_flag=True, help="Put the texts of posts into the log.")
+@click.option("--log-texts", is_flag=True, help="Write the texts of posts to the log.")
 def serve_command(**options: Any) -> None:
-    """Serve a bundle over HTTP: /v1/tag, the Open Inference Protocol, metrics and a page.
+    """Serve a bundle over HTTP: /v1/tag, the Open Inference Protocol, metrics and a web page.
 
     Keys may also come from the environment variable AMLR_API_KEYS (separated by commas). The log
     goes to stderr as JSON lines. SIGTERM finishes accepted requests and exits with 0.

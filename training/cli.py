@@ -34,32 +34,34 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint to write.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small", show_default=True)
 @click.option("--sample", is_flag=True, help="Train on a generated dataset with drawn pictures.")
-@click.option("--sample-dir", type=click.Path(path_type=Path), help="Keep the sample dataset here.")
+@click.option(
+    "--sample-dir", type=click.Path(path_type=Path), help="Folder for the sample dataset."
+)
 @click.option(
     "--random",
     is_flag=True,
-    help="Write --preset paper with random weights of its sizes; trains and downloads nothing big.",
+    help="Write a checkpoint with random weights, for --preset paper; no training.",
 )
-@click.option("--text-encoder", help="Packaged name, folder or hub name, instead of the preset's.")
+@click.option("--text-encoder", help="Packaged name, folder or hub name; default: the preset's.")
 @click.option("--image-encoder", help="The same for the image encoder.")
 @click.option("--wheels", type=click.Path(path_type=Path), help="Folder of downloaded wheels.")
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    help="Where packaged encoders are unpacked [default: $AMLR_CACHE or ~/.cache/amlr].",
+    help="Folder for packaged encoders [default: $AMLR_CACHE or ~/.cache/amlr].",
 )
 @click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
 @click.option("--loss", type=click.Choice(["ce", "semi-crf"]), help="Loss of the span head.")
 @click.option("--entity-weight", type=float, help="Weight of entity classes in ce.")
-@click.option("--reduction", type=click.Choice(["mean", "sum"]), help="sum: as the release.")
+@click.option("--reduction", type=click.Choice(["mean", "sum"]), help="Of ce; sum: as the release.")
 @click.option("--crf-weight", type=float, help="Weight of the token head's loss.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
-@click.option("--accumulate", type=int, help="Batches of one update.")
+@click.option("--accumulate", type=int, help="Batches per update.")
 @click.option("--lr", type=float, help="Peak learning rate of the encoders.")
 @click.option("--head-lr", type=float, help="Peak learning rate of everything else.")
 @click.option("--weight-decay", type=float)
-@click.option("--warmup", type=float, help="Share of updates with a rising learning rate.")
+@click.option("--warmup", type=float, help="Share of updates for the warm-up.")
 @click.option("--clip", type=float, help="Largest gradient norm.")
 @click.option("--image-drop", type=float, help="Share of pictures hidden in training.")
 @click.option("--train-image/--freeze-image", default=None, help="Also train the image encoder.")
@@ -80,10 +82,10 @@ Examples:
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train_command(**options: Any) -> None:
-    """Train a tagger; keeps the epoch with the best dev F1 (strict, joint decoding).
+    """Train a model; the epoch with the best dev F1 (strict, joint decoding) is kept.
 
-    Beside --out it writes metrics.jsonl, training.png and a resume point. Ctrl-C saves and leaves;
-    --resume goes on bit for bit.
+    metrics.jsonl, training.png and a resume point are written beside --out. Ctrl-C saves and
+    stops; the same command with --resume continues.
     """
     if options["random"]:
         with log_to_stderr("amlr.training"):

@@ -44,11 +44,11 @@ _CHUNK = 64
 @click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--provider", default="auto", show_default=True, help="Of the engine.")
-@click.option("--precision", default="auto", show_default=True, help="Of the engine.")
+@click.option("--provider", default="auto", show_default=True, help="Of --engine.")
+@click.option("--precision", default="auto", show_default=True, help="Of --engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def eval_command(**options: Any) -> None:
-    """Precision, recall and F1, strict (IOB2) and lenient (conlleval), per type."""
+    """Score entities: precision, recall, F1, strict (IOB2) and lenient (conlleval), per type."""
     if (options["ckpt"] is None) == (options["engine"] is None):
         raise InputError("give either --ckpt best.pt or --engine amlr.plan")
     posts = read_conll(options["data"])

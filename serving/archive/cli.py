@@ -30,8 +30,8 @@ def _option(*names: str, **settings: Any) -> click.Option:
 
 
 _OPTIONS = [
-    _option("--input", "inputs", multiple=True, help="File, folder or pattern; any address."),
-    _option("--output", help="Folder of the parts; any address."),
+    _option("--input", "inputs", multiple=True, help="File, folder or pattern, or an address."),
+    _option("--output", help="Folder for the parts, or an address."),
     _option("--input-format", type=click.Choice(["auto", "jsonl", "csv", "tsv", "parquet"]),
             default="auto", show_default=True),
     _option("--output-format", "--format", type=click.Choice(["parquet", "jsonl"]),
@@ -44,12 +44,12 @@ _OPTIONS = [
     _option("--chunk-rows", type=click.IntRange(1), default=2000, show_default=True,
             help="Rows of an output part."),
     _option("--group-by-picture", is_flag=True,
-            help="Let no part end between neighbouring rows with the same picture, so that input "
-            "sorted by picture has each encoded once."),
+            help="Keep neighbouring rows with the same picture in one part; with input sorted by "
+            "picture, each picture is encoded once."),
     _option("--workers", type=click.IntRange(1), help="Processes; default: the physical cores."),
     _option("--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
-            help="Run on Ray Data: at this address, or on this machine."),
-    _option("--resume", is_flag=True, help="Go on where an earlier run stopped."),
+            help="Run on Ray Data, at this address or on this machine."),
+    _option("--resume", is_flag=True, help="Continue an earlier run that stopped."),
 ]  # fmt: skip
 
 
