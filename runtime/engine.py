@@ -91,20 +91,20 @@ class Engine:
         sentinel: float = 0.005,
         trust_file_times: bool = False,
     ) -> Self:
-        """Open a bundle and take the best tier that passes its check on this host.
+        """Open a bundle and take the fastest tier that passes its check on this host.
 
         Args:
             path: The bundle's folder.
-            provider: `auto`, or one by name; in full, like all options, in `EngineOptions`.
-            precision: `auto`, `exact` (float32), `escalate`, or one or two by name (`bf16+fp32`).
+            provider: `auto` or a name; `EngineOptions` describes all options in full.
+            precision: `auto`, `exact` (float32), `escalate`, or one or two names (`bf16+fp32`).
             threads: CPU threads of one call; None takes the physical cores.
             image_cache_mb: Budget for encoded pictures; 0 keeps none.
-            cache_dir: Where compiled forms and the choice of a tier are kept; None for nowhere.
+            cache_dir: Folder for compiled graphs and the choice of a tier; None keeps nothing.
             manifest_sha256: Hash of `manifest.json`, to pin the bundle against tampering.
             max_changed: Share of changed entities that `precision="auto"` accepts.
             check: Golden posts to run at load: `full`, `text` (without picture) or `off`.
-            answer_cache: Answers to keep for posts that come again; 0 keeps none.
-            image: `always` looks at every picture, `when-needed` where the text leaves doubt.
+            answer_cache: Answers to keep for repeated posts; 0 keeps none.
+            image: `always` reads every picture, `when-needed` if the text leaves a small margin.
             sentinel: Share of the certified answers that are computed again in float32.
             trust_file_times: Recognise a picture file by its size and times, without reading it.
 
@@ -313,7 +313,7 @@ class Engine:
 
     @property
     def certificates(self) -> CertifiedStats | None:
-        """Counters of certified answers; None where one tier gives all."""
+        """Counters of certified answers; None where one tier gives all answers."""
         return self.strategy.stats if isinstance(self.strategy, Certified) else None
 
     @property

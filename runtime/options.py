@@ -18,21 +18,21 @@ class EngineOptions:
 
     Attributes:
         provider: `auto`, `onnxruntime`, or one by name; a name never falls back.
-        precision: `auto` (what is fastest here: float32, or low precision first and float32 where
+        precision: `auto` (the fastest here: float32, or low precision first and float32 where
             an answer is not certified equal to float32's; with `max_changed` above 0 the fastest
             variant measured within it), `exact` (fp32), `escalate` (the fastest low precision
             first, int8 and mixes too), one by name, or two (`bf16+fp32`). Several CPU tiers are
             timed, once for a `cache_dir`.
         threads: CPU threads of one call; None takes the physical cores.
         image_cache_mb: Budget for encoded pictures; 0 keeps none.
-        cache_dir: Where compiled forms and the choice of a tier are kept, or None for nowhere; the
+        cache_dir: Folder for compiled graphs and the choice of a tier, or None to keep nothing; the
             bundle is never written to.
         max_changed: Share of changed entities that `precision="auto"` accepts.
         check: `full` re-runs all golden posts; `text` only those without a picture, so that the
             image graph is not loaded before the first picture; `off` none.
-        answer_cache: Answers to keep for posts that come again; 0 keeps none.
-        image: `always` looks at every picture; `when-needed` leaves those out whose post the text
-            decides by the margin that the export measured, and says so in a warning.
+        answer_cache: Answers to keep for repeated posts; 0 keeps none.
+        image: `always` reads every picture; `when-needed` leaves a picture out, with a warning, if
+            the text alone gives at least the margin that the export measured.
         sentinel: Share of the certified answers that are computed again in float32; the low tier is
             taken out of service if one differs.
         trust_file_times: Recognise a picture file by device, inode, size and times instead of

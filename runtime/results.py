@@ -105,7 +105,7 @@ class Result:
 
     Attributes:
         entities: In text order, never overlapping.
-        image_used: Whether a picture took part.
+        image_used: Whether the picture was used.
         provider: Engine tier that served it, e.g. `onnxruntime-cpu`.
         precision: Its numeric precision, e.g. `fp32`.
         certified: True where a low-precision answer was certified equal to float32's; None where
@@ -135,14 +135,14 @@ class Result:
         }
 
     def to_transformers(self) -> list[dict[str, Any]]:
-        """Entities in the form of Hugging Face's token classification with aggregation.
+        """Entities in the format of Hugging Face's token classification with aggregation.
 
         Returns:
             One `{"entity_group", "score", "word", "start", "end"}` an entity, in text order; `word`
             is exactly the post's `text[start:end]`.
 
         Raises:
-            AmlrError: The post failed, which this form cannot say.
+            AmlrError: The post failed; this format has no field for errors.
         """
         if self.error is not None:
             raise error_of(self.error)
@@ -175,7 +175,7 @@ class Raw:
         emissions: Raw token-head scores in the order of `tags`, shape (T, Y), float32.
         classes: `none`, then the labels.
         tags: Names of the token head's columns.
-        image_used: Whether a picture took part.
+        image_used: Whether the picture was used.
     """
 
     input_ids: npt.NDArray[np.int64]
