@@ -1,4 +1,4 @@
-"""Posts to prove and measure on: CoNLL files, JSON lines, or generated ones."""
+"""Posts to compare and measure on: CoNLL files, JSON lines, or generated ones."""
 
 import io
 import json

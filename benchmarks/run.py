@@ -73,7 +73,7 @@ def _measured(
         if options.groups:
             session.add_engines([tier.spec for tier in tiers.tiers])
         provider = EagerProvider(load_reference(bundle))
-        records = prove(Engine(bundle, provider), tiers.tiers, posts)
+        records = compare_tiers(Engine(bundle, provider), tiers.tiers, posts)
         report = _header(options, bundle, data, machine, tiers, records)
         if options.groups:
             _log.info("loading peers")
@@ -107,7 +107,9 @@ def _measure_host(report: Report, options: RunOptions, posts: Sequence[BenchPost
         report.notes.append(str(error))
 
 
-def prove(eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost]) -> list[TierParity]:
+def compare_tiers(
+    eager: Engine, tiers: Sequence[Tier], posts: Sequence[BenchPost]
+) -> list[TierParity]:
     """Compare every tier with the eager model."""
     _log.info(f"parity of {len(posts)} posts against eager PyTorch")
     reference = Reference.of(eager, posts)

@@ -1,4 +1,4 @@
-"""Every peer computes the same numbers: a fast baseline that is wrong would prove nothing."""
+"""Every peer computes the same numbers: a fast baseline must not be a wrong one."""
 
 import subprocess
 from dataclasses import replace

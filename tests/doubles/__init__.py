@@ -1,1 +1,1 @@
-"""Doubles of a driver and an engine library: they prove our plumbing, nothing of theirs."""
+"""Doubles of a driver and an engine library: they test amlr's code, not those."""
