@@ -94,8 +94,9 @@ def plan_capacity(traffic: Traffic, costs: CostGrid) -> Plan:
     most = best_utilisation(curve, traffic.p99_ms / 1000)
     if not most:
         raise InputError(
-            f"traffic: at {curve[0].utilisation:.0%} load p99 is {1000 * curve[0].p99_s:.0f} ms, "
-            f"above p99_ms {traffic.p99_ms:g}; allow more, or take a faster tier"
+            f"traffic: at {curve[0].utilisation:.0%} load p99 is {1000 * curve[0].p99_s:.0f} ms "
+            f"and {curve[0].refused:.1%} of the posts are refused as late; expected p99_ms "
+            f"{traffic.p99_ms:g} and next to no refusals; raise p99_ms, or take a faster tier"
         )
     utilisation = traffic.autoscaling.utilisation or most
     return Plan(
