@@ -45,12 +45,14 @@ class Table:
         head: Column names.
         rows: Cells.
         words: Columns of text; those behind them are figures.
+        notes: Columns of text at the end.
         mine: Which rows are the engine's, where the page is to stress them.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 3
+    notes: int = 0
     mine: Sequence[bool] | None = None
 
     def markdown(self) -> str:

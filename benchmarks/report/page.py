@@ -113,7 +113,7 @@ def html_table(
 
 def table_card(title: str, table: Table) -> str:
     """A table of the report in a box; nothing without rows."""
-    numeric = range(table.words, len(table.head))
+    numeric = range(table.words, len(table.head) - table.notes)
     content = html_table(table.head, table.rows, numeric=numeric, mine=table.mine)
     return card(title, content) if table.rows else ""
 

@@ -137,7 +137,7 @@ def rows_table(rows: Iterable[Row]) -> Table:
         cells.append([row.workload, row.backend, row.precision, str(row.batch), *figures, ratios])
     head = ("workload", "system", "precision", "batch", "p50 ms", "p95 ms", "p99 ms", "posts/s",
             "times faster than")  # fmt: skip
-    return Table(head=head, rows=cells, mine=[line.is_engine for line in lines])
+    return Table(head=head, rows=cells, notes=1, mine=[line.is_engine for line in lines])
 
 
 def _precision_rank(precision: str) -> int:
