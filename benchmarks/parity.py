@@ -5,7 +5,7 @@ model's numbers come from different places. "Changed" means what it means in `am
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +27,7 @@ from amlr.export.parity import (
 )
 from amlr.kernels import is_tuning_half
 from amlr.runtime.engine import Engine
+from amlr.runtime.results import Post
 from amlr.runtime.sentinel import UNDECIDABLE
 from amlr.training.score import count_spans
 
@@ -37,6 +38,21 @@ _OUTPUTS = {
     "emissions": "emissions (text graph, token head)",
     "unit_logits": "unit_logits (picture graph or fusion)",
 }
+
+
+def ask_alone(engine: Engine, posts: Sequence[BenchPost]) -> list[Answer]:
+    """Answers of an engine of one tier, in one pass, with their scores."""
+    answers: list[Answer] = []
+    for chunk in _chunks(posts, engine.precision):
+        answers += ask(engine, chunk)
+    return answers
+
+
+def _chunks(posts: Sequence[BenchPost], label: str) -> Iterator[list[Post]]:
+    """The posts by some, so that batches mix lengths and pictures, with a bar of progress."""
+    starts = range(0, len(posts), _CHUNK)
+    for start in progress(starts, label, len(posts), size=lambda s: min(_CHUNK, len(posts) - s)):
+        yield [item.post for item in posts[start : start + _CHUNK]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,9 +72,7 @@ class Reference:
     @classmethod
     def of(cls, engine: Engine, posts: Sequence[BenchPost]) -> Self:
         """Ask an engine around the eager model."""
-        answers: list[Answer] = []
-        for start in progress(range(0, len(posts), _CHUNK), "eager model"):
-            answers += ask(engine, [item.post for item in posts[start : start + _CHUNK]])
+        answers = ask_alone(engine, posts)
         return cls(posts=posts, answers=answers, leads=leads(answers, engine.bundle))
 
 
@@ -78,12 +92,11 @@ class TierAnswers:
 
     @classmethod
     def of(cls, engine: Engine, posts: Sequence[BenchPost]) -> Self:
-        """Ask an engine, in chunks, so that batches mix lengths and pictures."""
+        """Ask an engine as a user does, and for its scores."""
         answers: list[Answer] = []
         stages: list[str] = []
         certified: list[bool] = []
-        for start in progress(range(0, len(posts), _CHUNK), engine.precision):
-            chunk = [item.post for item in posts[start : start + _CHUNK]]
+        for chunk in _chunks(posts, engine.precision):
             scored = engine.strategy.exact().score(chunk)
             for result, of_post in zip(engine.tag_batch(chunk), scored, strict=True):
                 stages.append(result.precision)

@@ -19,7 +19,7 @@ import click
 import onnx
 
 from amlr.benchmarks.data import BenchData, load_data, relabelled
-from amlr.benchmarks.parity import Reference, TierAnswers, judge
+from amlr.benchmarks.parity import Reference, TierAnswers, ask_alone, judge
 from amlr.benchmarks.report.figures import error_text, markdown_table
 from amlr.benchmarks.report.records import TierParity
 from amlr.cli_support import AmlrCommand, log_to_stderr
@@ -220,7 +220,7 @@ def _alone(
     engine: Engine, reference: Reference, radii: Mapping[str, Radii], name: str, by: str
 ) -> TierRow:
     """A variant that gives all answers; the certificate is tried on them."""
-    eager, answers = reference.answers, Reference.of(engine, reference.posts).answers
+    eager, answers = reference.answers, ask_alone(engine, reference.posts)
     allowed: dict[int, Radii] = {}
     for i, (wanted, answer) in enumerate(zip(eager, answers, strict=True)):
         of_kind = radii.get(PICTURE if wanted.image_used else TEXT)
