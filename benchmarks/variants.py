@@ -123,10 +123,13 @@ def main(
     with log_to_stderr("amlr.benchmarks"):
         rows = measure_variants(bundle, posts, names, threads, factor)
     click.echo(f"{len(posts.posts):,} posts, {posts.pictures:,} with a picture\n\n{table(rows)}")
-    certified = sum(row.certified + row.on_picture for row in rows)
-    if certified and not any(row.certified_changed for row in rows):
-        bound = change_bound(0, certified)
-        click.echo(f"\n0 of {certified} certified answers changed: at most {bound:.1e} at 95 %")
+    for row in rows:
+        certified = row.certified + row.on_picture
+        if certified and not row.certified_changed:
+            click.echo(
+                f"\n{row.parity.precision}, {row.parity.backend}: 0 of {certified} certified "
+                f"answers changed: at most {change_bound(0, certified):.1e} at 95 %"
+            )
     if json_path is not None:
         report = {"schema": 2, "data": posts.source, "rows": [asdict(row) for row in rows]}
         json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -291,15 +294,14 @@ def table(rows: Sequence[TierRow]) -> str:
             "on its picture", "in float32", "certified and changed")  # fmt: skip
     lines = [
         (
-            *(parity.precision, parity.backend),
-            f"{parity.changed_entities} of {parity.entities:,}",
-            str(parity.undecidable_changed_entities),
-            *(error_text(parity.max_abs_error[name]) for name in OUTPUTS),
+            *(row.parity.precision, row.parity.backend),
+            f"{row.parity.changed_entities} of {row.parity.entities:,}",
+            str(row.parity.undecidable_changed_entities),
+            *(error_text(row.parity.max_abs_error[name]) for name in OUTPUTS),
             *map(str, (row.covered, row.beyond, row.certified, row.on_picture, row.climbed)),
             str(row.certified_changed),
         )
         for row in rows
-        for parity in [row.parity]
     ]
     return markdown_table(head, lines, words=2)
 
