@@ -29,7 +29,8 @@ from amlr.export.fused import variant as fused
 from amlr.export.options import FP16_CUDA
 from amlr.export.parity import OUTPUTS, change_bound, compare
 from amlr.export.precision.emulate import emulate
-from amlr.export.precision.judge import GRAPHS, GraphProvider, session_runner
+from amlr.export.precision.graph_tools import session_runner
+from amlr.export.precision.judge import GRAPHS, GraphProvider
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.certified import Certified
 from amlr.runtime.decode import Decoder

@@ -19,7 +19,7 @@ from amlr.export.steps import Step, run_steps
 from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
-from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.manifest import Manifest
 from amlr.runtime.tensorrt_library import family_of, load_tensorrt
 
 if TYPE_CHECKING:  # adding to a bundle needs no torch
@@ -153,8 +153,6 @@ def add_fp16(
     Raises:
         ParityError: Entities change, even with every block float32.
     """
-    if not posts.given:
-        log.info("  no --calib: float16 is searched and verified on invented posts, not on yours")
     specs = None
     if model is not None:
         from amlr.export.graphs import build_graphs
@@ -167,14 +165,9 @@ def add_fp16(
     check_twins(opened, models, merged)
     with _reference_engine(opened, model) as reference:
         variant, _ = write_fp16(
-            bundle.folder,
-            opened,
-            reference,
-            *posts.half_posts(),
-            given=posts.given,
-            models=models | merged,
+            opened, reference, *posts.half_posts(), given=posts.given, models=models | merged
         )
-    _add_variant(bundle, "fp16", variant)
+    bundle.save(variants={**bundle.manifest.variants, "fp16": variant})
 
 
 def add_fp16_cuda(
@@ -185,19 +178,10 @@ def add_fp16_cuda(
     Raises:
         ExportError: A weight leaves the float16 range, or a fused graph computes something else.
     """
-    if not posts.given:
-        log.info(f"  no --calib: {FP16_CUDA} is verified on invented posts, not on yours")
     opened = bundle.open()
     with _reference_engine(opened, model) as reference:
-        tuning, held_out = posts.half_posts()
-        variant = write_fp16_cuda(
-            bundle.folder, opened, reference, held_out, tuning if posts.given else ()
-        )
-    _add_variant(bundle, FP16_CUDA, variant)
-
-
-def _add_variant(bundle: StagedBundle, name: str, variant: Variant) -> None:
-    bundle.save(variants={**bundle.manifest.variants, name: variant})
+        variant = write_fp16_cuda(opened, reference, *posts.half_posts(), given=posts.given)
+    bundle.save(variants={**bundle.manifest.variants, FP16_CUDA: variant})
 
 
 def _reference_engine(bundle: Bundle, model: "AmlrModel | None") -> Engine:

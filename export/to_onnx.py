@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import onnx
@@ -99,8 +99,10 @@ class SharedWeights:
             self._offsets[key] = start
         return self._offsets[key]
 
-    def close(self) -> None:
-        """Finish the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
@@ -130,9 +132,8 @@ def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:
     Raises:
         ExportError: One of them could not be exported or checked; names the graph.
     """
-    weights = SharedWeights(folder / WEIGHTS_FILE)
     files: dict[str, Path] = {}
-    try:
+    with SharedWeights(folder / WEIGHTS_FILE) as weights:
         for spec in specs:
             files[spec.name] = folder / f"{spec.name}.onnx"
             try:
@@ -144,8 +145,6 @@ def write_graphs(specs: Iterable["GraphSpec"], folder: Path) -> dict[str, Path]:
                 raise ExportError(
                     f"graph {spec.name!r} lost its inputs {sorted(dropped)} in tracing"
                 )
-    finally:
-        weights.close()
     return files
 
 
@@ -175,17 +174,14 @@ def write_models(models: Iterable[tuple[str, onnx.ModelProto]], folder: Path) ->
         ExportError: A written graph does not check; names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = SharedWeights(folder / WEIGHTS_FILE)
     files: dict[str, Path] = {}
-    try:
+    with SharedWeights(folder / WEIGHTS_FILE) as weights:
         for name, graph in models:
             model = onnx.ModelProto()
             model.CopyFrom(graph)
             weights.externalise(model)
             files[name] = folder / f"{name}.onnx"
             files[name].write_bytes(model.SerializeToString(deterministic=True))
-    finally:
-        weights.close()
     for name, path in files.items():
         try:
             onnx.checker.check_model(str(path))

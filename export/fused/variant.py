@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +24,10 @@ from amlr.export.fused.standard import StandardWriter
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Arithmetic, Writer
 from amlr.export.options import FP16_CUDA
 from amlr.export.precision.emulate import emulate
+from amlr.export.precision.graph_tools import session_runner
 from amlr.export.precision.half import to_half
-from amlr.export.precision.judge import (
-    EMULATED,
-    GRAPHS,
-    GraphProvider,
-    PostJudge,
-    session_runner,
-)
-from amlr.export.precision.variant import fp32_models, half_tolerance
-from amlr.export.radii import radii_record
-from amlr.export.to_onnx import write_models
+from amlr.export.precision.judge import GRAPHS, GraphProvider, PostJudge
+from amlr.export.precision.variant import fp32_models, half_tolerance, half_variant
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
@@ -205,12 +197,12 @@ def check_twins(bundle: Bundle, plain: Models, twins: Models) -> dict[str, float
     """
     feeds = _random_feeds(bundle)
     if "fusion" in twins:
-        feeds["fusion"]["hidden_btd"] = _run(plain["text"], feeds["text"])["hidden_btd"]
+        feeds["fusion"]["hidden_btd"] = session_runner(plain["text"])(feeds["text"])["hidden_btd"]
     errors: dict[str, float] = {}
     for name, twin in twins.items():
         if twin is plain[name]:
             continue
-        expected, actual = (_run(model, feeds[name]) for model in (plain[name], twin))
+        expected, actual = (session_runner(model)(feeds[name]) for model in (plain[name], twin))
         if name == "text":
             # Steps past a post's end hold numbers without meaning.
             real = feeds["text"]["attention_mask"] == 1
@@ -223,10 +215,6 @@ def check_twins(bundle: Bundle, plain: Models, twins: Models) -> dict[str, float
                 f"{TWIN_TOLERANCE * largest:.2g}; export without this precision"
             )
     return errors
-
-
-def _run(model: onnx.ModelProto, feed: Feed) -> Feed:
-    return session_runner(model)(feed)
 
 
 def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
@@ -253,20 +241,21 @@ def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
 
 
 def write_fp16_cuda(
-    folder: Path,
     bundle: Bundle,
     reference: Engine,
-    posts: Sequence[Post],
-    tuning: Sequence[Post] = (),
+    tuning: Sequence[Post],
+    held_out: Sequence[Post],
+    *,
+    given: bool = False,
 ) -> Variant:
-    """Add the variant's graphs to a staged bundle and judge them on posts.
+    """Write the variant's graphs into a staged bundle, to `onnx/fp16-cuda/`.
 
     Args:
-        folder: The staged bundle; files go to `onnx/fp16-cuda/`.
-        bundle: The same folder, opened, with its fp32 variant.
+        bundle: With its fp32 variant.
         reference: Engine whose entities must be kept.
-        posts: What to judge on; nothing is tuned on them.
-        tuning: Other posts of the user, on which radii are measured; none certifies nothing.
+        tuning: Posts on which radii are measured, if the user gave them.
+        held_out: What to judge on; nothing is tuned on them.
+        given: Whether the user gave the posts; invented ones certify nothing.
 
     Returns:
         The variant for the manifest. Changed entities are recorded: fused operators leave no part
@@ -277,29 +266,23 @@ def write_fp16_cuda(
     """
     parts = read_parts(bundle)
     twins = check_twins(bundle, parts.plain, build(parts, Arithmetic.FLOAT, GRAPHS))
-    judge = PostJudge(bundle, reference, posts)
     run = {name: session_runner(model) for name, model in emulated(parts).items()}
     provider = GraphProvider(run, bundle, name=f"{FP16_CUDA}-emulated")
-    low = judge.ask_provider(provider)
-    result = judge.compare(low)
+    judges = [PostJudge(bundle, reference, posts) for posts in (tuning if given else (), held_out)]
+    tuned, low = (judge.ask_provider(provider) for judge in judges)
+    result = judges[1].compare(low)
     log.info(
         f"  {result.changed_entities} of {result.entities} entities changed; raw scores within "
         f"{result.largest_error:.2e}"
     )
-    tuner = PostJudge(bundle, reference, tuning)
-    measured = tuner.pair(tuner.ask_provider(provider))
-    radii = radii_record(bundle, measured, judge.pair(low), given=bool(tuning), reserve=EMULATED)
-    graphs = write_models(build(parts, Arithmetic.HALF).items(), folder / "onnx" / FP16_CUDA)
-    return Variant(
-        precision="fp16",
+    return half_variant(
+        bundle,
+        build(parts, Arithmetic.HALF),
+        result,
+        {"twins": twins},
+        name=FP16_CUDA,
         provider=PROVIDER,
-        graphs={name: f"onnx/{FP16_CUDA}/{path.name}" for name, path in graphs.items()},
-        parity={
-            **result.to_dict(),
-            "judged_by": "emulated float16",
-            "lead": result.lead.to_dict(),
-            "twins": twins,
-            **radii,
-        },
-        tolerance=half_tolerance(result.largest_error, judge.answers),
+        pairs=(judges[0].pair(tuned), judges[1].pair(low)),
+        given=given,
+        tolerance=half_tolerance(result.largest_error, judges[1].answers),
     )

@@ -18,8 +18,8 @@ from amlr.export.precision.graph_tools import (
     MOVES,
     cast_node,
     infer,
-    open_session,
     prepare,
+    session_runner,
     tensor_types,
 )
 
@@ -85,15 +85,13 @@ class RangeScan:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._session = open_session(with_ranges(model))
-        self._names = [o.name for o in self._session.get_outputs()]
+        self._run = session_runner(with_ranges(model))
         self.largest: dict[str, float] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once, take the ranges in, and give the graph's own outputs."""
-        values = dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
         outputs: dict[str, np.ndarray] = {}
-        for name, value in values.items():
+        for name, value in self._run(feeds).items():
             if name.startswith(RANGE_PREFIX):
                 node = name.removeprefix(RANGE_PREFIX)
                 self.largest[node] = max(self.largest.get(node, 0.0), float(value))

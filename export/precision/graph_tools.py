@@ -1,9 +1,10 @@
 """Small helpers on ONNX graphs that conversion, emulation, calibration and judges share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -11,6 +12,8 @@ from amlr.errors import ExportError
 from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+Feed = Mapping[str, npt.NDArray[Any]]
+Run = Callable[[Feed], dict[str, npt.NDArray[Any]]]
 
 # They move or choose values and never compute one: rounding after them changes nothing.
 MOVES = {
@@ -141,3 +144,14 @@ def open_session(model: onnx.ModelProto, *, threads: int = 1, is_optimised: bool
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def session_runner(model: onnx.ModelProto, threads: int = 1) -> Run:
+    """A callable from feeds to outputs by name."""
+    session = open_session(model, threads=threads)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: Feed) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+    return run

@@ -1,7 +1,7 @@
 """Judges half graphs on posts: the runtime's own text, batches and decoders, emulated graphs."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import onnx
 
 from amlr.export.parity import Answer, Comparison, ask, compare, compare_leads, leads
 from amlr.export.precision.emulate import RangeScan, emulate
-from amlr.export.precision.graph_tools import open_session
+from amlr.export.precision.graph_tools import Feed, Run, session_runner
 from amlr.export.precision.half import HalfGraph
 from amlr.export.radii import Pair
 from amlr.runtime.bundle import Bundle
@@ -20,8 +20,6 @@ from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.results import Post
 
 Floats = npt.NDArray[np.float32]
-Feed = Mapping[str, npt.NDArray[Any]]
-Run = Callable[[Feed], dict[str, npt.NDArray[Any]]]
 # A device adds in another order than the emulation does.
 EMULATED = 2.0
 GRAPHS = ("text", "image", "fusion")
@@ -50,17 +48,6 @@ class GraphProvider(ByGraphs):
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-def session_runner(model: onnx.ModelProto, threads: int = 1) -> Run:
-    """A callable from feeds to outputs by name."""
-    session = open_session(model, threads=threads)
-    names = [output.name for output in session.get_outputs()]
-
-    def run(feeds: Feed) -> dict[str, npt.NDArray[Any]]:
-        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
-
-    return run
 
 
 def remembering(run: Run) -> Run:

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -12,7 +11,7 @@ from amlr.errors import ParityError
 from amlr.export.parity import Answer, Comparison
 from amlr.export.precision.islands import MARGIN, Search, search_islands
 from amlr.export.precision.judge import EMULATED, GRAPHS, PostJudge, scan_ranges
-from amlr.export.radii import radii_record
+from amlr.export.radii import Pair, radii_record
 from amlr.export.to_onnx import trace, write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
@@ -28,13 +27,10 @@ LEAST_TOLERANCE = 2.0**-6
 log = logging.getLogger(__name__)
 
 
-def parity_record(search: Search, held_out: Comparison) -> dict[str, Any]:
-    """What the manifest says of a half variant: its decisions, and other posts' numbers."""
+def _search_record(search: Search) -> dict[str, Any]:
+    """What the manifest says of a search: its decisions, and its posts' numbers."""
     best = search.evaluation
     return {
-        **held_out.to_dict(),
-        "judged_by": "emulated float16",
-        "lead": held_out.lead.to_dict(),
         "search": {
             "posts": best.posts,
             "lead": best.lead.to_dict(),
@@ -89,22 +85,20 @@ def fp32_models(
 
 
 def write_fp16(
-    folder: Path,
     bundle: Bundle,
-    eager: Engine,
-    posts: Sequence[Post],
+    reference: Engine,
+    tuning: Sequence[Post],
     held_out: Sequence[Post],
     *,
     given: bool = False,
     models: Mapping[str, onnx.ModelProto] | None = None,
 ) -> tuple[Variant, Search]:
-    """Add the fp16 variant to a staged bundle.
+    """Write the graphs of the fp16 variant into a staged bundle, to `onnx/fp16/`.
 
     Args:
-        folder: The staged bundle; files go to `onnx/fp16/`.
-        bundle: The same folder, opened, with its fp32 variant.
-        eager: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
-        posts: Calibration posts, with pictures; islands are searched on them.
+        bundle: With its fp32 variant.
+        reference: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
+        tuning: Posts with pictures; islands are searched on them.
         held_out: Other posts; the record of parity is theirs.
         given: Whether the user gave the posts; invented ones certify nothing.
         models: Float32 graphs to convert; None takes the bundle's own.
@@ -114,14 +108,14 @@ def write_fp16(
 
     Raises:
         ExportError: A graph cannot be converted.
-        ParityError: Entities change on the calibration posts, whatever stays float32.
+        ParityError: Entities change on the tuning posts, whatever stays float32.
     """
     models = models or fp32_models(bundle)
-    log.info(f"scanning activation ranges over {len(posts)} posts")
-    judge = PostJudge(bundle, eager, posts)
-    search = search_islands(models, scan_ranges(bundle, models, posts), judge)
+    log.info(f"scanning activation ranges over {len(tuning)} posts")
+    judge = PostJudge(bundle, reference, tuning)
+    search = search_islands(models, scan_ranges(bundle, models, tuning), judge)
     log.info(f"verifying on {len(held_out)} other posts")
-    verifier = PostJudge(bundle, eager, held_out)
+    verifier = PostJudge(bundle, reference, held_out)
     verified = verifier.ask(search.graphs)
     compared = verifier.compare(verified)
     _log_search(search, compared)
@@ -131,20 +125,61 @@ def write_fp16(
             f"fp16: {best.changed_entities} of {best.entities} entities change on {best.posts} "
             f"posts; export without fp16"
         )
-    searched = judge.pair(judge.ask(search.graphs))
-    held = verifier.pair(verified)
-    radii = radii_record(bundle, searched, held, given=given, reserve=EMULATED)
-    halves = ((name, graph.model) for name, graph in search.graphs.items())
-    graphs = write_models(halves, folder / "onnx" / "fp16")
-    variant = Variant(
-        precision="fp16",
+    variant = half_variant(
+        bundle,
+        {name: graph.model for name, graph in search.graphs.items()},
+        compared,
+        _search_record(search),
+        name="fp16",
         # onnxruntime and OpenVINO on a CPU gain nothing from half graphs.
         provider="tensorrt",
-        graphs={name: f"onnx/fp16/{path.name}" for name, path in graphs.items()},
-        parity=parity_record(search, compared) | radii,
+        pairs=(judge.pair(judge.ask(search.graphs)), verifier.pair(verified)),
+        given=given,
         tolerance=half_tolerance(max(best.largest_error, compared.largest_error), judge.answers),
     )
     return variant, search
+
+
+def half_variant(
+    bundle: Bundle,
+    models: Mapping[str, onnx.ModelProto],
+    compared: Comparison,
+    record: Mapping[str, Any],
+    *,
+    name: str,
+    provider: str,
+    pairs: tuple[Pair, Pair],
+    given: bool,
+    tolerance: float,
+) -> Variant:
+    """Write graphs that were judged by emulation to `onnx/NAME/`, and what the manifest says.
+
+    Args:
+        bundle: A staged one.
+        models: Graphs by name.
+        compared: On held-out posts.
+        record: What else is said of them.
+        name: Of the variant.
+        provider: That serves it.
+        pairs: Answers to tuning posts and to held-out posts, for the radii.
+        given: Whether the user gave the posts.
+        tolerance: Of the golden check on a device.
+    """
+    radii = radii_record(bundle, *pairs, given=given, reserve=EMULATED)
+    files = write_models(models.items(), bundle.path / "onnx" / name)
+    return Variant(
+        precision="fp16",
+        provider=provider,
+        graphs={graph: f"onnx/{name}/{path.name}" for graph, path in files.items()},
+        parity={
+            **compared.to_dict(),
+            "judged_by": "emulated float16",
+            "lead": compared.lead.to_dict(),
+            **record,
+            **radii,
+        },
+        tolerance=tolerance,
+    )
 
 
 def half_tolerance(worst: float, answers: Iterable[Answer]) -> float:

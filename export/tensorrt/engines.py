@@ -92,7 +92,7 @@ def build_engines(
             shapes=tuple({name: (a, b, c) for name, (a, b, c) in s.items()} for s in shapes),
             audit=plan.audit.to_dict(),
         )
-        log.info(f"  {_built(graph, engines[graph])}")
+        log.info(f"  {graph}: built in {plan.build_s:.1f} s, {len(plan.data) / 1e6:.1f} MB")
         _warn_of_slow_attention(plan.audit, chosen.precision)
     return EngineRecord(
         library=library.family,
@@ -177,14 +177,6 @@ def _reusable(bundle: Bundle | None) -> dict[str, tuple[Path, GraphEngine]]:
                 if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
                     found[engine.key] = (path, engine)
     return found
-
-
-def _built(graph: str, engine: GraphEngine) -> str:
-    half = engine.audit["dtypes"].get("HALF", 0)
-    return (
-        f"{graph}: built in {engine.build_s:.1f} s, {engine.bytes / 1e6:.1f} MB, "
-        f"{half} float16 layers, {len(engine.audit['float32'])} float32"
-    )
 
 
 def _warn_of_slow_attention(audit: Audit, precision: str) -> None:

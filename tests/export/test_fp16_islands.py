@@ -37,13 +37,12 @@ def centred(tiny_plan: Path) -> list[GraphSpec]:
 def test_variant_keeps_all_entities_and_says_what_is_float32(
     tiny_plan: Path, tmp_path: Path, centred: list[GraphSpec]
 ) -> None:
-    bundle, posts = Bundle.open(tiny_plan), sample_posts(24)
+    bundle, posts = Bundle.open(shutil.copytree(tiny_plan, tmp_path / "a.plan")), sample_posts(24)
     with (
         Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact,
         log_lines() as lines,
     ):
         variant, search = write_fp16(
-            tmp_path,
             bundle,
             exact,
             posts,
@@ -62,7 +61,7 @@ def test_variant_keeps_all_entities_and_says_what_is_float32(
     assert "sum over many regions" in reasons
     assert any("LayerNormalization" in line for line in lines)
     for name, file in variant.graphs.items():
-        written = onnx.load(str(tmp_path / file))
+        written = onnx.load(str(bundle.path / file))
         expected = search.graphs[name].model
         assert written.graph.node == expected.graph.node
         for a, b in zip(written.graph.initializer, expected.graph.initializer, strict=True):
@@ -158,7 +157,7 @@ def test_search_prefers_repair_then_few_casts_and_prunes() -> None:
 
 
 def test_a_variant_that_changes_entities_is_refused(
-    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(self: PostJudge, graphs: object, only: object = None) -> Comparison:
         return Comparison(
@@ -175,7 +174,7 @@ def test_a_variant_that_changes_entities_is_refused(
         Engine.load(tiny_plan, provider="onnxruntime", precision="exact") as exact,
         pytest.raises(ParityError, match="1 of 1 entities change"),
     ):
-        write_fp16(tmp_path, bundle, exact, sample_posts(1), sample_posts(1))
+        write_fp16(bundle, exact, sample_posts(1), sample_posts(1))
 
 
 def test_emulated_fusion_does_not_depend_on_padding(
