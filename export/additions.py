@@ -16,7 +16,7 @@ from amlr.export.posts import CalibrationPosts, read_posts
 from amlr.export.precision.variant import fp32_models, write_fp16
 from amlr.export.staging import StagedBundle, check_target, file_entry, staged
 from amlr.export.steps import Step, run_steps
-from amlr.export.tensorrt.engines import audit_table, build_engines, merge_records, target_sms
+from amlr.export.tensorrt.engines import add_engines, target_sms
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest
@@ -105,7 +105,7 @@ def steps_to_add(
         # fp16 is what engines are for; fp32 ones are built where there is nothing else.
         variant, library = "fp16" if has_fp16 else "fp32", load_tensorrt(family_of(target))
         label = f"building {library.name}, {variant}, for {target_sms(library, options)}"
-        build = partial(add_engines, bundle, target, variant, options, reuse=reuse)
+        build = partial(add_engines, bundle, library, variant, options, reuse=reuse)
         steps.append(Step(label=label, run=build, posts=None))
     if posts is not None and FP16_CUDA in options.precisions:
         tuning, held_out = posts.half_posts()
@@ -191,36 +191,6 @@ def _reference_engine(bundle: Bundle, model: "AmlrModel | None") -> Engine:
     from amlr.export.eager import EagerProvider
 
     return Engine(bundle, EagerProvider(model))
-
-
-def add_engines(
-    bundle: StagedBundle,
-    target: str,
-    variant: str,
-    options: ExportOptions,
-    *,
-    reuse: Bundle | None = None,
-) -> None:
-    """Build engines of one variant for one library.
-
-    Args:
-        bundle: Its manifest lists the variant.
-        target: Of `ENGINE_TARGETS`.
-        variant: `fp16` or `fp32`.
-        options: Profiles, architectures and build options.
-        reuse: An older bundle whose engines are copied where nothing changed.
-
-    Raises:
-        BackendUnavailableError: The library is not installed.
-        ExportError: A graph was not accepted or could not be built.
-    """
-    library = load_tensorrt(family_of(target))
-    record = build_engines(
-        bundle.folder, bundle.open(), library, variant=variant, options=options, reuse=reuse
-    )
-    for line in audit_table(record):
-        log.info(f"  {line}")
-    bundle.save(engines=merge_records(bundle.manifest.engines, record))
 
 
 def add_kernels(bundle: StagedBundle) -> None:

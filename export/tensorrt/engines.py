@@ -13,31 +13,36 @@ import onnx
 
 from amlr.errors import ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.staging import StagedBundle
 from amlr.export.tensorrt.audit import Audit
 from amlr.export.tensorrt.builder import build_plan, device_sm
 from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.engine_record import GRAPHS, EngineRecord, GraphEngine, host_platform
+from amlr.runtime.engine_record import (
+    GRAPHS,
+    EngineRecord,
+    GraphEngine,
+    describe_engine,
+    host_platform,
+)
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.tensorrt_library import TensorRT
 
 log = logging.getLogger(__name__)
 
 
-def build_engines(
-    folder: Path,
-    bundle: Bundle,
+def add_engines(
+    bundle: StagedBundle,
     library: TensorRT,
-    *,
     variant: str,
     options: ExportOptions,
+    *,
     reuse: Bundle | None = None,
-) -> EngineRecord:
-    """Build all graphs of one variant into a staged bundle.
+) -> None:
+    """Build all graphs of one variant for one library, and list them in the manifest.
 
     Args:
-        folder: The staged bundle; plans go to `engines/<library>-<version>-<sms>/<precision>/`.
-        bundle: The same folder, opened; its manifest lists the variant.
+        bundle: Plans go to `engines/<library>-<version>-<sms>/<precision>/`.
         library: From `load_tensorrt`.
         variant: Name of the variant, `fp16` or `fp32`.
         options: Profiles, architectures and build options.
@@ -52,21 +57,22 @@ def build_engines(
             f"the bundle has no variant {variant!r}, only {sorted(bundle.manifest.variants)}; "
             f"export it with --precision fp32,{variant}"
         )
+    opened = bundle.open()
     sms = options.sms if library.is_rtx else (device_sm(),)
     place = f"engines/{library.name}-{_sms_name(sms)}/{chosen.precision}"
     old = _reusable(reuse)
     engines: dict[str, GraphEngine] = {}
     for graph in GRAPHS:
-        path = bundle.graph_path(chosen, graph)
+        path = opened.graph_path(chosen, graph)
         dims = input_dims(onnx.load(str(path), load_external_data=False))
         profiles = [_fitting(p, bundle.manifest) for p in options.profiles]
         shapes: list[Shapes] = []
         for profile in profiles:
-            each = shapes_for(graph, dims, profile, bundle.manifest.scales)
+            each = shapes_for(graph, dims, profile)
             # Several profiles can be the same to one graph.
             shapes += [each] if each not in shapes else []
-        key = _key(bundle.graph_hash(chosen, graph), library, sms, shapes, options)
-        target = folder / place / f"{graph}.engine"
+        key = _key(opened.graph_hash(chosen, graph), library, sms, shapes, options)
+        target = bundle.folder / place / f"{graph}.engine"
         target.parent.mkdir(parents=True, exist_ok=True)
         if key in old:
             file, engine = old[key]
@@ -92,9 +98,8 @@ def build_engines(
             shapes=tuple({name: (a, b, c) for name, (a, b, c) in s.items()} for s in shapes),
             audit=plan.audit.to_dict(),
         )
-        log.info(f"  {graph}: built in {plan.build_s:.1f} s, {len(plan.data) / 1e6:.1f} MB")
         _warn_of_slow_attention(plan.audit, chosen.precision)
-    return EngineRecord(
+    record = EngineRecord(
         library=library.family,
         version=library.version,
         sms=tuple(sms),
@@ -105,32 +110,12 @@ def build_engines(
         graphs=engines,
         buckets=options.buckets,
     )
+    for line in describe_engine(record.to_dict()):
+        log.info(f"  {line}")
+    bundle.save(engines=_merged(bundle.manifest.engines, record))
 
 
-def audit_table(record: EngineRecord) -> list[str]:
-    """The audit as text: one row a graph, what the columns mean, and totals."""
-    lines = [f"{'graph':<8} {'layers':>7} {'float16':>8} {'float32':>8} {'other':>7}  outputs"]
-    for name, engine in record.graphs.items():
-        dtypes: dict[str, int] = engine.audit["dtypes"]
-        half, strict = dtypes.get("HALF", 0), len(engine.audit["float32"])
-        outputs = ", ".join(f"{k} {v}" for k, v in engine.audit["outputs"].items())
-        rest = int(engine.audit["layers"]) - half - strict
-        lines.append(
-            f"{name:<8} {engine.audit['layers']:>7} {half:>8} {strict:>8} {rest:>7}  {outputs}"
-        )
-    built = sum(engine.build_s for engine in record.graphs.values())
-    size = sum(engine.bytes for engine in record.graphs.values())
-    return [
-        *lines,
-        "other: integer and shape layers, and float32 constants, casts and moves, which compute "
-        "nothing",
-        f"{len(record.graphs)} engines, {size / 1e6:.1f} MB, {built:.1f} s of building",
-    ]
-
-
-def merge_records(
-    engines: Sequence[dict[str, Any]], record: EngineRecord
-) -> tuple[dict[str, Any], ...]:
+def _merged(engines: Sequence[dict[str, Any]], record: EngineRecord) -> tuple[dict[str, Any], ...]:
     """The manifest's engines with one record added, its predecessor for the same place gone."""
     new = record.to_dict()
     same = ("library", "version", "sms", "precision", "variant", "platform")

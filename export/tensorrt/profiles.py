@@ -106,24 +106,18 @@ def input_dims(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
     }
 
 
-def shapes_for(graph: str, dims: Dims, profile: Profile, scales: int) -> Shapes:
+def shapes_for(graph: str, dims: Dims, profile: Profile) -> Shapes:
     """Shapes of every input of one graph.
 
     Args:
         graph: `text`, `image` or `fusion`.
         dims: From `input_dims`.
-        profile: Extents.
-        scales: K; `fusion` slices windows of K steps, so T starts there.
+        profile: Extents; `fusion` slices windows of K steps, so T starts there.
 
     Raises:
-        ExportError: An axis has no extent, or T cannot start at K.
+        ExportError: An axis has no extent.
     """
     symbols = profile.symbols(graph)
-    if "T" in symbols and profile.tokens.min < scales:
-        raise ExportError(
-            f"profile starts at {profile.tokens.min} tokens, but units span up to {scales} steps; "
-            f"start at {scales} or more"
-        )
     shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
     for name, sizes in dims.items():
         unknown = [d for d in sizes if isinstance(d, str) and d not in symbols]

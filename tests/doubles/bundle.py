@@ -51,8 +51,7 @@ def double_bundle(
     for graph in GRAPHS:
         path = bundle.graph_path(bundle.manifest.variants["fp32"], graph)
         dims = input_dims(onnx.load(str(path), load_external_data=False))
-        scales = bundle.manifest.scales
-        shapes = [dict(shapes_for(graph, dims, profile, scales)) for profile in profiles]
+        shapes = [dict(shapes_for(graph, dims, profile)) for profile in profiles]
         data = plan_bytes(path, graph, shapes)
         (out / place / f"{graph}.engine").write_bytes(data)
         engines[graph] = GraphEngine(

@@ -52,7 +52,7 @@ def _build(
     library: TensorRT, path: Path, graph: str, precision: str, islands: tuple[str, ...]
 ) -> Plan:
     dims = input_dims(onnx.load(str(path)))
-    shapes = shapes_for(graph, dims, PROFILE, 3)
+    shapes = shapes_for(graph, dims, PROFILE)
     return build_plan(
         library, path, graph=graph, shapes=[shapes], precision=precision, islands=islands
     )
@@ -94,7 +94,7 @@ def test_attentions_that_are_one_kernel_are_counted(
     dims = input_dims(graph)
     path = tmp_path / "text.onnx"
     for batches in ([8], [1, 8]):
-        shapes = [shapes_for("text", dims, each, 3) for each in PROFILE.split(batches)]
+        shapes = [shapes_for("text", dims, each) for each in PROFILE.split(batches)]
         half = to_half("text", merge_products({"text": graph, "image": graph})["text"])
         onnx.save(half.model, str(path))
         islands = [island.node for island in half.islands]
@@ -132,7 +132,7 @@ def test_paper_preset_builds_in_half_for_three_architectures(
             library,
             path,
             graph=name,
-            shapes=[shapes_for(name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)), 6)],
+            shapes=[shapes_for(name, dims, replace(PROFILE, tokens=Extent(6, 32, 128)))],
             precision="fp16",
             islands=[island.node for island in half.islands],
             options=ExportOptions(sms=(80, 89, 120)),
@@ -249,9 +249,9 @@ def test_batches_must_ascend(batches: list[int]) -> None:
         PROFILE.split(batches)
 
 
-def test_profile_must_start_at_the_longest_unit() -> None:
-    with pytest.raises(ExportError, match="start at 6 or more"):
-        shapes_for("text", {"input_ids": ("B", "T")}, PROFILE, 6)
+def test_axes_without_an_extent_are_refused() -> None:
+    with pytest.raises(ExportError, match=r"axes \['X'\] with no extent"):
+        shapes_for("text", {"input_ids": ("B", "X")}, PROFILE)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from amlr.errors import BackendUnavailableError, BundleError, ExportError, PlanM
 from amlr.export.additions import add_to_bundle
 from amlr.export.cli import export_command
 from amlr.export.options import ExportOptions
-from amlr.export.tensorrt.engines import build_engines
+from amlr.export.staging import StagedBundle
+from amlr.export.tensorrt.engines import add_engines
 from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
@@ -59,11 +60,9 @@ def test_engines_are_named_listed_and_audited(built: tuple[Path, list[str]]) -> 
             assert ("HALF" in engine.audit["dtypes"]) == (record.precision == "fp16")
         text = record.graphs["text"].shapes[0]["input_ids"]
         assert text == ((1, bundle.manifest.scales), (4, 32), (16, 64))
-    assert any(line.strip().startswith("graph ") for line in lines)
-    assert any("built in" in line and "MB" in line for line in lines)
+    assert any("text: " in line and "built in" in line and "float32: " in line for line in lines)
     assert f"step 2 of 3: building tensorrt-rtx-{version}, fp16, for SM 8.0, 8.9, 12.0" in lines
-    assert sum(line.strip().startswith("3 engines, ") for line in lines) == 2
-    assert any("other: integer and shape layers" in line for line in lines)
+    assert sum(line.strip().startswith("engine: tensorrt-rtx") for line in lines) == 2
     # The text's heads of 8 values are too narrow for any kernel. Float32 has none, and no warning.
     (warning,) = [line for line in lines if "attentions became one kernel" in line]
     assert warning.strip().startswith("text: 0 of 2 attentions became one kernel each, all were")
@@ -130,9 +129,10 @@ def test_extending_needs_no_torch(built: tuple[Path, list[str]]) -> None:
 
 def test_unknown_variant_and_missing_library(tiny_plan: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    library, bundle = load_tensorrt("tensorrt-rtx"), Bundle.open(tiny_plan)
+    library = load_tensorrt("tensorrt-rtx")
+    bundle = StagedBundle(tiny_plan, Bundle.open(tiny_plan).manifest)
     with pytest.raises(ExportError, match="no variant 'int8'"):
-        build_engines(tmp_path, bundle, library, variant="int8", options=OPTIONS)
+        add_engines(bundle, library, "int8", OPTIONS)
     with pytest.raises(BackendUnavailableError, match="pip install"):
         add_to_bundle(tiny_plan, tmp_path / "x.plan", replace(OPTIONS, targets=("tensorrt",)))
     assert not (tmp_path / "x.plan").exists()
