@@ -8,8 +8,7 @@ and small enough for float16.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,21 +20,6 @@ MASKED = -1e4
 _BERT_LIKE = {"bert", "roberta", "xlm-roberta", "camembert"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """The parts of one encoder layer, whatever the architecture calls them."""
-
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
-    output: nn.Module
-    norm: nn.Module
-    inner: nn.Module
-    activation: Callable[[Tensor], Tensor]
-    outer: nn.Module
-    outer_norm: nn.Module
-
-
 def can_pack(backbone: TextBackbone) -> bool:
     """Whether this encoder's layers are known well enough to be rewritten."""
     config = backbone.encoder.config
@@ -43,22 +27,13 @@ def can_pack(backbone: TextBackbone) -> bool:
     return config.model_type in _BERT_LIKE | {"mpnet"} and absolute
 
 
-def _layers(encoder: Any) -> Iterator[Layer]:
-    is_mpnet = encoder.config.model_type == "mpnet"
-    for x in encoder.encoder.layer:
-        if is_mpnet:
-            attn = x.attention.attn
-            query, key, value, output, norm = attn.q, attn.k, attn.v, attn.o, x.attention.LayerNorm
-        else:
-            attn, after = x.attention.self, x.attention.output
-            query, key, value, output, norm = (
-                attn.query, attn.key, attn.value, after.dense, after.LayerNorm,
-            )  # fmt: skip
-        yield Layer(
-            query=query, key=key, value=value, output=output, norm=norm,
-            inner=x.intermediate.dense, activation=x.intermediate.intermediate_act_fn,
-            outer=x.output.dense, outer_norm=x.output.LayerNorm,
-        )  # fmt: skip
+def _attention(layer: Any) -> tuple[nn.Module, ...]:
+    """Maps of query, key, value and output, and the norm, whatever the architecture calls them."""
+    if hasattr(layer.attention, "attn"):  # MPNet
+        attn = layer.attention.attn
+        return attn.q, attn.k, attn.v, attn.o, layer.attention.LayerNorm
+    attn, after = layer.attention.self, layer.attention.output
+    return attn.query, attn.key, attn.value, after.dense, after.LayerNorm
 
 
 class RelativeBias(nn.Module):
@@ -127,13 +102,15 @@ class TextStack(nn.Module):
             grid = to_grid(rows)
             return grid.reshape(*grid.shape[:2], self.heads, head_width).transpose(1, 2)
 
-        for layer in _layers(self.backbone.encoder):
-            query, key, value = (split(f(x_nd)) for f in (layer.query, layer.key, layer.value))
+        for layer in self.backbone.encoder.encoder.layer:
+            *qkv, output, norm = _attention(layer)
+            query, key, value = (split(linear(x_nd)) for linear in qkv)
             scores = query @ key.transpose(2, 3) * (1.0 / math.sqrt(head_width)) + mask
             mixed = (torch.softmax(scores, dim=-1) @ value).transpose(1, 2)
             mixed = mixed.reshape(*mixed.shape[:2], width)
-            x_nd = layer.norm(layer.output(to_rows(mixed)) + x_nd)
-            x_nd = layer.outer_norm(layer.outer(layer.activation(layer.inner(x_nd))) + x_nd)
+            x_nd = norm(output(to_rows(mixed)) + x_nd)
+            inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x_nd))
+            x_nd = layer.output.LayerNorm(layer.output.dense(inner) + x_nd)
         hidden: Tensor = self.backbone.project(x_nd)
         return hidden
 

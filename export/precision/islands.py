@@ -10,9 +10,8 @@ again.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import onnx
 
@@ -38,15 +37,8 @@ PAYS = 0.1
 RUNNERS_UP = 4
 log = logging.getLogger(__name__)
 Keep = dict[str, dict[str, str]]
-
-
-class Judge(Protocol):
-    """Runs half graphs over the calibration posts, or some of them."""
-
-    def __call__(
-        self, graphs: Mapping[str, HalfGraph], only: Sequence[int] | None = None
-    ) -> Comparison:
-        """Compare with the eager model."""
+# Runs half graphs over the calibration posts, or some of them, and compares with the eager model.
+Judge = Callable[[Mapping[str, HalfGraph], Sequence[int] | None], Comparison]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,39 +202,36 @@ def _is_good(result: Comparison) -> bool:
     return not result.changed and result.lead.times >= MARGIN
 
 
-def blocks(name: str, model: onnx.ModelProto) -> list[Block]:
-    """Split a graph's half nodes at LayerNormalizations, and at most `BLOCK_NODES` apiece."""
+def _float_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a float32 graph that make a float."""
     ready = infer(prepare(model))
     types = tensor_types(ready)
-    found: list[Block] = []
-    nodes: list[str] = []
-
-    def close() -> None:
-        if nodes:
-            label = f"{name} block {len(found)} ({nodes[0]} .. {nodes[-1]})"
-            found.append(Block(graph=name, label=label, nodes=tuple(nodes)))
-            nodes.clear()
-
     for node in ready.graph.node:
-        if not any(types[made] == FLOAT for made in node.output if made):
-            continue
-        if node.op_type == "LayerNormalization" or len(nodes) >= BLOCK_NODES:
-            close()
-        nodes.append(node.name)
-    close()
-    return found
+        if any(types[made] == FLOAT for made in node.output if made):
+            yield node
+
+
+def blocks(name: str, model: onnx.ModelProto) -> list[Block]:
+    """Split a graph's half nodes at LayerNormalizations, and at most `BLOCK_NODES` apiece."""
+    parts: list[list[str]] = [[]]
+    for node in _float_nodes(model):
+        if parts[-1] and (node.op_type == "LayerNormalization" or len(parts[-1]) >= BLOCK_NODES):
+            parts.append([])
+        parts[-1].append(node.name)
+    return [
+        Block(
+            graph=name,
+            label=f"{name} block {number} ({nodes[0]} .. {nodes[-1]})",
+            nodes=tuple(nodes),
+        )
+        for number, nodes in enumerate(parts)
+        if nodes
+    ]
 
 
 def between_products(name: str, model: onnx.ModelProto) -> Block:
     """All half nodes that compute and are no product."""
-    ready = infer(prepare(model))
-    types = tensor_types(ready)
-    nodes = [
-        node.name
-        for node in ready.graph.node
-        if node.op_type not in PRODUCTS | MOVES
-        and any(types[made] == FLOAT for made in node.output if made)
-    ]
+    nodes = (n.name for n in _float_nodes(model) if n.op_type not in PRODUCTS | MOVES)
     return Block(graph=name, label=f"{name}, all between its products", nodes=tuple(nodes))
 
 
