@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amlr.export import radii
-from amlr.export.ladder import ladder, measure
+from amlr.export.ladder import ladder
 from amlr.export.ladder.ladder import steps_of_cpu_variants
 from amlr.export.options import CPU_PRECISIONS
 from amlr.export.posts import read_posts
@@ -48,5 +48,5 @@ def small_ladder(plan: Path, out: Path) -> StagedBundle:
     shutil.copytree(plan, out)
     ladder.CALIBRATION_POSTS = 24
     radii.LEAST_POSTS, radii.LEAST_PHOTOS = 20, 4
-    measure.WARM_UP = 4
+    ladder.WARM_UP = 4
     return StagedBundle(out, Bundle.open(out).manifest)

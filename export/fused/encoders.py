@@ -204,6 +204,8 @@ def read_vision(graph: Reader) -> VisionTransformer:
     Raises:
         ExportError: It is built differently, or no transformer at all.
     """
+    if not graph.attentions:
+        raise graph.refuse("it is no vision transformer")
     project, stream = _project(graph, "regions_bpd")
     norm = graph.norm(stream)
     layers: list[Layer] = []
