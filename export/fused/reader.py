@@ -91,7 +91,7 @@ class Reader:
     """One float32 graph and what its tensors are made of.
 
     Attributes:
-        attentions: How many it has.
+        attentions: How many attentions it has.
     """
 
     def __init__(self, name: str, model: onnx.ModelProto) -> None:
@@ -229,7 +229,7 @@ class Reader:
         parts = self.combined(name, kind)
         if parts is None or parts[1].size != 1:
             return ""
-        return parts[0] if math.isclose(float(parts[1]), value, rel_tol=1e-5) else ""
+        return parts[0] if math.isclose(parts[1].item(), value, rel_tol=1e-5) else ""
 
     def attention(self, output: Linear) -> Attention:
         """The attention whose results a linear map reads.
