@@ -23,6 +23,7 @@ from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.results import Post
+from amlr.runtime.tier_timing import TierTime
 from doubles.device import DoubleDevice
 from doubles.onnxruntime import OnnxRuntimeDouble
 from shims.host_build import HostBuilder
@@ -270,11 +271,15 @@ def test_certified_fp16_gives_float32s_entities_on_500_posts(
             monkeypatch.setattr(provider, "score", rounded)
         return provider
 
+    slow = TierTime(
+        provider="onnxruntime-cuda", precision="fp32", alone_ms=1.0, batch_ms=1.0, picture_ms=1.0
+    )
+    fast = replace(slow, precision="fp16", batch_ms=0.1)
     monkeypatch.setattr(cuda, "open_double", open_double, raising=False)
     place = f"{cuda.__name__}:open_double"
     monkeypatch.setitem(registry.PROVIDERS, "onnxruntime-cuda", place)
     # A double's times mean nothing.
-    monkeypatch.setattr(tier_choice, "_is_faster_in_batches", lambda low, other: True)
+    monkeypatch.setattr(tier_choice, "time_tiers", lambda contestants, *_, **__: [slow, fast])
     monkeypatch.setattr(tier_choice, "BATCH_POSTS", 1)
     with Engine.load(plan, provider="onnxruntime-cuda", sentinel=0.1) as engine:
         assert engine.precision == "fp16+fp32"
