@@ -124,7 +124,7 @@ def bench_command(**given: Any) -> None:
         raise InputError("nothing to measure; give --engine amlr.plan")
     if given["threads"] < 1:
         raise InputError(f"--threads must be at least 1, got {given['threads']}")
-    from amlr.benchmarks.harness.process import thread_variables
+    from amlr.benchmarks.process import thread_variables
 
     # Results of an hour must not be lost for want of a place.
     for name in ("json_path", "html_path", "markdown_path"):

@@ -169,7 +169,7 @@ def _export(ckpt: Path, out: Path, arguments: dict[str, Any]) -> Any:
         "labels": _list(labels) if labels else None,
     }
     from amlr.export.pipeline import export_checkpoint
-    from amlr.training.checkpoint import ReleaseOptions
+    from amlr.training.release import ReleaseOptions
 
     release = ReleaseOptions(**{name: value for name, value in values.items() if value is not None})
     return export_checkpoint(ckpt, out, options, release=release)
@@ -180,7 +180,7 @@ def _options(arguments: dict[str, Any]) -> Any:
     batches = _numbers(arguments["batches"], "--batches", int) if arguments["batches"] else None
     from amlr.export.options import ExportOptions
     from amlr.export.planner import read_plan
-    from amlr.export.tensorrt.profiles import Profile
+    from amlr.export.profiles import Profile
 
     profile, buckets = (Profile(), ()) if plan is None else read_plan(plan)
     profiles = (profile,) if batches is None else profile.split(batches)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from amlr.errors import InputError
 from amlr.export.parity import FP32_TOLERANCE
-from amlr.export.tensorrt.profiles import Profile
+from amlr.export.profiles import Profile
 
 FP16_CUDA = "fp16-cuda"
 CPU_PRECISIONS = ("bf16", "int8")

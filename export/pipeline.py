@@ -35,9 +35,10 @@ from amlr.runtime.manifest import (
 )
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
-from amlr.training.checkpoint import Checkpoint, ReleaseOptions, load_checkpoint
+from amlr.training.checkpoint import Checkpoint
 from amlr.training.model import AmlrModel
 from amlr.training.predict import legal_moves
+from amlr.training.release import ReleaseOptions, load_any_checkpoint
 
 PARITY_POSTS = 64
 GOLDEN_POSTS = 6
@@ -69,7 +70,7 @@ def export_checkpoint(
     options = options or ExportOptions()
     check_target(out)
     posts = prepare(options)
-    checkpoint = load_checkpoint(ckpt, release or ReleaseOptions())
+    checkpoint = load_any_checkpoint(ckpt, release)
     model = checkpoint.build_model()
     with staged(out) as folder:
         # The folder's own name, of a link the one it leads to; "v1.0" has no suffix.

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from amlr.errors import InputError
 from amlr.export.posts import read_lines
-from amlr.export.tensorrt.profiles import Extent, Profile
+from amlr.export.profiles import Extent, Profile
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
 from amlr.runtime.windows import window_units

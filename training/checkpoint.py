@@ -1,7 +1,6 @@
 """`best.pt` in and out: configuration, tokenizer, preprocessing, decoder settings and weights.
 
-A checkpoint is read with `weights_only=True`: tensors and plain values, never code. The published
-release's bare state_dict is accepted too and converted by `amlr.training.release`.
+A checkpoint is read with `weights_only=True`: tensors and plain values, never code.
 """
 
 import pickle
@@ -72,23 +71,6 @@ class Checkpoint:
         return TextEncoder(load_tokenizer(self.tokenizer_json), self.text, **asdict(self.token_ids))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseOptions:
-    """What a bare state_dict of the published release does not say.
-
-    Attributes:
-        tokenizer: Folder or hub name of its tokenizer.
-        image_mean: Per-channel mean; the release feeds CLIP's.
-        image_std: Per-channel standard deviation.
-        labels: Entity classes in the order of its span head; None takes PER, LOC, ORG, OTHER.
-    """
-
-    tokenizer: str = "google-bert/bert-base-uncased"
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    labels: tuple[str, ...] | None = None
-
-
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the file appears whole or not at all."""
     save_atomically(
@@ -153,31 +135,40 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_checkpoint(path: str | Path, release: ReleaseOptions | None = None) -> Checkpoint:
-    """Read `best.pt`, or a state_dict of the published release.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read `best.pt`.
 
     Args:
-        path: File written by `amlr-train`, or by the release's own scripts.
-        release: What a release state_dict lacks; ignored for our own checkpoints, except `labels`.
+        path: File written by `amlr-train`.
 
     Raises:
-        CheckpointError: It cannot be read, or is neither of the two.
+        CheckpointError: It cannot be read, or is something else.
     """
-    from amlr.training.release import convert_release, is_release
-
     content = read_plain(path)
-    if content.get("format") == FORMAT:
-        return _from_content(content, str(path))
-    if is_release(content):
-        return convert_release(content, release or ReleaseOptions())
-    some = ", ".join(sorted(map(str, content))[:4])
-    raise CheckpointError(
-        f"{path} is neither a checkpoint of amlr-train nor the release's state_dict (keys: {some} "
-        "...); export it from amlr-train --out"
-    )
+    if not is_checkpoint(content):
+        raise CheckpointError(
+            f"{path} is no checkpoint of amlr-train ({describe_keys(content)}); export it from "
+            "amlr-train --out"
+        )
+    return checkpoint_from(content, str(path))
 
 
-def _from_content(content: Mapping[str, Any], name: str) -> Checkpoint:
+def is_checkpoint(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content was written by `save_checkpoint`."""
+    return content.get("format") == FORMAT
+
+
+def describe_keys(content: Mapping[str, Any]) -> str:
+    """What a file holds instead, for an error."""
+    return f"keys: {', '.join(sorted(map(str, content))[:4])} ..."
+
+
+def checkpoint_from(content: Mapping[str, Any], name: str) -> Checkpoint:
+    """The checkpoint in a file's content.
+
+    Raises:
+        CheckpointError: It is of another version, or incomplete.
+    """
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{name} has checkpoint version {content.get('version')!r}, this amlr reads {VERSION}; "

@@ -91,15 +91,15 @@ def _evaluate_checkpoint(
 ) -> dict[str, Any]:
     import torch
 
-    from amlr.training.checkpoint import load_checkpoint
     from amlr.training.data import Pictures, make_corpus
     from amlr.training.evaluate import Tuned, score_decoders
     from amlr.training.predict import make_decoder, predict
+    from amlr.training.release import load_any_checkpoint
     from amlr.training.scorer import Scorer
 
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    checkpoint = load_checkpoint(options["ckpt"])
+    checkpoint = load_any_checkpoint(options["ckpt"])
     model = checkpoint.build_model()
     pictures = Pictures(folder, checkpoint.image, posts) if folder.root else None
     corpus = make_corpus(posts, checkpoint, pictures, "all")

@@ -7,6 +7,8 @@ their published epsilons, the order of the classes, and the preprocessing.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,13 @@ from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
-from amlr.training.checkpoint import Checkpoint, ReleaseOptions
+from amlr.training.checkpoint import (
+    Checkpoint,
+    checkpoint_from,
+    describe_keys,
+    is_checkpoint,
+    read_plain,
+)
 from amlr.training.config import LABELS, AmlrConfig, bio_tags
 from amlr.training.encoders import load_tokenizer
 from amlr.training.model import AmlrModel
@@ -84,6 +92,44 @@ _VIT_OLDER = (
 def is_release(content: Mapping[str, Any]) -> bool:
     """Whether a dict looks like the release's state_dict, by its keys."""
     return all(key in content for key in _NEEDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseOptions:
+    """What a bare state_dict of the published release does not say.
+
+    Attributes:
+        tokenizer: Folder or hub name of its tokenizer.
+        image_mean: Per-channel mean; the release feeds CLIP's.
+        image_std: Per-channel standard deviation.
+        labels: Entity classes in the order of its span head; None takes PER, LOC, ORG, OTHER.
+    """
+
+    tokenizer: str = "google-bert/bert-base-uncased"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    labels: tuple[str, ...] | None = None
+
+
+def load_any_checkpoint(path: str | Path, release: ReleaseOptions | None = None) -> Checkpoint:
+    """Read `best.pt`, or a state_dict of the published release.
+
+    Args:
+        path: File written by `amlr-train`, or by the release's own scripts.
+        release: What a release state_dict lacks; ignored for our own checkpoints.
+
+    Raises:
+        CheckpointError: It cannot be read, or is neither of the two.
+    """
+    content = read_plain(path)
+    if is_checkpoint(content):
+        return checkpoint_from(content, str(path))
+    if is_release(content):
+        return convert_release(content, release or ReleaseOptions())
+    raise CheckpointError(
+        f"{path} is neither a checkpoint of amlr-train nor the release's state_dict "
+        f"({describe_keys(content)}); export it from amlr-train --out"
+    )
 
 
 def convert_release(content: Mapping[str, Any], options: ReleaseOptions) -> Checkpoint:

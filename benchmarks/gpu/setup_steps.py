@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amlr.benchmarks.gpu.context import Context, measure
 from amlr.benchmarks.gpu.kit import is_unpacked, unpack_part
 from amlr.benchmarks.gpu.run import Row, site_folder
-from amlr.benchmarks.harness.process import package_versions
+from amlr.benchmarks.process import package_versions
 
 PARTS = ("paper", "small")
 

@@ -3,7 +3,7 @@
 import os
 import platform
 
-from amlr.benchmarks.harness.process import package_versions
+from amlr.benchmarks.process import package_versions
 from amlr.benchmarks.report.records import MachineRecord
 from amlr.runtime.cpu import cpu_fields
 

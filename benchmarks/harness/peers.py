@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from amlr.benchmarks.harness.jobs import Job, Samples, Verdict
-from amlr.benchmarks.harness.process import own_peak_mib, worker_environment
+from amlr.benchmarks.process import own_peak_mib, worker_environment
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.errors import AmlrError, InputError
 

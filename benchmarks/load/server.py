@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amlr.benchmarks.harness.process import memory_mib, thread_variables
+from amlr.benchmarks.process import memory_mib, thread_variables
 
 _READY_S = 300.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from amlr.benchmarks.harness.process import worker_environment
+from amlr.benchmarks.process import worker_environment
 from amlr.benchmarks.systems.base import Floats, ModelInput, Peer, Picture, padded_feed
 from amlr.errors import ExportError
 from amlr.runtime.bundle import Bundle

@@ -12,10 +12,10 @@ from typing import Any
 
 from amlr.errors import AmlrError, ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.profiles import Shapes
 from amlr.export.steps import show
 from amlr.export.tensorrt.audit import Audit, audit_network, fused_attentions, require_precision
 from amlr.export.tensorrt.messages import explain, parser_errors
-from amlr.export.tensorrt.profiles import Shapes
 from amlr.kernels.device import open_device
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
 

@@ -13,10 +13,10 @@ import onnx
 
 from amlr.errors import ExportError
 from amlr.export.options import ExportOptions
+from amlr.export.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.export.staging import StagedBundle
 from amlr.export.tensorrt.audit import Audit
 from amlr.export.tensorrt.builder import build_plan, device_sm
-from amlr.export.tensorrt.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import (
     GRAPHS,

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from amlr.benchmarks.harness.process import memory_mib, own_peak_mib, thread_variables
 from amlr.benchmarks.harness.timing import run_threads
 from amlr.benchmarks.load import __main__ as load_module
 from amlr.benchmarks.load.client import Reply, open_loop, request_bytes
+from amlr.benchmarks.process import memory_mib, own_peak_mib, thread_variables
 from amlr.runtime import Post
 
 

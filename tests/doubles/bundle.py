@@ -6,8 +6,8 @@ from typing import Any
 
 import onnx
 
+from amlr.export.profiles import Extent, Profile, input_dims, shapes_for
 from amlr.export.staging import StagedBundle
-from amlr.export.tensorrt.profiles import Extent, Profile, input_dims, shapes_for
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.preflight import HostTools
 from amlr.runtime.device.provider import DeviceProvider

@@ -17,14 +17,14 @@ from amlr.export.fused.variant import merge_products
 from amlr.export.graphs import build_graphs
 from amlr.export.options import ExportOptions
 from amlr.export.precision.half import to_half
-from amlr.export.tensorrt.builder import Plan, _capability, build_plan
-from amlr.export.tensorrt.messages import explain
-from amlr.export.tensorrt.profiles import (
+from amlr.export.profiles import (
     Extent,
     Profile,
     input_dims,
     shapes_for,
 )
+from amlr.export.tensorrt.builder import Plan, _capability, build_plan
+from amlr.export.tensorrt.messages import explain
 from amlr.export.to_onnx import WEIGHTS_FILE, trace, write_models
 from amlr.runtime.tensorrt_library import TensorRT, load_tensorrt
 from amlr.training.config import AmlrConfig

@@ -13,9 +13,9 @@ from amlr.errors import BackendUnavailableError, BundleError, ExportError, PlanM
 from amlr.export.additions import add_to_bundle
 from amlr.export.cli import export_command
 from amlr.export.options import ExportOptions
+from amlr.export.profiles import Extent, Profile
 from amlr.export.staging import StagedBundle
 from amlr.export.tensorrt.engines import add_engines
-from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from amlr.errors import PlanMismatchError
+from amlr.export.profiles import Extent, Profile
 from amlr.export.samples import sample_posts
-from amlr.export.tensorrt.profiles import Extent, Profile
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.pool import HostImage, ImagePool

@@ -11,6 +11,7 @@ import torch
 
 from amlr.errors import CheckpointError
 from amlr.training.checkpoint import load_checkpoint, save_atomically, save_checkpoint
+from amlr.training.release import load_any_checkpoint
 from tiny import tiny_checkpoint
 
 
@@ -93,6 +94,8 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match=message):
+        load_any_checkpoint(tmp_path / "best.pt")
+    with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "best.pt")
     assert not (tmp_path / "exploded").exists()
 

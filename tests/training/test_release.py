@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from amlr.errors import CheckpointError
-from amlr.training.checkpoint import (
-    Checkpoint,
-    ReleaseOptions,
-    load_checkpoint,
-    save_checkpoint,
-)
+from amlr.training.checkpoint import Checkpoint, save_checkpoint
+from amlr.training.release import ReleaseOptions, load_any_checkpoint
 from release_model import random_release, release_forward
 from tiny import tiny_tokenizer
 
@@ -39,7 +35,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _load(path: Path, weights: Any, tokenizer: Path, **options: Any) -> Checkpoint:
     torch.save(weights, path)
-    return load_checkpoint(path, ReleaseOptions(tokenizer=str(tokenizer), **options))
+    return load_any_checkpoint(path, ReleaseOptions(tokenizer=str(tokenizer), **options))
 
 
 def test_numbers_equal_a_plainly_written_forward_pass(
@@ -150,7 +146,7 @@ def test_the_converted_release_is_an_ordinary_checkpoint(
         tmp_path / "release.pt", random_release(width=64, layers=1), tokenizer_folder
     )
     save_checkpoint(tmp_path / "best.pt", checkpoint)
-    again = load_checkpoint(tmp_path / "best.pt")
+    again = load_any_checkpoint(tmp_path / "best.pt")
     assert again.config == checkpoint.config
     assert again.decoder == checkpoint.decoder
     assert again.token_ids == checkpoint.token_ids
