@@ -180,7 +180,10 @@ class _Ladder:
         )
         margin = self._picture_margin()
         fp32 = replace(self._fp32, parity={**self._fp32.parity, "when_needed": margin})
-        self._staged.save(variants={**ordered, **self._staged.manifest.variants, "fp32": fp32})
+        # What an older export measured of the same variants is replaced.
+        older = self._staged.manifest.variants
+        kept = {name: older[name] for name in older if name not in ordered}
+        self._staged.save(variants={**ordered, **kept, "fp32": fp32})
 
     def _variant(self, levels: Mapping[str, str], precision: str, provider: str | None) -> Variant:
         """The variant that runs each of `PARTS` at its level."""

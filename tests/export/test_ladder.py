@@ -1,6 +1,7 @@
 """Int8 graphs compute what their scales say; variants enter a bundle with what they change."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amlr.errors import InputError
 from amlr.export.ladder.int8 import find_products, fit_scales, insert_qdq, residuals
+from amlr.export.ladder.ladder import _Ladder
 from amlr.export.ladder.scales import Scale, fit_values, observe, round_weight
 from amlr.export.options import ExportOptions
 from amlr.export.parity import Answer
@@ -20,7 +22,7 @@ from amlr.export.precision.graph_tools import prepare
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, Post
 from amlr.runtime.bundle import Bundle
-from tiny_ladder import tiny_ladder, write_posts
+from tiny_ladder import small_ladder, tiny_ladder, write_posts
 
 FLOAT = TensorProto.FLOAT
 
@@ -167,6 +169,25 @@ def test_int8_is_served_by_both_engines(ladder_plan: Path, provider: str) -> Non
         # Static scales: no answer depends on who else is in the batch.
         (alone,) = low.raw(posts[3:4])
         np.testing.assert_allclose(alone.unit_logits, low.raw(posts)[3].unit_logits, atol=2e-3)
+
+
+def test_measuring_again_replaces_the_older_record(
+    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = small_ladder(tiny_plan, tmp_path / "amlr.plan")
+    fp32 = bundle.manifest.variants["fp32"]
+    older, newer, other = (
+        replace(fp32, precision=name, parity={"ms_per_post": ms})
+        for name, ms in (("int8", 2.0), ("int8", 1.0), ("bf16", 3.0))
+    )
+    bundle.save(variants={"int8": older, "bf16": other, "fp32": fp32})
+    ladder = _Ladder(bundle, read_posts(None))
+    ladder._measured["int8"] = newer
+    monkeypatch.setattr(_Ladder, "_picture_margin", lambda _: {})
+    ladder.save()
+    variants = Bundle.open(tmp_path / "amlr.plan").manifest.variants
+    assert list(variants) == ["int8", "bf16", "fp32"]
+    assert (variants["int8"], variants["bf16"]) == (newer, other)
 
 
 def test_halves_share_no_post_and_gold_is_read(tmp_path: Path) -> None:
