@@ -32,7 +32,7 @@ def tiny_config(text: str = "bert", image: str = "mobilenet", **options: Any) ->
             hidden_size=48,
             num_hidden_layers=1,
             num_attention_heads=4,
-            intermediate_size=64,
+            intermediate_size=96,
             image_size=IMAGE_SIZE,
             patch_size=16,
         )
