@@ -103,18 +103,21 @@ def small(context: Context) -> Iterator[Row]:
         yield compared(context, SMALL, f"{what} {precision}", load, exact=exact)
     if "fp16" in _precisions(context, bundle):
         yield certificates(context, bundle)
-    for precision in _precisions(context, bundle):
-        with load_engine(context, bundle, precision) as engine:
-            yield from _posts_rows(context, engine, context.posts(SMALL))
+    posts = context.posts(SMALL)
+    yield from _each_precision(context, bundle, lambda e: _posts_rows(context, e, posts))
 
 
 def certificates(context: Context, bundle: Bundle) -> Row:
     """float16 answers within radii measured on one half of the posts, judged on the other half."""
+    row: Row = {"card": context.card, "what": "certificates of fp16"}
     posts = context.posts(SMALL)
     answers: list[list[Answer]] = []
     for precision in ("fp32", "fp16"):
-        with load_engine(context, bundle, precision) as engine:
-            answers.append(ask(engine, posts))
+        try:
+            with load_engine(context, bundle, precision) as engine:
+                answers.append(ask(engine, posts))
+        except Exception as error:  # the rows after this one may still run
+            return row | {"not_run": one_line(error)}
     errors = compare(*answers).errors_p2
     half = len(posts) // 2
     units, tokens = errors[:half].max(axis=0).tolist()
@@ -126,8 +129,8 @@ def certificates(context: Context, bundle: Bundle) -> Row:
         [one.entities == other.entities for one, other in judged if other.scores is not None]
     )
     wrong = int((sure & ~same).sum())
-    row: Row = {
-        "card": context.card, "what": "certificates of fp16", "radii_posts": half,
+    row |= {
+        "radii_posts": half,
         "radii": {"units": units, "tokens": tokens}, "posts": len(sure),
         "certified": int(sure.sum()), "changed": int((~same).sum()), "certified_changed": wrong,
         "beyond_radii": int((errors[half:] > errors[:half].max(axis=0)).any(axis=1).sum()),

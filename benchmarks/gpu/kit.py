@@ -30,7 +30,8 @@ from amlr.runtime.results import Post
 if TYPE_CHECKING:  # a kit is unpacked where nothing is trained
     from amlr.training.checkpoint import Checkpoint
 
-PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 300
+# Of a trained bundle's posts half must be enough to certify texts (150).
+PAPER_POSTS, PAPER_PICTURES, SMALL_POSTS = 64, 8, 320
 # What travels in one go, beside the source tree, to machines that take 64 MiB at a time.
 CALL_MIB = 56.0
 _CHUNK = 1 << 20
@@ -176,8 +177,18 @@ def shrunk_checkpoint(plan: Path, posts: Sequence[Post]) -> "Checkpoint":
     )
 
 
-def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
-    """Export `shrunk_checkpoint` with the variants of the bundle it comes from."""
+def shrink_bundle(
+    plan: Path, posts: Sequence[Post], out: Path, *, calib: Path | None, images: Path | None
+) -> None:
+    """Export `shrunk_checkpoint` with the variants of the bundle it comes from.
+
+    Args:
+        plan: The bundle.
+        posts: What the kit will hold.
+        out: Bundle to write.
+        calib: File of these posts; radii are measured on them, so that float16 can be certified.
+        images: Folder of their pictures.
+    """
     from amlr.export.options import ExportOptions
     from amlr.export.pipeline import export_checkpoint
     from amlr.training.checkpoint import save_checkpoint
@@ -186,7 +197,13 @@ def shrink_bundle(plan: Path, posts: Sequence[Post], out: Path) -> None:
     ckpt = out.with_suffix(".pt")
     save_checkpoint(ckpt, shrunk_checkpoint(plan, posts))
     try:
-        options = ExportOptions(keep_reference=False, precisions=precisions)
+        options = ExportOptions(
+            keep_reference=False,
+            precisions=precisions,
+            calib=calib,
+            images=images,
+            max_posts=SMALL_POSTS,
+        )
         export_checkpoint(ckpt, out, options)
     finally:
         ckpt.unlink()
@@ -256,7 +273,7 @@ def kit_command(
         chosen = [item.post for item in (*read.tuning, *read.held_out)]
         shrunk = out / ".small" / "small.plan"
         try:
-            shrink_bundle(small, chosen, shrunk)
+            shrink_bundle(small, chosen, shrunk, calib=posts, images=images)
             add_part(out / "small", shrunk, chosen)
         finally:
             shutil.rmtree(shrunk.parent, ignore_errors=True)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from amlr.runtime import Engine
-from doubles.bundle import double_tools
 from doubles.device import DoubleDevice
 from doubles.tensorrt import TensorRtDouble
 
@@ -22,6 +21,9 @@ def engine(tiny_plan: Path) -> Iterator[Engine]:
 def machine() -> Iterator[tuple[DoubleDevice, Any, TensorRtDouble]]:
     """A device, its tools and its library, all given back at the end."""
     device = DoubleDevice()
+    # Needs onnx, which installations without the export extra lack.
+    from doubles.bundle import double_tools
+
     tools, module = double_tools(device)
     yield device, tools, module
     assert device.live_allocations == 0

@@ -169,7 +169,9 @@ def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tiny_plan: Path, tmp_
     """Ctrl-C, which every process of a terminal gets, then SIGTERM, which the driver gets alone."""
     count, source, out = 5000, tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("\n".join(json.dumps({"id": i, "text": TEXTS[i % 12]}) for i in range(count)))
-    code = "from amlr.serving.archive.cli import tag_main; tag_main()"
+    # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hears}; from amlr.serving.archive.cli import tag_main; tag_main()"
     chunks = ("--chunk-rows", "50", "--workers", "1", "--resume")
     options = arguments(tiny_plan, source, out, *chunks)
     kept: dict[Path, int] = {}
