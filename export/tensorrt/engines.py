@@ -64,13 +64,7 @@ def add_engines(
     engines: dict[str, GraphEngine] = {}
     for graph in GRAPHS:
         path = opened.graph_path(chosen, graph)
-        dims = input_dims(onnx.load(str(path), load_external_data=False))
-        profiles = [_fitting(p, bundle.manifest) for p in options.profiles]
-        shapes: list[Shapes] = []
-        for profile in profiles:
-            each = shapes_for(graph, dims, profile)
-            # Several profiles can be the same to one graph.
-            shapes += [each] if each not in shapes else []
+        shapes = _shapes(path, graph, [_fitting(p, bundle.manifest) for p in options.profiles])
         key = _key(opened.graph_hash(chosen, graph), library, sms, shapes, options)
         target = bundle.folder / place / f"{graph}.engine"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +107,16 @@ def add_engines(
     for line in describe_engine(record.to_dict()):
         log.info(f"  {line}")
     bundle.save(engines=_merged(bundle.manifest.engines, record))
+
+
+def _shapes(path: Path, graph: str, profiles: Sequence[Profile]) -> list[Shapes]:
+    """Input shapes of a graph for each profile; several profiles can be the same to one graph."""
+    dims = input_dims(onnx.load(str(path), load_external_data=False))
+    found: list[Shapes] = []
+    for profile in profiles:
+        each = shapes_for(graph, dims, profile)
+        found += [each] if each not in found else []
+    return found
 
 
 def _merged(engines: Sequence[dict[str, Any]], record: EngineRecord) -> tuple[dict[str, Any], ...]:
