@@ -115,19 +115,23 @@ def time_tiers(
         for three in rows
     ]
     batch = (posts * BATCH_POSTS)[:BATCH_POSTS]
-    alone = [min(posts, key=_length), max(posts, key=_length)]
+    by_length = sorted(posts, key=lambda post: len(post.text))
+    alone = [by_length[0], by_length[-1]]
     pixels = next((g.pixels_chw for g in golden if pictures and g.pixels_chw is not None), None)
+    calls = [
+        [partial(each.tag, part) for part in (*([p] for p in alone), batch)] for each in contestants
+    ]
+    for of_tier, each in zip(calls, contestants, strict=True):
+        if each.encode is not None and pixels is not None:
+            of_tier.append(partial(each.encode, pixels[None]))
     shortest = np.full((len(contestants), len(alone) + 2), math.inf)
     end = time.perf_counter() + seconds * len(contestants)
     rounds = 0
     # The first round meets new shapes, and pictures that are not known yet.
     while rounds < 3 or time.perf_counter() < end:
         rounds += 1
-        for row, (_, tag, encode) in enumerate(contestants):
-            calls = [partial(tag, [post]) for post in alone] + [partial(tag, batch)]
-            if encode is not None and pixels is not None:
-                calls.append(partial(encode, pixels[None]))
-            for place, call in enumerate(calls):
+        for row, of_tier in enumerate(calls):
+            for place, call in enumerate(of_tier):
                 start = time.perf_counter()
                 call()
                 # The smallest: whatever else runs on the machine only adds.
@@ -143,7 +147,3 @@ def time_tiers(
         )
         for (tier, _, _), times in zip(contestants, shortest, strict=True)
     ]
-
-
-def _length(post: Post) -> int:
-    return len(post.text)

@@ -1,78 +1,85 @@
 """The capacity plan as text and as one self-contained page."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 from amlr.benchmarks.capacity.check import Check
 from amlr.benchmarks.capacity.plan import CapacityReport
 from amlr.benchmarks.report.charts import Line, line_chart
-from amlr.benchmarks.report.figures import markdown_table, number
-from amlr.benchmarks.report.page import card, grid, html_page, html_table, section
+from amlr.benchmarks.report.figures import Table, number
+from amlr.benchmarks.report.page import card, grid, html_page, report_table, section
 
 
-class _Table(NamedTuple):
-    """A table of the text and of the page.
+class _Section(NamedTuple):
+    """A table of the text, and a section of the page.
 
     Attributes:
         title: Heading.
         lead: A sentence below it.
-        head: Column names.
-        rows: Cells.
+        table: The figures.
     """
 
     title: str
     lead: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    table: Table
 
 
 def render_text(report: CapacityReport) -> str:
     """The plan for a terminal or a pull request, in Markdown."""
     costs = report.costs
     parts = [f"{costs.provider} {costs.precision}; {_summary(report)}"]
-    parts += [markdown_table(table.head, table.rows, words=1) for table in _tables(report)]
+    parts += [each.table.markdown() for each in _sections(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(report: CapacityReport) -> list[_Table]:
+def _sections(report: CapacityReport) -> list[_Section]:
     plan, currency = report.plan, report.traffic.machine.currency
     per_million = f"{currency} per million posts"
-    tables = [
-        _Table(
+    sections = [
+        _Section(
             "The day",
             "Replicas that follow the rate, beside the peak's replicas all day.",
-            ("replicas", "machine hours a day", f"{currency} a day", per_million, "p99 ms",
-             "refused"),
-            [
-                (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}",
-                 f"{day.price_per_million:.2f}", f"{1000 * day.p99_s:.0f}", f"{day.refused:.2%}")
-                for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
-            ],
+            Table(
+                words=1,
+                head=("replicas", "machine hours a day", f"{currency} a day", per_million,
+                      "p99 ms", "refused"),
+                rows=[
+                    (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}",
+                     f"{day.price_per_million:.2f}", f"{1000 * day.p99_s:.0f}",
+                     f"{day.refused:.2%}")
+                    for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
+                ],
+            ),
         ),
-        _Table(
+        _Section(
             "Picture caches",
             "What other sizes would give.",
-            ("picture cache", "hits", "posts/s of a replica", per_million),
-            [
-                (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
-                 f"{row.price_per_million:.2f}")
-                for row in plan.caches
-            ],
+            Table(
+                words=1,
+                head=("picture cache", "hits", "posts/s of a replica", per_million),
+                rows=[
+                    (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
+                     f"{row.price_per_million:.2f}")
+                    for row in plan.caches
+                ],
+            ),
         ),
     ]  # fmt: skip
     if report.checks:
-        tables.append(
-            _Table(
+        sections.append(
+            _Section(
                 "Checked against real servers",
                 "The same requests at the same times, simulated and sent; the error is predicted "
                 "over measured.",
-                ("replicas", "load", "posts/s measured", "predicted", "error", "p95 ms measured",
-                 "predicted", "error"),
-                [_check_cells(check) for check in report.checks],
+                Table(
+                    words=1,
+                    head=("replicas", "load", "posts/s measured", "predicted", "error",
+                          "p95 ms measured", "predicted", "error"),
+                    rows=[_check_cells(check) for check in report.checks],
+                ),
             )
         )  # fmt: skip
-    return tables
+    return sections
 
 
 def _summary(report: CapacityReport) -> str:
@@ -133,9 +140,6 @@ def render_page(report: CapacityReport) -> str:
         f"{escape(costs.provider)} {escape(costs.precision)}, all cores busy.</p>",
         f'<div class="verdict pass">{escape(_summary(report)).capitalize()}.</div>',
         grid([card(title, chart) for title, chart in charts.items()]),
-        *(
-            section(t.title, t.lead, html_table(t.head, t.rows, numeric=range(1, len(t.head))))
-            for t in _tables(report)
-        ),
+        *(section(each.title, each.lead, report_table(each.table)) for each in _sections(report)),
     ]
     return html_page("Capacity plan", body)

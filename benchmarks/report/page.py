@@ -111,11 +111,15 @@ def html_table(
     return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def report_table(table: Table) -> str:
+    """A table of a report."""
+    numeric = range(table.words, len(table.head) - table.notes)
+    return html_table(table.head, table.rows, numeric=numeric, mine=table.mine)
+
+
 def table_card(title: str, table: Table) -> str:
     """A table of the report in a box; nothing without rows."""
-    numeric = range(table.words, len(table.head) - table.notes)
-    content = html_table(table.head, table.rows, numeric=numeric, mine=table.mine)
-    return card(title, content) if table.rows else ""
+    return card(title, report_table(table)) if table.rows else ""
 
 
 def grid(cards: Sequence[str]) -> str:
