@@ -84,3 +84,8 @@ def post_bytes(post: Post) -> int:
     words = 0 if post.words is None else 16 * len(post.words)
     # Allow 1 kB for object overhead.
     return 1024 + sys.getsizeof(post.text) + picture + words
+
+
+def count_pictures(jobs: Sequence[Job]) -> int:
+    """How many of the jobs have a picture; the costs of a batch depend on it."""
+    return sum(job.post.image is not None for job in jobs)

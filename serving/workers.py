@@ -15,7 +15,14 @@ from itertools import count
 
 from amlr.runtime.results import Result
 from amlr.serving.costs import CostModel
-from amlr.serving.jobs import Answer, Job, RefusedError, TaggingEngine, WorkerFailedError
+from amlr.serving.jobs import (
+    Answer,
+    Job,
+    RefusedError,
+    TaggingEngine,
+    WorkerFailedError,
+    count_pictures,
+)
 from amlr.serving.queue import JobQueue
 
 LOG = logging.getLogger("amlr.serving.workers")
@@ -159,7 +166,7 @@ class WorkerPool:
 
     def _run(self, worker: _Worker, jobs: list[Job]) -> None:
         started = worker.since
-        expected = self._costs.batch_s([job.tokens for job in jobs], _images(jobs))
+        expected = self._costs.batch_s([job.tokens for job in jobs], count_pictures(jobs))
         running: list[Job] = []
         expired = 0
         for job in jobs:
@@ -184,7 +191,7 @@ class WorkerPool:
         compute_s = time.monotonic() - started
         for job, result in zip(running, results, strict=True):
             _finish(job, result, started, compute_s, len(running))
-        self._costs.observe([job.tokens for job in running], _images(running), compute_s)
+        self._costs.observe([job.tokens for job in running], count_pictures(running), compute_s)
         self._report_batch(running, compute_s, started, failed=False, expired=expired)
 
     def _retry_alone(self, worker: _Worker, jobs: list[Job], expired: int) -> None:
@@ -257,10 +264,6 @@ class WorkerPool:
                 self._workers.remove(worker)
         for job in worker.jobs:
             _fail(job, WorkerFailedError(message))
-
-
-def _images(jobs: Sequence[Job]) -> int:
-    return sum(job.post.image is not None for job in jobs)
 
 
 def _finish(job: Job, result: Result, started: float, compute_s: float, batch: int) -> None:

@@ -18,7 +18,7 @@ from amlr.benchmarks.capacity.traffic import Replica
 from amlr.runtime import Post
 from amlr.serving.admission import Admission
 from amlr.serving.costs import CHARS_PER_TOKEN, CostModel, estimate_tokens
-from amlr.serving.jobs import Job, RefusedError
+from amlr.serving.jobs import Job, RefusedError, count_pictures
 from amlr.serving.queue import JobQueue
 from amlr.serving.settings import BatchSettings, QueueSettings
 
@@ -138,7 +138,7 @@ class _Run:
 
     def _serve(self, formed: list[Job]) -> float:
         """Compute a batch as a worker does; when it ends."""
-        late = self.now + self.model.batch_s([job.tokens for job in formed], _pictures(formed))
+        late = self.now + self.model.batch_s([job.tokens for job in formed], count_pictures(formed))
         requests = [(job, self.index.pop(job)) for job in formed]
         requests = [(job, request) for job, request in requests if late <= job.deadline]
         if not requests:
@@ -154,7 +154,7 @@ class _Run:
             arriving += 1
         for _, request in requests:
             self.latency[request] = end - self.arrival[request]
-        self.model.observe(tokens, _pictures(batch), end - self.now)
+        self.model.observe(tokens, count_pictures(batch), end - self.now)
         self.running = [item for item in self.running if item[1] > self.now]
         self.running.append((self.now, end, sum(job.cost_s for job in batch)))
         return end
@@ -164,7 +164,3 @@ class _Run:
 def _text(tokens: int) -> str:
     """A text that the server estimates at so many tokens."""
     return "x" * round(CHARS_PER_TOKEN * (tokens - estimate_tokens("")))
-
-
-def _pictures(jobs: list[Job]) -> int:
-    return sum(job.post.image is not None for job in jobs)
