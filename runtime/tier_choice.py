@@ -7,7 +7,7 @@ only time decides.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,10 +24,10 @@ from amlr.runtime.tier_timing import BATCH_POSTS, Choice, Contestant, TierTime, 
 from amlr.runtime.tiers import (
     Skipped,
     Tier,
+    kinds_in_float32,
     open_first,
     reason_of,
     try_tier,
-    uncalibrated_kinds,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ MOST_TIMED = 4
 # A later candidate must be faster by more than timing noise.
 CLEARLY_FASTER = 0.95
 _FLOAT32 = "fp32"
+_KINDS = (TEXT, PICTURE)
 E = TypeVar("E", bound="Engine")
 
 
@@ -116,6 +117,7 @@ def _reopen(
         try:
             certified = put_first(engine, low, False)
             certified.least_posts = choice.least_posts
+            certified.restrict_to(choice.kinds)
             engine.strategy = certified
         except BaseException:
             engine.close()
@@ -130,6 +132,7 @@ class _Race:
         self._bundle, self._options, self._skipped = bundle, options, skipped
         self._times: dict[tuple[str, str], TierTime] = {}
         self._least_posts = 1
+        self._kinds: tuple[str, ...] = ()
         self.tier: Tier
 
     def device(
@@ -165,7 +168,7 @@ class _Race:
                 _contestant(self.tier, engine, engine.strategy),
                 _contestant(other, opened, opened.strategy),
             )
-            if measured.total_ms < CLEARLY_FASTER * best.total_ms:
+            if measured.ratio_to(best) < CLEARLY_FASTER:
                 engine.close()
                 self._skipped.append(self.tier.passed_over(f"slower here: {best}"))
                 self.tier, engine = other, opened
@@ -193,15 +196,17 @@ class _Race:
                 failures.append(opened)
                 self._skipped.append(tier.passed_over(reason_of(opened)))
                 continue
+            kinds = tuple(kind for kind in _KINDS if kind in opened.radii)
             is_better = must and taken is None
             if self._bundle.golden:
                 alone, measured = self._time_low(engine, float32, opened, tier)
-                share_here = measured.batch_ms / alone.batch_ms
-                # Known pictures must be clearly faster in batches, and new ones no slower.
-                is_faster = share_here < CLEARLY_FASTER * share and (
-                    CLEARLY_FASTER * measured.picture_ms <= alone.picture_ms
-                )
-                is_better = is_better or is_faster
+                shares = _shares_of_time(alone, measured, tier.variant)
+                if not must:
+                    kinds = tuple(kind for kind in kinds if shares[kind] < CLEARLY_FASTER)
+                measured = measured.plus(expected_climbs(tier.variant, kinds), alone)
+                self._times[tier.provider, tier.name] = measured
+                share_here = sum(shares[k] if k in kinds else 1.0 for k in _KINDS) / len(_KINDS)
+                is_better = is_better or share_here < CLEARLY_FASTER * share
                 if is_better:
                     share = share_here
                     # One post alone may take as long in low precision as in float32.
@@ -211,8 +216,10 @@ class _Race:
                     reason = f"not clearly faster here: {measured}"
                     self._skipped.append(tier.passed_over(reason))
             if is_better:
+                opened.restrict_to(kinds)
                 engine.strategy.close()
-                engine.strategy, taken, self._least_posts = opened, tier, opened.least_posts
+                engine.strategy, taken = opened, tier
+                self._least_posts, self._kinds = opened.least_posts, kinds
             else:
                 opened.close()
         if must and taken is None:
@@ -228,7 +235,8 @@ class _Race:
         precision = self.tier.variant.precision
         if low is not None:
             precision = f"{low.variant.precision}+{precision}"
-            reason = describe_low(low, self.tier) + reason + uncalibrated_kinds(low.variant)
+            reason = describe_low(low, self.tier, self._kinds) + reason
+            reason += kinds_in_float32(low.variant, self._kinds)
             if self._least_posts > 1:
                 reason += f"; calls of fewer than {self._least_posts} posts in float32"
         return Choice(
@@ -237,6 +245,7 @@ class _Race:
             reason=reason,
             times=tuple(self._times.values()) if len(self._times) > 1 else (),
             least_posts=self._least_posts,
+            kinds=self._kinds,
         )
 
     def _time(self, *contestants: Contestant) -> list[TierTime]:
@@ -262,8 +271,6 @@ class _Race:
         engine.strategy = before
         if low.encode is None:
             measured = replace(measured, picture_ms=alone.picture_ms)
-        measured = measured.plus(expected_climbs(tier.variant), alone)
-        self._times[tier.provider, tier.name] = measured
         return alone, measured
 
 
@@ -275,21 +282,36 @@ def _contestant(tier: Tier, engine: "Engine", strategy: Strategy) -> Contestant:
     return Contestant(tier, tag, strategy.pictures.provider.encode_images)
 
 
-def describe_low(low: Tier, tier: Tier) -> str:
-    """How two tiers serve together, for people."""
+def describe_low(low: Tier, tier: Tier, kinds: Collection[str]) -> str:
+    """How two tiers serve posts of some kinds together, for people."""
     return (
         f"{low.variant.precision} on {low.provider} first, float32 on {tier.provider} for the "
-        f"{100 * expected_climbs(low.variant):.0f} % whose answers are not certified: "
+        f"{100 * expected_climbs(low.variant, kinds):.0f} % whose answers are not certified: "
     )
 
 
-def expected_climbs(variant: Variant) -> float:
-    """Share of posts whose answers are not certified, as the export found it on unseen posts."""
-    records = variant.parity.get("certificates")
-    kinds = [records[k] for k in (TEXT, PICTURE) if k in records] if records else []
-    posts = sum(kind["posts"] for kind in kinds)
-    certified = sum(kind["certified"] * kind["posts"] for kind in kinds)
+def expected_climbs(variant: Variant, kinds: Collection[str]) -> float:
+    """Share of posts whose answers are not certified, as the export found it on unseen posts.
+
+    Args:
+        variant: What the low tier runs.
+        kinds: Of the posts; all where none is given.
+    """
+    records = variant.parity.get("certificates") or {}
+    of_kinds = [records[k] for k in _KINDS if k in records and (k in kinds or not kinds)]
+    posts = sum(record["posts"] for record in of_kinds)
+    certified = sum(record["certified"] * record["posts"] for record in of_kinds)
     return 1.0 - certified / posts if posts else 1.0
+
+
+def _shares_of_time(float32: TierTime, low: TierTime, variant: Variant) -> dict[str, float]:
+    """What share of float32's time posts take in batches, low precision first, by their kind."""
+    share = low.batch_ms / float32.batch_ms
+    shares = {kind: share + expected_climbs(variant, [kind]) for kind in _KINDS}
+    if CLEARLY_FASTER * low.picture_ms > float32.picture_ms:
+        # What known pictures gain, new ones would lose.
+        shares[PICTURE] = math.inf
+    return shares
 
 
 def _quickest_by_record(tiers: Sequence[Tier]) -> tuple[list[Tier], list[Skipped]]:

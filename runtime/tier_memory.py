@@ -16,7 +16,7 @@ from amlr.runtime.tier_timing import Choice, TierTime
 from amlr.runtime.tiers import Tier
 from amlr.whole import write_whole
 
-_SCHEMA = 4
+_SCHEMA = 5
 _remembered: dict[str, dict[str, Any]] = {}
 
 
@@ -64,7 +64,7 @@ class Memory:
             low = None if values["low"] is None else by_place[tuple(values["low"])]
             times = tuple(TierTime(**item) for item in values["times"])
             precision, reason = str(values["precision"]), str(values["reason"])
-            least_posts = int(values["least_posts"])
+            least_posts, kinds = int(values["least_posts"]), tuple(map(str, values["kinds"]))
         except (KeyError, TypeError, ValueError):
             return None
         choice = Choice(
@@ -73,6 +73,7 @@ class Memory:
             reason=reason.replace("timed here", "when timed before"),
             times=times,
             least_posts=least_posts,
+            kinds=kinds,
         )
         return tier, low, choice
 
@@ -86,6 +87,7 @@ class Memory:
             "precision": choice.precision,
             "reason": choice.reason,
             "least_posts": choice.least_posts,
+            "kinds": choice.kinds,
             "times": [asdict(item) for item in choice.times],
         }
         _remembered[self._key] = values

@@ -32,10 +32,18 @@ class TierTime:
     batch_ms: float
     picture_ms: float
 
-    @property
-    def total_ms(self) -> float:
-        """What is compared: one post alone, one in a batch, one new picture."""
-        return self.alone_ms + self.batch_ms + self.picture_ms
+    def ratio_to(self, other: "TierTime") -> float:
+        """Geometric mean of three ratios: a post alone, a post in a batch, a new picture.
+
+        Each counts alike, as nobody knows yet which of them a user will have.
+        """
+        pairs = [
+            (self.alone_ms, other.alone_ms),
+            (self.batch_ms, other.batch_ms),
+            (self.picture_ms, other.picture_ms),
+        ]
+        ratios = [mine / theirs for mine, theirs in pairs if mine and theirs]
+        return math.prod(ratios) ** (1 / max(1, len(ratios)))
 
     def plus(self, climbs: float, other: "TierTime") -> "TierTime":
         """What a post costs of which a share is computed again on another tier, pictures known."""
@@ -64,6 +72,7 @@ class Choice:
         reason: For people.
         times: What was measured; empty where there was nothing to choose between.
         least_posts: Calls of fewer posts go to float32 at once, which is faster for them.
+        kinds: Kinds of posts (`amlr.runtime.radii`) that low precision answers first.
     """
 
     provider: str
@@ -71,6 +80,7 @@ class Choice:
     reason: str
     times: tuple[TierTime, ...] = ()
     least_posts: int = 1
+    kinds: tuple[str, ...] = ()
 
 
 def describe_choice(choice: Choice, skipped: Sequence[Skipped]) -> Iterator[str]:
@@ -115,35 +125,38 @@ def time_tiers(
         for three in rows
     ]
     batch = (posts * BATCH_POSTS)[:BATCH_POSTS]
-    by_length = sorted(posts, key=lambda post: len(post.text))
-    alone = [by_length[0], by_length[-1]]
+    alone = sorted(posts, key=lambda post: len(post.text))[len(posts) // 2]
     pixels = next((g.pixels_chw for g in golden if pictures and g.pixels_chw is not None), None)
-    calls = [
-        [partial(each.tag, part) for part in (*([p] for p in alone), batch)] for each in contestants
+    calls: list[tuple[int, int, Callable[[], Any]]] = [
+        (row, place, partial(each.tag, part))
+        for place, part in enumerate(([alone], batch))
+        for row, each in enumerate(contestants)
     ]
-    for of_tier, each in zip(calls, contestants, strict=True):
-        if each.encode is not None and pixels is not None:
-            of_tier.append(partial(each.encode, pixels[None]))
-    shortest = np.full((len(contestants), len(alone) + 2), math.inf)
+    if pixels is not None:
+        calls += [
+            (row, 2, partial(each.encode, pixels[None]))
+            for row, each in enumerate(contestants)
+            if each.encode is not None
+        ]
+    shortest = np.full((len(contestants), 3), math.inf)
     end = time.perf_counter() + seconds * len(contestants)
     rounds = 0
     # The first round meets new shapes, and pictures that are not known yet.
     while rounds < 3 or time.perf_counter() < end:
         rounds += 1
-        for row, of_tier in enumerate(calls):
-            for place, call in enumerate(of_tier):
-                start = time.perf_counter()
-                call()
-                # The smallest: whatever else runs on the machine only adds.
-                elapsed_ms = 1e3 * (time.perf_counter() - start)
-                shortest[row, place] = min(shortest[row, place], elapsed_ms)
+        for row, place, call in calls:
+            start = time.perf_counter()
+            call()
+            # The smallest: whatever else runs on the machine only adds.
+            elapsed_ms = 1e3 * (time.perf_counter() - start)
+            shortest[row, place] = min(shortest[row, place], elapsed_ms)
     return [
         TierTime(
             provider=tier.provider,
             precision=tier.variant.precision,
-            alone_ms=round(float(np.mean(times[: len(alone)])), 3),
-            batch_ms=round(float(times[len(alone)]) / len(batch), 3),
-            picture_ms=round(float(times[-1]), 3) if math.isfinite(times[-1]) else 0.0,
+            alone_ms=round(float(times[0]), 3),
+            batch_ms=round(float(times[1]) / len(batch), 3),
+            picture_ms=round(float(times[2]), 3) if math.isfinite(times[2]) else 0.0,
         )
         for (tier, _, _), times in zip(contestants, shortest, strict=True)
     ]

@@ -1,6 +1,6 @@
 """Tiers: a provider with a variant. Which may serve, and the first of them that does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -117,16 +117,23 @@ def _reason_against(variant: Variant, options: EngineOptions) -> str:
     return ""
 
 
-def uncalibrated_kinds(variant: Variant) -> str:
-    """What a low tier's calibration did not hold, for the reason of the choice."""
+def kinds_in_float32(variant: Variant, kinds: Collection[str]) -> str:
+    """Which posts a low tier does not answer, for the reason of the choice.
+
+    Args:
+        variant: What the tier runs.
+        kinds: Of the posts it answers.
+    """
     radii = calibrated_radii(variant.parity)
-    lacking = {TEXT: "without a picture", PICTURE: "with a picture"}
-    kinds = [name for kind, name in lacking.items() if kind not in radii]
-    if not kinds:
-        return ""
-    return (
-        f"; posts {' and '.join(kinds)} are computed in float32, as the bundle was not calibrated "
-        "on enough of them"
+    names = {TEXT: "without a picture", PICTURE: "with a picture"}
+    reasons = {
+        "as the bundle was not calibrated on enough of them": [k for k in names if k not in radii],
+        "as too few of them are certified": [k for k in names if k in radii and k not in kinds],
+    }
+    return "".join(
+        f"; posts {' and '.join(names[kind] for kind in left)} are computed in float32, {reason}"
+        for reason, left in reasons.items()
+        if left
     )
 
 

@@ -17,7 +17,7 @@ from amlr.runtime import Engine, Post, Result, pipeline, tier_choice, tier_memor
 from amlr.runtime.certified import Certified, CertifiedStats
 from amlr.runtime.decode import Decoder
 from amlr.runtime.joined_calls import JoinedCalls
-from amlr.runtime.manifest import Manifest
+from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from amlr.runtime.radii import letter_blocks
@@ -26,6 +26,7 @@ from amlr.runtime.tier_timing import TierTime
 
 RADII = {"units": 1e-3, "tokens": 1e-3, "posts": 200, "steps": 60, "blocks": [0]}
 POSTS = sample_posts(40, images=4, seed=31)
+PHOTO = next(post.image for post in POSTS if post.image)
 
 
 class Low(OnnxRuntimeProvider):
@@ -138,6 +139,59 @@ def test_auto_stays_in_float32_where_that_is_as_fast(plan: Path, times: dict[str
         assert "not clearly faster here" in engine.skipped[-1].reason
     with Engine.load(plan, threads=1, precision="escalate") as engine:
         assert engine.precision == "bf16+fp32"
+
+
+def test_kinds_of_posts_that_certificates_slow_down_go_to_float32(
+    tiny_plan: Path, tmp_path: Path, times: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {
+        "text": {"posts": 300, "certified": 0.2},
+        "picture": {"posts": 100, "certified": 0.9},
+    }
+    plan = with_bf16(tiny_plan, tmp_path / "low.plan", certificates=records)
+    for _ in range(2):  # the second is remembered
+        with Engine.load(plan, threads=1, cache_dir=tmp_path, sentinel=0.0) as engine:
+            assert engine.choice.kinds == ("picture",)
+            assert "for the 10 % whose answers are not certified" in engine.choice.reason
+            assert (
+                "posts without a picture are computed in float32, as too few of them are certified"
+                in engine.choice.reason
+            )
+            text, pictured = engine.tag_batch([Post("Jordan"), Post("Jordan", PHOTO)])
+            assert (text.certified, pictured.certified) == (None, True)
+        monkeypatch.setattr(tier_memory, "_remembered", {})
+    records["picture"]["certified"] = 0.4
+    plan = with_bf16(tiny_plan, tmp_path / "lower.plan", certificates=records)
+    with Engine.load(plan, threads=1) as engine:
+        assert (engine.precision, engine.choice.kinds) == ("fp32", ())
+    # By name every kind that can be certified is.
+    with Engine.load(plan, threads=1, precision="bf16+fp32", sentinel=0.0) as engine:
+        assert engine.choice.kinds == ("text", "picture")
+        assert engine.tag("Jordan").certified
+
+
+def test_new_pictures_that_low_precision_slows_down_go_to_float32(
+    tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = with_bf16(tiny_plan, tmp_path / "low.plan")
+    # Each tier encodes its own pictures.
+    monkeypatch.setattr(Variant, "has_image_of", lambda *_: False)
+
+    def time_tiers(contestants: Any, *_: Any, **__: Any) -> list[TierTime]:
+        ms = {"fp32": 10.0, "bf16": 5.0}
+        pictures = {"fp32": 10.0, "bf16": 20.0}
+        return [
+            replace(same_times(tier, ms[tier.name]), picture_ms=pictures[tier.name])
+            for tier, _, _ in contestants
+        ]
+
+    monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
+    with Engine.load(plan, threads=1, sentinel=0.0) as engine:
+        assert engine.choice.kinds == ("text",)
+        text, pictured = engine.tag_batch([Post("Jordan"), Post("Jordan", PHOTO)])
+        assert (text.certified, pictured.certified) == (True, None)
+        # Statistics are of the cache that is used.
+        assert engine.image_cache.misses == 1
 
 
 def test_calls_of_few_posts_go_where_they_are_faster(

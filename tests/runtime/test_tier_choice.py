@@ -105,6 +105,23 @@ def test_noise_does_not_decide(tiny_plan: Path, monkeypatch: pytest.MonkeyPatch)
         assert engine.provider == "openvino"
 
 
+def test_one_post_a_batch_and_a_picture_count_alike() -> None:
+    def tier_time(*ms: float) -> TierTime:
+        alone_ms, batch_ms, picture_ms = ms
+        return TierTime(
+            provider="openvino",
+            precision="fp32",
+            alone_ms=alone_ms,
+            batch_ms=batch_ms,
+            picture_ms=picture_ms,
+        )
+
+    # Twice as long for a post alone, half as long in batches: a large picture hides neither.
+    assert tier_time(20, 2, 300).ratio_to(tier_time(10, 4, 300)) == pytest.approx(1.0)
+    assert tier_time(8, 1, 1).ratio_to(tier_time(1, 1, 1)) == pytest.approx(2.0)
+    assert tier_time(4, 1, 0).ratio_to(tier_time(1, 1, 0)) == pytest.approx(2.0)
+
+
 def test_a_choice_is_kept_in_cache_dir(
     tiny_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,8 +277,8 @@ def test_tiers_are_timed_in_turns(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     names = ["first", "second"]
     times = time_tiers(list(map(contestant, names)), bundle, 0.0, pictures=True)
-    # Two posts alone and a batch, three times over.
-    assert order == [name for _ in range(3) for name in names for _ in range(3)]
+    # A post alone by each, then a batch by each, three times over.
+    assert order == names * 2 * 3
     assert [item.provider for item in times] == names
     assert {item.picture_ms for item in times} == {0.0}
 
