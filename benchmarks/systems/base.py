@@ -114,19 +114,22 @@ class Peer(ABC):
         """Build the timed call for one batch of posts."""
 
     def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
-        """Raw logits of each post's units and steps, in the order of `inputs`.
+        """Raw logits of each post's units and steps, out of outputs over all units.
 
         Args:
-            raw: Logits of all units, scale-major, (B, U, 1+C), and emissions (B, T, Y); or one such
-                pair for each post.
+            raw: Pairs of scale-major logits of all units, (B, U, 1+C), and emissions (B, T, Y),
+                padded; together as many rows as there are posts.
             inputs: The posts.
         """
-        if isinstance(raw[0], np.ndarray):
-            return pick(raw[0], raw[1], inputs)
-        return [
-            pick(logits, emissions, [item])[0]
-            for (logits, emissions), item in zip(raw, inputs, strict=True)
-        ]
+        rows = [row for pair in raw for row in zip(*pair, strict=True)]
+        scores = []
+        for (logits_uc, emissions_ty), item in zip(rows, inputs, strict=True):
+            units = item.units
+            index = scale_major_index(units.start_step_u, units.scale_u, len(emissions_ty))
+            scores.append(
+                Scores(unit_logits_mc=logits_uc[index], emissions_ny=emissions_ty[: item.steps])
+            )
+        return scores
 
     def close(self) -> None:  # noqa: B027  most systems hold nothing
         """Free what is held."""
@@ -151,23 +154,6 @@ def build_inputs(posts: Sequence[Post], bundle: Bundle) -> list[ModelInput]:
         units = aligned_units(window.first_n, window.last_n, manifest.scales)
         inputs.append(ModelInput(window=window, units=units, pixels_chw=pixels))
     return inputs
-
-
-def pick(logits_buc: Floats, emissions_bty: Floats, inputs: Sequence[ModelInput]) -> list[Scores]:
-    """Scores of the wanted units and steps out of padded outputs over all units.
-
-    Args:
-        logits_buc: Scale-major logits of all units, (B, U, 1+C).
-        emissions_bty: (B, T, Y).
-        inputs: The posts (B).
-    """
-    scores = []
-    for logits_uc, emissions_ty, item in zip(logits_buc, emissions_bty, inputs, strict=True):
-        index = scale_major_index(item.units.start_step_u, item.units.scale_u, len(emissions_ty))
-        scores.append(
-            Scores(unit_logits_mc=logits_uc[index], emissions_ny=emissions_ty[: item.steps])
-        )
-    return scores
 
 
 def batch_of(inputs: Sequence[ModelInput], manifest: Manifest) -> Batch:

@@ -72,66 +72,35 @@ class ResearchModel(nn.Module):
         return self.model.classify(units, attended), self.model.token_head(hidden)
 
 
-class BlockModel(nn.Module):
-    """The cross-modal block and both heads alone, plainly: every unit of every start."""
+class PlainModel(nn.Module):
+    """The model as one would write it down: every unit of every start of a padded batch.
 
-    def __init__(self, model: AmlrModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, hidden: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Score all units of hidden states (B, T, D) with regions (B, P, D), or without."""
-        model = self.model
-        units = model.units(hidden)
-        if seen is None:
-            attended = model.cross.constant().expand_as(units)
-        else:
-            attended = model.cross.attend(units, seen)
-        return model.classify(units, attended), model.token_head(hidden)
-
-
-class WholeModel(nn.Module):
-    """Padded batch in, all units and emissions out; each post with its own picture, or none.
-
-    `picture` decides the last input: pixels for `cold`, the image encoder's regions for `hit`
-    (a service that caches them), nothing for `none`.
+    Each post has a picture of its own, or none has one. Tensors come in the order of `padded_feed`
+    for a kind of picture, which says what they are.
     """
 
     def __init__(self, model: AmlrModel, picture: Picture) -> None:
         super().__init__()
-        self.block, self.picture = BlockModel(model), picture
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        shape_ids: Tensor | None = None,
-        seen: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Score all units: `seen` is pixels (B, 3, H, W) or regions (B, P, D)."""
-        model = self.block.model
-        hidden = model.text(input_ids, attention_mask, shape_ids)
-        regions = model.image(seen) if seen is not None and self.picture == "cold" else seen
-        scores: tuple[Tensor, Tensor] = self.block(hidden, regions)
-        return scores
-
-
-def plain_model(model: AmlrModel, picture: Picture) -> nn.Module:
-    """The module that takes `padded_feed` of the same kind of picture."""
-    return BlockModel(model) if picture in BLOCKS else WholeModel(model, picture)
-
-
-class Positional(nn.Module):
-    """A model whose inputs are all positional, in the order of `names` (for exporters)."""
-
-    def __init__(self, whole: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.whole, self.names = whole, tuple(names)
+        self.model, self.picture = model, picture
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Score all units."""
-        outputs: tuple[Tensor, Tensor] = self.whole(**dict(zip(self.names, tensors, strict=True)))
-        return outputs
+        """Score all units: the last tensor is what is seen, those before it are words.
+
+        Seen are pixels (B, 3, H, W) of a `cold` picture, and regions (B, P, D) of a `hit` or in a
+        `block`, whose words are hidden states (B, T, D).
+        """
+        model, words = self.model, tensors
+        seen: Tensor | None = None
+        if self.picture in ("cold", "hit", "block"):
+            words, seen = tensors[:-1], tensors[-1]
+        hidden = words[0] if self.picture in BLOCKS else model.text(*words)
+        units = model.units(hidden)
+        if seen is None:
+            attended = model.cross.constant().expand_as(units)
+        else:
+            regions = model.image(seen) if self.picture == "cold" else seen
+            attended = model.cross.attend(units, regions)
+        return model.classify(units, attended), model.token_head(hidden)
 
 
 def plain_graphs(model: AmlrModel, manifest: Manifest) -> list[GraphSpec]:
@@ -167,7 +136,7 @@ def plain_graphs(model: AmlrModel, manifest: Manifest) -> list[GraphSpec]:
         *(
             GraphSpec(
                 name=picture,
-                module=Positional(plain_model(model, picture), list(feed)),
+                module=PlainModel(model, picture),
                 inputs=feed,
                 outputs=tuple(outputs),
                 axes={n: {0: "B"} if n == "seen" else {0: "B", 1: "T"} for n in feed} | outputs,
@@ -177,7 +146,16 @@ def plain_graphs(model: AmlrModel, manifest: Manifest) -> list[GraphSpec]:
     ]
 
 
-class ResearchPeer(Peer):
+class TorchPeer(Peer):
+    """Gives pairs of tensors."""
+
+    def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
+        """Pick the wanted units out of all of them."""
+        arrays = [[tensor.float().numpy() for tensor in pair] for pair in raw]
+        return super().scores(arrays, inputs)
+
+
+class ResearchPeer(TorchPeer):
     """Padded to the paper's length, the batch as the loader gives it."""
 
     def __init__(self, model: AmlrModel, manifest: Manifest) -> None:
@@ -194,7 +172,7 @@ class ResearchPeer(Peer):
             hidden, regions = padded_states(inputs, self._manifest, steps=RESEARCH_STEPS)
             states = torch.from_numpy(hidden)
             seen = torch.from_numpy(regions) if picture == "block" else self._empty(len(inputs))
-            return lambda: _infer(self._model.score, states, seen)
+            return lambda: [_infer(self._model.score, states, seen)]
         feed = padded_text(inputs, self._manifest, steps=RESEARCH_STEPS)
         tensors: dict[str, Tensor | None] = {"shape_ids": None, **_tensors(feed)}
         if picture == "none":
@@ -203,18 +181,14 @@ class ResearchPeer(Peer):
             pixels = [i.pixels_chw if i.regions is None else i.regions for i in inputs]
             stacked = np.stack([array for array in pixels if array is not None])
             tensors["seen"] = torch.from_numpy(stacked)
-        return lambda: _infer(self._model, **tensors)
+        return lambda: [_infer(self._model, **tensors)]
 
     def _empty(self, posts: int) -> Tensor:
         empty = self._model.model.cross.no_image.detach()
         return empty.expand(posts, self._manifest.regions, -1).contiguous()
 
-    def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
-        """Pick the wanted units out of all of them."""
-        return super().scores(_arrays(raw), inputs)
 
-
-class EagerPeer(Peer):
+class EagerPeer(TorchPeer):
     """The same modules on unpadded posts, one after another (`exact`), or on one padded batch.
 
     With `autocast`, matrix products run in bf16 as `torch.autocast` chooses.
@@ -234,21 +208,16 @@ class EagerPeer(Peer):
         """One feed a post, or one for all."""
         groups = [[item] for item in inputs] if self._exact else [list(inputs)]
         feeds = [self._feed(group, picture) for group in groups]
-        whole = plain_model(self._model, picture)
+        plain = PlainModel(self._model, picture)
 
         def call() -> Any:
             with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-                return [_infer(whole, **feed) for feed in feeds]
+                return [_infer(plain, *feed.values()) for feed in feeds]
 
         return call
 
     def _feed(self, inputs: Sequence[ModelInput], picture: Picture) -> dict[str, Tensor]:
         return _tensors(padded_feed(inputs, self._manifest, picture, self.encode))
-
-    def scores(self, raw: Any, inputs: Sequence[ModelInput]) -> list[Scores]:
-        """Pick the wanted units out of all of them."""
-        arrays = [_arrays(pair) for pair in raw]
-        return super().scores(arrays if self._exact else arrays[0], inputs)
 
 
 class CompiledPeer(EagerPeer):
@@ -277,13 +246,13 @@ class CompiledPeer(EagerPeer):
         # A batch of one is a specialisation of its own: a symbolic size is taken to be at least 2.
         key = (picture, single)
         if key not in self._compiled:
-            whole = plain_model(self._model, picture)
-            self._compiled[key] = torch.compile(whole, dynamic=True)
+            plain = PlainModel(self._model, picture)
+            self._compiled[key] = torch.compile(plain, dynamic=True)
         compiled = self._compiled[key]
 
         def call() -> Any:
             with torch.no_grad():
-                return [compiled(**feed)]
+                return [compiled(*feed.values())]
 
         return call
 
@@ -295,7 +264,3 @@ def _infer(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 def _tensors(feed: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in feed.items()}
-
-
-def _arrays(pair: Any) -> list[Floats]:
-    return [tensor.float().numpy() for tensor in pair]

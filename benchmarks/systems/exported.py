@@ -79,7 +79,7 @@ class OnnxPlainPeer(_ExportedPeer):
         """One padded feed."""
         feed = self._feed(inputs, picture)
         run = self._runner(picture, [feed])
-        return lambda: run(feed)
+        return lambda: [run(feed)]
 
 
 class OpenvinoPlainPeer(_ExportedPeer):
