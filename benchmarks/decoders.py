@@ -11,7 +11,7 @@ Shape letters: B batch, T steps, Y tags, U units, C classes, W words of all post
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.benchmarks.harness.stats import median
-from amlr.benchmarks.report.figures import markdown_table
+from amlr.benchmarks.report.figures import Table
 from amlr.cli_support import AmlrCommand, progress
 from amlr.errors import BackendUnavailableError
 from amlr.kernels import (
@@ -40,21 +40,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 _TURN_S = 0.004
 _MAX_SCALE = 6
 Calls = dict[str, Callable[[], object]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderRow:
-    """Median time of one call; `ratio` is the baseline's time over this one's."""
-
-    task: str
-    batch: int
-    steps: int
-    lengths: str
-    decoder: str
-    runs: int
-    median_us: float
-    baseline: str
-    ratio: float
+Row = dict[str, Any]
 
 
 def interleave(calls: Calls, clock: Callable[[], float], seconds: float) -> dict[str, list[float]]:
@@ -245,45 +231,41 @@ def segment_calls(posts: int, units: int) -> tuple[Calls, int]:
     }, int(lengths.max())
 
 
-def measure(clock: str, seconds: float) -> list[DecoderRow]:
-    """All rows."""
-    rows = []
-    plans: list[tuple[str, int, int, str, Calls, str]] = []
+def measure(clock: str, seconds: float) -> list[Row]:
+    """Median microseconds of each call; `ratio` is the baseline's time over this one's."""
+    plans: list[tuple[Row, Calls, str]] = []
     for kind in ("full", "ragged"):
         for batch, steps in SIZES:
-            calls = chain_calls(batch, steps, ragged=kind == "ragged")
-            plans.append(("linear chain", batch, steps, kind, calls, "pytorch-crf"))
+            row = {"task": "linear chain", "batch": batch, "steps": steps, "lengths": kind}
+            plans.append((row, chain_calls(batch, steps, ragged=kind == "ragged"), "pytorch-crf"))
     calls, words = segment_calls(256, 60)
-    plans.append(("256 posts of 60 units", 256, words, "words", calls, "linear chain"))
-    for task, batch, steps, kind, calls, baseline in progress(plans, "decoders"):
+    row = {"task": "256 posts of 60 units", "batch": 256, "steps": words, "lengths": "words"}
+    plans.append((row, calls, "linear chain"))
+    rows = []
+    for row, calls, baseline in progress(plans, "decoders"):
         times = interleave(calls, CLOCKS[clock], seconds)
-        medians: dict[str, float] = {name: median(values, 12) for name, values in times.items()}
+        medians = {name: median(values, 12) for name, values in times.items()}
         rows += [
-            DecoderRow(
-                task=task,
-                batch=batch,
-                steps=steps,
-                lengths=kind,
-                decoder=name,
-                runs=len(times[name]),
-                median_us=1e6 * value,
-                baseline=baseline,
-                ratio=medians[baseline] / value,
-            )
+            row
+            | {"decoder": name, "runs": len(times[name]), "median_us": 1e6 * value}
+            | {"baseline": baseline, "ratio": medians[baseline] / value}
             for name, value in medians.items()
         ]
     return rows
 
 
-def format_rows(rows: list[DecoderRow]) -> str:
+def format_rows(rows: list[Row]) -> str:
     """A Markdown table."""
     head = ("task", "B", "T", "lengths", "decoder", "runs", "median us", "times faster", "than")
-    lines = (
-        (row.task, str(row.batch), str(row.steps), row.lengths, row.decoder, str(row.runs),
-         f"{row.median_us:.1f}", f"{row.ratio:.2f}", row.baseline)
+    figures = ("task", "batch", "steps", "lengths", "decoder", "runs")
+    lines = [
+        [
+            *(str(row[name]) for name in figures),
+            *(f"{row['median_us']:.1f}", f"{row['ratio']:.2f}", row["baseline"]),
+        ]
         for row in rows
-    )  # fmt: skip
-    return markdown_table(head, lines, words=len(head))
+    ]
+    return Table(head=head, rows=lines, words=len(head)).markdown()
 
 
 @click.command("decoders", cls=AmlrCommand)
@@ -306,7 +288,7 @@ def main(clock: str, seconds: float, json_path: Path | None) -> None:
     rows = measure(clock, seconds)
     click.echo(format_rows(rows))
     if json_path is not None:
-        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        json_path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

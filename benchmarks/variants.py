@@ -20,7 +20,7 @@ import onnx
 
 from amlr.benchmarks.data import BenchData, load_data, relabelled
 from amlr.benchmarks.parity import Reference, TierAnswers, ask_alone, judge
-from amlr.benchmarks.report.figures import error_text, markdown_table
+from amlr.benchmarks.report.figures import Table, error_text
 from amlr.benchmarks.report.records import TierParity
 from amlr.cli_support import AmlrCommand, log_to_stderr
 from amlr.errors import AmlrError, BackendUnavailableError, InputError, ParityError
@@ -304,7 +304,7 @@ def table(rows: Sequence[TierRow]) -> str:
         )
         for row in rows
     ]
-    return markdown_table(head, lines, words=2)
+    return Table(head=head, rows=lines, words=2).markdown()
 
 
 if __name__ == "__main__":

@@ -97,11 +97,8 @@ def draw_speed(report: Path, out: Path) -> None:
     ]
     parts, y = [], 0
     for workload, title in WORKLOADS.items():
-        group = sorted(
-            (line for line in lines if line.row.workload == workload),
-            key=lambda line: line.ms_per_post,
-        )
-        slowest = group[-1].ms_per_post
+        group = [line for line in lines if line.row.workload == workload]
+        slowest = max(line.ms_per_post for line in group)
         bars = [
             Bar(
                 label=line.row.backend,

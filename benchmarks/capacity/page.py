@@ -1,85 +1,59 @@
 """The capacity plan as text and as one self-contained page."""
 
 from html import escape
-from typing import NamedTuple
 
 from amlr.benchmarks.capacity.check import Check
 from amlr.benchmarks.capacity.plan import CapacityReport
 from amlr.benchmarks.report.charts import Line, line_chart
 from amlr.benchmarks.report.figures import Table, number
-from amlr.benchmarks.report.page import card, grid, html_page, report_table, section
-
-
-class _Section(NamedTuple):
-    """A table of the text, and a section of the page.
-
-    Attributes:
-        title: Heading.
-        lead: A sentence below it.
-        table: The figures.
-    """
-
-    title: str
-    lead: str
-    table: Table
+from amlr.benchmarks.report.page import card, grid, html_page, table_section
 
 
 def render_text(report: CapacityReport) -> str:
     """The plan for a terminal or a pull request, in Markdown."""
     costs = report.costs
     parts = [f"{costs.provider} {costs.precision}; {_summary(report)}"]
-    parts += [each.table.markdown() for each in _sections(report)]
+    parts += [table.titled() for table in _tables(report) if table.rows]
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(report: CapacityReport) -> list[_Section]:
+def _tables(report: CapacityReport) -> list[Table]:
     plan, currency = report.plan, report.traffic.machine.currency
     per_million = f"{currency} per million posts"
-    sections = [
-        _Section(
-            "The day",
-            "Replicas that follow the rate, beside the peak's replicas all day.",
-            Table(
-                words=1,
-                head=("replicas", "machine hours a day", f"{currency} a day", per_million,
-                      "p99 ms", "refused"),
-                rows=[
-                    (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}",
-                     f"{day.price_per_million:.2f}", f"{1000 * day.p99_s:.0f}",
-                     f"{day.refused:.2%}")
-                    for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
-                ],
-            ),
+    return [
+        Table(
+            title="The day",
+            lead="Replicas that follow the rate, beside the peak's replicas all day.",
+            words=1,
+            head=("replicas", "machine hours a day", f"{currency} a day", per_million,
+                  "p99 ms", "refused"),
+            rows=[
+                (name, f"{day.machine_hours:.1f}", f"{day.price:.2f}",
+                 f"{day.price_per_million:.2f}", f"{1000 * day.p99_s:.0f}", f"{day.refused:.2%}")
+                for name, day in (("scaled", plan.scaled), ("fixed", plan.fixed))
+            ],
         ),
-        _Section(
-            "Picture caches",
-            "What other sizes would give.",
-            Table(
-                words=1,
-                head=("picture cache", "hits", "posts/s of a replica", per_million),
-                rows=[
-                    (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
-                     f"{row.price_per_million:.2f}")
-                    for row in plan.caches
-                ],
-            ),
+        Table(
+            title="Picture caches",
+            lead="What other sizes would give.",
+            words=1,
+            head=("picture cache", "hits", "posts/s of a replica", per_million),
+            rows=[
+                (f"{row.cache_mb} MB", f"{row.hits:.0%}", f"{row.capacity_per_s:.1f}",
+                 f"{row.price_per_million:.2f}")
+                for row in plan.caches
+            ],
+        ),
+        Table(
+            title="Checked against real servers",
+            lead="The same requests at the same times, simulated and sent; the error is predicted "
+            "over measured.",
+            words=1,
+            head=("replicas", "load", "posts/s measured", "predicted", "error",
+                  "p95 ms measured", "predicted", "error"),
+            rows=[_check_cells(check) for check in report.checks],
         ),
     ]  # fmt: skip
-    if report.checks:
-        sections.append(
-            _Section(
-                "Checked against real servers",
-                "The same requests at the same times, simulated and sent; the error is predicted "
-                "over measured.",
-                Table(
-                    words=1,
-                    head=("replicas", "load", "posts/s measured", "predicted", "error",
-                          "p95 ms measured", "predicted", "error"),
-                    rows=[_check_cells(check) for check in report.checks],
-                ),
-            )
-        )  # fmt: skip
-    return sections
 
 
 def _summary(report: CapacityReport) -> str:
@@ -140,6 +114,6 @@ def render_page(report: CapacityReport) -> str:
         f"{escape(costs.provider)} {escape(costs.precision)}, all cores busy.</p>",
         f'<div class="verdict pass">{escape(_summary(report)).capitalize()}.</div>',
         grid([card(title, chart) for title, chart in charts.items()]),
-        *(section(each.title, each.lead, report_table(each.table)) for each in _sections(report)),
+        *map(table_section, _tables(report)),
     ]
     return html_page("Capacity plan", body)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amlr.benchmarks.gpu.run import Row, read_rows
-from amlr.benchmarks.report.figures import markdown_table
+from amlr.benchmarks.report.figures import Table
 
 # The step and the card stand above the tables.
 _HIDDEN = ("step", "kind", "card", "device", "failed")
@@ -74,8 +74,8 @@ def _by_first_column(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _table(names: Sequence[str], rows: Sequence[Row]) -> str:
-    cells = ([_cell(row.get(name)) for name in names] for row in rows)
-    return markdown_table(names, cells, words=len(names))
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    return Table(head=names, rows=cells, words=len(names)).markdown()
 
 
 def speed(rows: Sequence[Row]) -> Speed:
@@ -98,8 +98,8 @@ def speed_tables(rows: Sequence[Row]) -> Iterator[str]:
             [system, *(_milliseconds(by_batch.get(batch)) for batch in batches)]
             for system, by_batch in systems.items()
         ]
-        table = markdown_table(head, cells, words=len(head))
-        yield from ("", f"## {what}: device / host ms", "", table)
+        table = Table(head=head, rows=cells, words=len(head))
+        yield from ("", f"## {what}: device / host ms", "", table.markdown())
 
 
 def _milliseconds(row: Row | None) -> str:

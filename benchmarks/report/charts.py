@@ -45,7 +45,8 @@ class Line:
 
 
 def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
-    """Horizontal bars, in the order given."""
+    """Horizontal bars, the shortest first."""
+    bars = sorted(bars, key=lambda bar: bar.value)
     longest = max((max(bar.value, bar.high or 0.0) for bar in bars), default=1.0) or 1.0
     scale = (_WIDTH - _LABEL - _VALUE) / longest
     parts = [_open(_WIDTH, len(bars) * (_BAR + _GAP) + _GAP, title)]

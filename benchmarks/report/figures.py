@@ -1,6 +1,6 @@
 """How figures and tables of figures are written. Imports nothing: every command prints some."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,29 +24,22 @@ def error_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
-def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], *, words: int = 3) -> str:
-    """A Markdown table.
-
-    Args:
-        head: Column names.
-        lines: Cells.
-        words: Columns of text; those behind them align right.
-    """
-    rule = "".join("---|" if i < words else "--:|" for i in range(len(head)))
-    first, *rest = ("| " + " | ".join(row) + " |" for row in (head, *lines))
-    return "\n".join([first, f"|{rule}", *rest])
+class Html(str):
+    """A cell that is HTML already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of a report, which Markdown and the page show alike.
+    """A table of figures, which Markdown and pages show alike.
 
     Attributes:
-        head: Column names.
+        head: Column names; all empty for none.
         rows: Cells.
         words: Columns of text; those behind them are figures.
         notes: Columns of text at the end.
         mine: Which rows are the engine's, where the page is to stress them.
+        title: Its heading on a page.
+        lead: A sentence on the whole of it.
     """
 
     head: Sequence[str]
@@ -54,7 +47,16 @@ class Table:
     words: int = 3
     notes: int = 0
     mine: Sequence[bool] | None = None
+    title: str = ""
+    lead: str = ""
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        return markdown_table(self.head, self.rows, words=self.words)
+        rule = "".join("---|" if i < self.words else "--:|" for i in range(len(self.head)))
+        first, *rest = ("| " + " | ".join(row) + " |" for row in (self.head, *self.rows))
+        return "\n".join([first, f"|{rule}", *rest])
+
+    def titled(self) -> str:
+        """The table below its title and lead, in Markdown; nothing without rows."""
+        parts = filter(None, [f"**{self.title}**", self.lead, self.markdown()])
+        return "\n\n".join(parts) if self.rows else ""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from html import escape
 
 from amlr.benchmarks.report.charts import Bar, bar_chart, reliability_chart
-from amlr.benchmarks.report.figures import number, ratio_text
+from amlr.benchmarks.report.figures import Html, Table, number, ratio_text
 from amlr.benchmarks.report.page import (
     card,
     grid,
@@ -13,11 +13,11 @@ from amlr.benchmarks.report.page import (
     html_table,
     section,
     table_card,
+    table_section,
     tiles,
 )
 from amlr.benchmarks.report.records import (
     ChangeRecord,
-    HostRow,
     ParityRecord,
     Report,
     Span,
@@ -25,10 +25,8 @@ from amlr.benchmarks.report.records import (
     is_engine,
 )
 from amlr.benchmarks.report.tables import (
-    HOST_LEAD,
     Line,
     auto_lines,
-    engine_lines,
     host_table,
     join_rows,
     parity_table,
@@ -68,7 +66,7 @@ def render_html(report: Report) -> str:
         *(f'<p class="soft">Note: {escape(note)}</p>' for note in report.notes),
         _tiers_section(report),
         _speed_section(lines, settings.clock),
-        _host_section(report.host),
+        table_section(host_table(report.host)),
         _resources_section(report),
         _calibration_section(report),
         _parity_section(report.parity),
@@ -91,10 +89,10 @@ def _headline(lines: Sequence[Line], parity: ParityRecord) -> str:
     shown = [x for x in lines if not names or (x.row.backend, x.row.precision) in names]
     figures = []
     for workload in _TILES:
-        candidates = engine_lines(shown, workload)
-        if not candidates:
+        timed = [x for x in shown if x.is_engine and x.row.workload == workload and x.ms_per_post]
+        if not timed:
             continue
-        best = min(candidates, key=lambda line: line.ms_per_post)
+        best = min(timed, key=lambda line: line.ms_per_post)
         ratio = best.ratios.get("research")
         versus = f"{ratio_text(ratio)} as fast as the published code" if ratio else ""
         text = (
@@ -107,9 +105,7 @@ def _headline(lines: Sequence[Line], parity: ParityRecord) -> str:
 
 def _tiers_section(report: Report) -> str:
     """Ratios of each tier, changed entities, F1, memory, and what `auto` took."""
-    speed = speed_table(report.rows)
-    content = table_card("Speed: tensors to logits, then from text and file to entities", speed)
-    content += table_card("Precision: what it changes, what it takes", precision_table(report))
+    content = table_card(speed_table(report.rows)) + table_card(precision_table(report))
     auto = auto_lines(report)
     if auto:
         rows = "".join(f"<p>{escape(line)}</p>" for line in auto)
@@ -130,7 +126,7 @@ def _speed_section(lines: Sequence[Line], clock: str) -> str:
         for batch in sorted({line.row.batch for line in chosen}, reverse=True):
             bars = [_speed_bar(line) for line in chosen if line.row.batch == batch]
             posts = "1 post" if batch == 1 else f"{batch} posts"
-            chart = bar_chart(_sorted(bars), "ms", "milliseconds per post")
+            chart = bar_chart(bars, "ms", "milliseconds per post")
             cards.append(card(f"{title}, {posts} a call", chart))
     name = "wall-clock" if clock == "wall" else "processor"
     lead = (
@@ -154,15 +150,6 @@ def _speed_bar(line: Line) -> Bar:
     )
 
 
-def _sorted(bars: Sequence[Bar]) -> list[Bar]:
-    return sorted(bars, key=lambda bar: bar.value)
-
-
-def _host_section(rows: Sequence[HostRow]) -> str:
-    table = table_card("Microseconds a post", host_table(rows)) if rows else ""
-    return section("What the host costs", HOST_LEAD, table)
-
-
 def _resources_section(report: Report) -> str:
     """Memory, start-up, first post, disk."""
     cards = []
@@ -181,7 +168,7 @@ def _resources_section(report: Report) -> str:
             if peer.status == "measured" and getattr(peer, field) is not None
         ]
         if bars:
-            cards.append(card(title, bar_chart(_sorted(bars), unit, title)))
+            cards.append(card(title, bar_chart(bars, unit, title)))
     resources = report.resources
     sizes = ", ".join(f"{name} {number(size)} MB" for name, size in resources.variants_mb.items())
     lead = f"The bundle takes {number(resources.bundle_mb)} MB on disk; graphs: {sizes}."
@@ -199,8 +186,8 @@ def _calibration_section(report: Report) -> str:
 
 def _parity_section(parity: ParityRecord) -> str:
     """Tiers, and every changed entity with its post."""
-    content = table_card("Tiers", parity_table(parity))
-    content += "".join(_changes(tier) for tier in parity.all_tiers if tier.changes)
+    content = table_card(parity_table(parity))
+    content += "".join(_changes(tier) for tier in parity.all_tiers)
     lead = (
         "Both sides read the same texts and pictures and decode the same way; only the model's "
         "numbers come from different places. A post is undecidable when the eager model's own best "
@@ -210,37 +197,35 @@ def _parity_section(parity: ParityRecord) -> str:
 
 
 def _changes(tier: TierParity) -> str:
-    heads = ("post", "text", "only eager", "only engine", "margin", "first diverging output")
-    rows = "".join(_change_row(change) for change in tier.changes[:_MAX_CHANGES])
-    more = len(tier.changes) - _MAX_CHANGES
-    note = f'<p class="soft">{more} more in bench.json.</p>' if more > 0 else ""
-    return card(
-        f"Changed entities: {tier.backend} {tier.precision}",
-        '<div class="wide"><table><thead><tr>'
-        + "".join(f"<th>{head}</th>" for head in heads)
-        + f"</tr></thead><tbody>{rows}</tbody></table></div>{note}",
+    shown = tier.changes[:_MAX_CHANGES]
+    more = len(tier.changes) - len(shown)
+    table = Table(
+        title=f"Changed entities: {tier.backend} {tier.precision}",
+        head=("post", "text", "only eager", "only engine", "margin", "first diverging output"),
+        rows=[_change_cells(change) for change in shown],
+        words=4,
+        notes=1,
     )
+    return table_card(table) + (f'<p class="soft">{more} more in bench.json.</p>' if more else "")
 
 
-def _change_row(change: ChangeRecord) -> str:
+def _change_cells(change: ChangeRecord) -> list[str]:
     margin = "–" if change.margin is None else f"{change.margin:.3g}"
-    apart = " (undecidable)" if change.undecidable else ""
-    sides = "".join(
-        f"<td>{escape(_spans(change.text, spans))}</td>" for spans in (change.missing, change.added)
-    )
-    return (
-        f"<tr><td>{escape(change.id)}</td>"
-        f"<td>{_marked(change.text, [*change.missing, *change.added])}</td>"
-        f'{sides}<td class="num">{margin}{apart}</td>'
-        f"<td>{escape(change.first_diverging)}</td></tr>"
-    )
+    return [
+        change.id,
+        _marked(change.text, [*change.missing, *change.added]),
+        _spans(change.text, change.missing),
+        _spans(change.text, change.added),
+        margin + (" (undecidable)" if change.undecidable else ""),
+        change.first_diverging,
+    ]
 
 
 def _spans(text: str, spans: Sequence[Span]) -> str:
     return ", ".join(f"{text[start:end]} ({label})" for start, end, label in spans) or "–"
 
 
-def _marked(text: str, spans: Sequence[Span]) -> str:
+def _marked(text: str, spans: Sequence[Span]) -> Html:
     """The text with all named spans marked; overlapping ones become one mark."""
     parts, end = [], 0
     for start, stop, _ in sorted(spans):
@@ -249,18 +234,18 @@ def _marked(text: str, spans: Sequence[Span]) -> str:
         begin = max(start, end)
         parts += [escape(text[end:begin]), f"<mark>{escape(text[begin:stop])}</mark>"]
         end = stop
-    return "".join([*parts, escape(text[end:])])
+    return Html("".join([*parts, escape(text[end:])]))
 
 
 def _systems_section(report: Report) -> str:
     lead = "Largest error: of any raw logit against eager PyTorch on the timed posts."
     notes = (f'<p class="soft">{escape(note)}</p>' for note in report.engine.passed_over)
-    content = table_card("Who took part", systems_table(report.peers)) + "".join(notes)
+    content = table_card(systems_table(report.peers)) + "".join(notes)
     return section("Systems", lead, content)
 
 
 def _all_rows(report: Report) -> str:
-    table = table_card("Milliseconds a call", rows_table(report.rows))
+    table = table_card(rows_table(report.rows))
     return f"<details open><summary>Every number</summary>{table}</details>" if table else ""
 
 
@@ -281,4 +266,5 @@ def _method(report: Report) -> str:
         "decoding, with the engine's own code around every system. Building the engine's batches "
         "is on its clock. Each system's numbers were checked against eager PyTorch before timing."
     )
-    return section("How and where this was measured", lead, html_table(["", ""], facts))
+    table = html_table(Table(head=("", ""), rows=facts))
+    return section("How and where this was measured", lead, table)

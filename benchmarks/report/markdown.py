@@ -3,7 +3,6 @@
 from amlr.benchmarks.report.figures import Table, number, ratio_text
 from amlr.benchmarks.report.records import Report
 from amlr.benchmarks.report.tables import (
-    HOST_LEAD,
     Line,
     auto_lines,
     host_table,
@@ -21,36 +20,25 @@ NOISE = 0.05
 def render_markdown(report: Report) -> str:
     """The whole summary."""
     settings = report.settings
+    tables = (speed_table(report.rows), precision_table(report), host_table(report.host))
     parts = [
         f"**Parity {verdict_line(report.parity)}**",
-        "",
         f"{report.machine.cpu}, {settings.threads} thread(s) each, {settings.clock} clock, "
         f"{settings.data}, {settings.pictures} of {settings.posts} posts with a picture.",
+        *(table.titled() for table in tables),
+        "  \n".join(auto_lines(report)),
     ]
-    speed = speed_table(report.rows)
-    if speed.rows:
-        lead = (
-            "Tensors to logits, one call of the largest batch; then the same from text and picture "
-            "file to entities:"
-        )
-        parts += ["", lead, "", speed.markdown()]
-    parts += ["", precision_table(report).markdown()]
-    auto = auto_lines(report)
-    parts += ["", *(f"{line}  " for line in auto)] if auto else []
     if report.rows:
         every = rows_table(report.rows).markdown()
-        parts += ["", "<details><summary>Every system</summary>", "", every, "", "</details>"]
-    if report.host:
-        table = host_table(report.host).markdown()
-        parts += ["", f"The host alone. {HOST_LEAD}", "", table]
+        parts.append(f"<details><summary>Every system</summary>\n\n{every}\n\n</details>")
     skipped = [peer for peer in report.peers if peer.status != "measured"]
     if skipped:
-        parts += ["", "Not measured:"]
-        parts += [f"- {p.backend} {p.precision} ({p.status}): {p.reason}" for p in skipped]
+        lines = (f"- {p.backend} {p.precision} ({p.status}): {p.reason}" for p in skipped)
+        parts.append("\n".join(["Not measured:", *lines]))
     if report.calibration:
-        parts += ["", report.calibration.summary]
-    parts += [f"\n> {note}" for note in report.notes]
-    return "\n".join(parts) + "\n"
+        parts.append(report.calibration.summary)
+    parts += [f"> {note}" for note in report.notes]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def compare_reports(before: Report, after: Report) -> str:

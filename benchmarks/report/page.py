@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from amlr.benchmarks.report.figures import Table
+from amlr.benchmarks.report.figures import Html, Table
 
+RIGHT, MINE = ' class="num"', ' class="mine"'
 # One column, light and dark, printable, no font to fetch.
 STYLE = """
 :root { color-scheme: light dark; --bg: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #5d6672;
@@ -85,41 +86,33 @@ def card(title: str, content: str) -> str:
     return f'<div class="card"><h3>{escape(title)}</h3>{content}</div>'
 
 
-def html_table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numeric: Iterable[int] = (),
-    mine: Sequence[bool] | None = None,
-) -> str:
-    """A table of plain texts: `numeric` columns align right, rows of `mine` are stressed."""
-    right = set(numeric)
+def html_table(table: Table) -> str:
+    """A table; figures align right, and rows of `mine` are stressed."""
+    numeric = range(table.words, len(table.head) - table.notes)
 
     def cells(values: Sequence[str], tag: str) -> str:
         return "".join(
-            f'<{tag} class="num">{escape(value)}</{tag}>' if i in right
-            else f"<{tag}>{escape(value)}</{tag}>"
+            f"<{tag}{RIGHT if i in numeric else ''}>"
+            f"{value if isinstance(value, Html) else escape(value)}</{tag}>"
             for i, value in enumerate(values)
-        )  # fmt: skip
+        )
 
-    stressed = ' class="mine"'
     lines = [
-        f"<tr{stressed if mine and mine[i] else ''}>{cells(row, 'td')}</tr>"
-        for i, row in enumerate(rows)
+        f"<tr{MINE if table.mine and table.mine[i] else ''}>{cells(row, 'td')}</tr>"
+        for i, row in enumerate(table.rows)
     ]
-    top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if any(head) else ""
+    top = f"<thead><tr>{cells(table.head, 'th')}</tr></thead>" if any(table.head) else ""
     return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def report_table(table: Table) -> str:
-    """A table of a report."""
-    numeric = range(table.words, len(table.head) - table.notes)
-    return html_table(table.head, table.rows, numeric=numeric, mine=table.mine)
+def table_card(table: Table) -> str:
+    """A table in a box; nothing without rows."""
+    return card(table.title, html_table(table)) if table.rows else ""
 
 
-def table_card(title: str, table: Table) -> str:
-    """A table of the report in a box; nothing without rows."""
-    return card(title, report_table(table)) if table.rows else ""
+def table_section(table: Table) -> str:
+    """A table as a section of its own; nothing without rows."""
+    return section(table.title, table.lead, html_table(table) if table.rows else "")
 
 
 def grid(cards: Sequence[str]) -> str:

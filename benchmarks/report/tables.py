@@ -19,11 +19,6 @@ from amlr.benchmarks.report.records import (
 _BASELINES = ("research", "research-mkl", "openvino")
 _ORDER = ("cold", "hit", "text-only", "block", "block-text-only")
 _PRECISIONS = ("fp32", "bf16", "int8", "mixed")
-HOST_LEAD = (
-    "Processor time of a call, in microseconds a post, whose engine answers at once. Text caches: "
-    "cold knew nothing, warm knew other posts, repeated these posts. Certificates come on top "
-    "where they are asked for."
-)
 
 
 def verdict_line(parity: TierParity) -> str:
@@ -119,7 +114,8 @@ def speed_table(rows: Iterable[Row]) -> Table:
         )
     head = ("workload", "tier", "precision", "ms a post", "x research", "x MKL",
             "x OpenVINO (in)", "end to end: ms", "x research", "x OpenVINO (in)")  # fmt: skip
-    return Table(head=head, rows=cells)
+    title = "Speed: tensors to logits, then from text and file to entities"
+    return Table(title=title, head=head, rows=cells)
 
 
 def rows_table(rows: Iterable[Row]) -> Table:
@@ -137,7 +133,8 @@ def rows_table(rows: Iterable[Row]) -> Table:
         cells.append([row.workload, row.backend, row.precision, str(row.batch), *figures, ratios])
     head = ("workload", "system", "precision", "batch", "p50 ms", "p95 ms", "p99 ms", "posts/s",
             "times faster than")  # fmt: skip
-    return Table(head=head, rows=cells, notes=1, mine=[line.is_engine for line in lines])
+    mine = [line.is_engine for line in lines]
+    return Table(title="Milliseconds a call", head=head, rows=cells, notes=1, mine=mine)
 
 
 def _precision_rank(precision: str) -> int:
@@ -177,7 +174,8 @@ def precision_table(report: Report) -> Table:
         lines.append(["eager PyTorch", "fp32", *["–"] * 6, *_costs(eager)])
     head = ("tier", "precision", "changed entities", "not calibrated on", "at most", "F1 eager",
             "F1", "answered by", "memory MiB", "load s")  # fmt: skip
-    return Table(head=head, rows=lines, words=4)
+    title = "Precision: what it changes, what it takes"
+    return Table(title=title, head=head, rows=lines, words=4)
 
 
 def parity_table(parity: ParityRecord) -> Table:
@@ -191,7 +189,7 @@ def parity_table(parity: ParityRecord) -> Table:
          *(error_text(tier.max_abs_error[name]) for name in outputs)]
         for tier in parity.all_tiers
     ]  # fmt: skip
-    return Table(head=head, rows=rows)
+    return Table(title="Tiers", head=head, rows=rows)
 
 
 def systems_table(peers: Sequence[PeerRecord]) -> Table:
@@ -202,7 +200,7 @@ def systems_table(peers: Sequence[PeerRecord]) -> Table:
         for peer in peers
     ]  # fmt: skip
     head = ("system", "precision", "what it is", "status", "largest error")
-    return Table(head=head, rows=rows, words=4)
+    return Table(title="Who took part", head=head, rows=rows, words=4)
 
 
 def _held_cells(held: HeldRecord | None) -> list[str]:
@@ -246,15 +244,6 @@ def auto_lines(report: Report) -> list[str]:
     ]
 
 
-def engine_lines(lines: Iterable[Line], workload: str) -> list[Line]:
-    """The engine's lines of one workload that have a time."""
-    return [
-        line
-        for line in lines
-        if line.row.workload == workload and is_engine(line.row.backend) and line.row.p50_ms
-    ]
-
-
 def host_table(rows: Sequence[HostRow]) -> Table:
     """The host's own cost by stages."""
     stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_us))
@@ -271,4 +260,9 @@ def host_table(rows: Sequence[HostRow]) -> Table:
         ]
         for row in rows
     ]
-    return Table(head=head, rows=cells, words=2)
+    lead = (
+        "Processor time of a call, in microseconds a post, whose engine answers at once. Text "
+        "caches: cold knew nothing, warm knew other posts, repeated these posts. Certificates come "
+        "on top where they are asked for."
+    )
+    return Table(title="What the host costs", lead=lead, head=head, rows=cells, words=2)
