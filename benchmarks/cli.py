@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,23 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _chosen(
+    text: str | None, what: str, choices: Collection[str], default: Iterable[str]
+) -> tuple[str, ...]:
+    """Names that an option lists.
+
+    Raises:
+        InputError: One of them is none of the choices.
+    """
+    if text is None:
+        return tuple(default)
+    names = _split(text)
+    for name in names:
+        if name not in choices:
+            raise InputError(f"unknown {what} {name!r}; expected some of {', '.join(choices)}")
+    return names
 
 
 @click.command("bench", cls=AmlrCommand, epilog=EXAMPLES)
@@ -157,15 +174,16 @@ def _run(given: dict[str, Any]) -> "Report":
     from amlr.benchmarks.data import load_data
     from amlr.benchmarks.harness.session import RunOptions
     from amlr.benchmarks.harness.timing import Deadline
-    from amlr.benchmarks.harness.workloads import CHOICES, HOST, QUICK, check_groups
+    from amlr.benchmarks.harness.workloads import CHOICES, HOST, QUICK
     from amlr.benchmarks.run import run_benchmark
+    from amlr.benchmarks.systems.registry import PEERS
     from amlr.runtime.bundle import Bundle
 
     quick = given["quick"]
-    groups = _split(given["workloads"]) if given["workloads"] else QUICK if quick else CHOICES
-    check_groups(groups)
+    groups = _chosen(given["workloads"] or None, "workload", CHOICES, QUICK if quick else CHOICES)
     groups = () if given["parity_only"] else groups
-    peers = _peers(given["peers"], quick=quick)
+    default = [name for name, entry in PEERS.items() if entry.quick or not quick]
+    peers = () if given["peers"] == "none" else _chosen(given["peers"], "peer", PEERS, default)
     bundle = Bundle.open(given["engine"])
     options = RunOptions(
         engine=given["engine"],
@@ -205,18 +223,6 @@ def _check_tiers(bundle: "Bundle", providers: Sequence[str], precisions: Sequenc
         except AmlrError as error:
             problems.append(str(error))
     raise InputError("; ".join(problems))
-
-
-def _peers(text: str | None, *, quick: bool) -> tuple[str, ...]:
-    from amlr.benchmarks.systems.registry import PEERS
-
-    if text is None:
-        return tuple(name for name, entry in PEERS.items() if entry.quick or not quick)
-    names = () if text == "none" else _split(text)
-    unknown = [name for name in names if name not in PEERS]
-    if unknown:
-        raise InputError(f"unknown peer {unknown[0]!r}; expected some of {', '.join(PEERS)}")
-    return names
 
 
 def _write(report: "Report", given: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Posts to compare and measure on: CoNLL files, JSON lines, or generated ones."""
 
 import io
-import json
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from amlr.errors import InputError
+from amlr.export.posts import read_lines
 from amlr.export.samples import sample_posts
 from amlr.runtime.results import Post
-from amlr.runtime.text_files import read_text
 from amlr.training.conll import ImageFolder, match_labels, read_conll
 from amlr.training.sample import write_sample
 from amlr.training.sample_pictures import KINDS, draw_picture
@@ -109,23 +109,13 @@ def read_jsonl(path: Path, images: Path, limit: int | None) -> BenchData:
     """
     posts: list[BenchPost] = []
     missing = 0
-    lines = read_text(path, "a file of JSON lines").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if limit is not None and len(posts) >= limit:
-            break
-        try:
-            values = json.loads(line)
-            text, name = str(values["text"]), values.get("image")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(
-                f'{path}:{number}: expected a JSON object {{"id", "text", "image"}}: {error}'
-            ) from error
-        picture = None if name is None else images / str(name)
-        if picture is not None and not picture.is_file():
-            picture, missing = None, missing + 1
-        posts.append(BenchPost(id=str(values.get("id", number)), post=Post(text, picture)))
+    for line in itertools.islice(read_lines(path, images), limit):
+        post = line.post
+        if post is None:
+            raise InputError(f"{path}: {line.error['message'] if line.error else 'no post'}")
+        if isinstance(post.image, Path) and not post.image.is_file():
+            post, missing = replace(post, image=None), missing + 1
+        posts.append(BenchPost(id=str(line.id), post=post))
     if not posts:
         raise InputError(f"{path} holds no posts; expected one JSON object a line")
     return BenchData(source=path.name, posts=tuple(posts), missing_pictures=missing)
@@ -167,21 +157,3 @@ def photo(number: int) -> bytes:
     file = io.BytesIO()
     drawn.resize(_PHOTO_SIZE).save(file, format="JPEG", quality=90)
     return file.getvalue()
-
-
-def with_pictures(posts: list[BenchPost]) -> tuple[list[BenchPost], int]:
-    """Give every post its own picture, as timing a cold picture needs.
-
-    Returns:
-        The posts, and how many got a generated picture because they had none.
-    """
-    generated = 0
-    filled = []
-    for number, item in enumerate(posts):
-        if item.post.image is None:
-            picture = photo(number)
-            filled.append(replace(item, post=Post(item.post.text, picture, item.post.words)))
-            generated += 1
-        else:
-            filled.append(item)
-    return filled, generated

@@ -47,22 +47,17 @@ def run_benchmark(options: RunOptions, bundle: Bundle, data: BenchData) -> Repor
         InputError: No tier that was asked for can run here.
     """
     posts = relabelled(data.posts, bundle.manifest.labels)
-    with ExitStack() as stack:
-        report = _measured(options, bundle, data, posts, stack)
-        if options.host:
-            _measure_host(report, options, posts)
+    report = _measured(options, bundle, data, posts)
+    if options.host:
+        _measure_host(report, options, posts)
     return report
 
 
 def _measured(
-    options: RunOptions,
-    bundle: Bundle,
-    data: BenchData,
-    posts: Sequence[BenchPost],
-    stack: ExitStack,
+    options: RunOptions, bundle: Bundle, data: BenchData, posts: Sequence[BenchPost]
 ) -> Report:
     machine = describe_machine()
-    with Session(options) as session:
+    with Session(options) as session, ExitStack() as stack:
         # Peers load in their own processes while this one imports the same libraries.
         import torch
 
@@ -82,8 +77,8 @@ def _measured(
             report.rows = _measure(session, options, pool, bundle, provider, report.notes)
             report.peers = session.records
             report.notes += _notes(report, pool)
-    if options.calibration:
-        report.calibration = calibrate(tiers.tiers[0].engine, posts)
+        if options.calibration:
+            report.calibration = calibrate(tiers.tiers[0].engine, posts)
     return report
 
 
@@ -194,17 +189,17 @@ def _measure(
             known[key] = eager.scores(eager.prepare(inputs, chosen)(), inputs)
         return known[key]
 
-    session.first_post(pool.inputs[:1], pool.posts[:1])
+    session.first_post(pool)
     rows: list[Row] = []
-    workloads = plan(pool, options.groups, quick=options.quick)
-    for number, workload in enumerate(workloads):
+    jobs = plan(pool, options.groups, quick=options.quick)
+    for number, job in enumerate(jobs):
         # The first one is measured in any case: without it there is nothing to show.
         if number and options.deadline.is_over:
-            late = ", ".join(dict.fromkeys(w.name for w in workloads[number:]))
+            late = ", ".join(dict.fromkeys(later.name for later in jobs[number:]))
             notes.append(f"time was up before: {late}")
             break
-        weights = sum(later.weight for later in workloads[number:])
-        rows += session.run(workload, reference, weights)
+        share = job.weight / sum(later.weight for later in jobs[number:])
+        rows += session.run(job, reference, share)
     session.note_memory()
     return rows
 

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from amlr.benchmarks.capacity.traffic import Traffic
 from amlr.benchmarks.harness.stats import percentile
 from amlr.benchmarks.load.client import Connection, Reply, open_loop, request_bytes
 from amlr.benchmarks.load.server import running
+from amlr.benchmarks.process import affinity
 from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.runtime import Post
@@ -130,11 +131,11 @@ def check_replicas(
     with contextlib.ExitStack() as stack:
         ports = []
         for first in range(0, needed, replica.workers):
-            with _affinity(cores[first : first + replica.workers]):
+            with affinity(cores[first : first + replica.workers]):
                 ports.append(stack.enter_context(running("amlr.serving", options)).port)
         # The client takes the cores that are left; where none is, its time is the servers' loss.
         rest = cores[needed:]
-        with _affinity(rest or cores):
+        with affinity(rest or cores):
             for level in LEVELS:
                 _log.info(f"{replicas} replica(s) at {level:.0%} of {capacity:.0f} posts/s")
                 generator = np.random.default_rng(17)
@@ -233,14 +234,3 @@ def _compare(
 def _p95_ms(seconds: npt.NDArray[np.float64]) -> float | None:
     value = percentile(seconds, 95)
     return None if value is None else 1000 * value
-
-
-@contextlib.contextmanager
-def _affinity(cores: Sequence[int]) -> Iterator[None]:
-    """Run on these cores; processes started meanwhile stay there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -7,22 +7,21 @@ server's own part is measured on a real server around an engine that answers at 
 import asyncio
 import itertools
 import logging
-import multiprocessing
 import os
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from amlr.benchmarks.capacity.costs import STATES, CostGrid
 from amlr.benchmarks.load.client import Reply, closed_loop, request_bytes
 from amlr.benchmarks.load.server import running
+from amlr.benchmarks.process import Remote, affinity
 from amlr.cli_support import progress
 from amlr.runtime import Engine, Post
 from amlr.serving.warmup import picture, sample_text
@@ -79,25 +78,17 @@ def measure_grid(
     kinds = list(itertools.product(STATES, lengths, batches))
     _log.info(f"measuring {len(kinds)} kinds of batches on {processes} core(s)")
     cores = sorted(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        pools = [
-            ProcessPoolExecutor(1, context, os.sched_setaffinity, (0, {cores[i % len(cores)]}))
-            for i in range(processes)
+        remotes = []
+        for number in range(processes):
+            with affinity([cores[number % len(cores)]]):
+                remotes.append(stack.enter_context(Remote(Subject, os.environ)))
+        together(remotes, "load", choice)
+        samples = [
+            together(remotes, "batch_s", *kind) for kind in progress(_REPEATS * kinds, "batches")
         ]
-        for pool in pools:
-            stack.callback(pool.shutdown, cancel_futures=True)
-        calls = [
-            pool.submit(_batch_s, choice, *kind)
-            for _ in range(_REPEATS)
-            for kind in kinds
-            for pool in pools
-        ]
-        for call in progress(as_completed(calls), "batches", len(calls)):
-            call.result()  # the first failure ends it all
-        provider, precision, picture_bytes = pools[0].submit(_described, choice).result()
-    samples = np.array([call.result() for call in calls])
-    by_repeat = samples.reshape(_REPEATS, len(kinds), processes)[1:]
+        provider, precision, picture_bytes = remotes[0].call("described")
+    by_repeat = np.array(samples).reshape(_REPEATS, len(kinds), processes)[1:]
     seconds = np.median(by_repeat, axis=0).mean(axis=1)
     _log.info("measuring the server around the engine")
     plain, with_picture = asyncio.run(_server_costs())
@@ -113,45 +104,46 @@ def measure_grid(
     )
 
 
-class _Subject:
+def together(remotes: Sequence[Remote], method: str, *arguments: Any) -> list[Any]:
+    """What a call gives in each of some processes, which compute at the same time."""
+    for remote in remotes:
+        remote.send(method, *arguments)
+    return [remote.receive() for remote in remotes]
+
+
+class Subject:
     """The engine of a measuring process, and pictures for it."""
 
-    def __init__(self, choice: EngineChoice) -> None:
-        self.engine = Engine.load(choice.bundle, choice.provider, choice.precision, threads=1)
-        self.source = random.Random(1)
-        self.known: list[bytes] = []
+    def load(self, choice: EngineChoice) -> None:
+        """Open the engine."""
+        self._engine = Engine.load(choice.bundle, choice.provider, choice.precision, threads=1)
+        self._source = random.Random(1)
+        self._known: list[bytes] = []
 
-    def pictures(self, state: str, count: int) -> list[bytes] | list[None]:
+    def batch_s(self, state: str, tokens: int, posts: int) -> float:
+        """Seconds of one batch of equal posts."""
+        text = sample_text(tokens)
+        batch = [Post(text, image) for image in self._pictures(state, posts)]
+        begun = time.perf_counter()
+        self._engine.tag_batch(batch)
+        return time.perf_counter() - begun
+
+    def _pictures(self, state: str, count: int) -> list[bytes] | list[None]:
         """Pictures of a batch in one of `STATES`."""
         if state == "none":
             return [None] * count
         if state == "cold":
-            return [picture(self.source) for _ in range(count)]
-        if count > len(self.known):
-            self.known += [picture(self.source) for _ in range(count - len(self.known))]
-            self.engine.tag_batch([Post("Paris", image) for image in self.known])
-        return self.known[:count]
+            return [picture(self._source) for _ in range(count)]
+        if count > len(self._known):
+            self._known += [picture(self._source) for _ in range(count - len(self._known))]
+            self._engine.tag_batch([Post("Paris", image) for image in self._known])
+        return self._known[:count]
 
-
-@cache
-def _subject(choice: EngineChoice) -> _Subject:
-    return _Subject(choice)
-
-
-def _batch_s(choice: EngineChoice, state: str, tokens: int, posts: int) -> float:
-    """Seconds of one batch; runs in a measuring process."""
-    subject, text = _subject(choice), sample_text(tokens)
-    batch = [Post(text, image) for image in subject.pictures(state, posts)]
-    begun = time.perf_counter()
-    subject.engine.tag_batch(batch)
-    return time.perf_counter() - begun
-
-
-def _described(choice: EngineChoice) -> tuple[str, str, float]:
-    """Provider and precision that were chosen, and what a picture takes in the cache."""
-    engine = _subject(choice).engine
-    stats = engine.image_cache
-    return engine.provider, engine.precision, stats.bytes / max(1, stats.entries)
+    def described(self) -> tuple[str, str, float]:
+        """Provider and precision that were chosen, and what a picture takes in the cache."""
+        engine = self._engine
+        stats = engine.image_cache
+        return engine.provider, engine.precision, stats.bytes / max(1, stats.entries)
 
 
 async def _server_costs() -> tuple[float, float]:

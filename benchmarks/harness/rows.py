@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from amlr.benchmarks.harness.jobs import Clock, Samples
 from amlr.benchmarks.harness.stats import percentile
-from amlr.benchmarks.harness.workloads import Workload
+from amlr.benchmarks.harness.timing import Clock, Samples
+from amlr.benchmarks.harness.worker import Job
 from amlr.benchmarks.report.records import Row
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.benchmarks.systems.registry import BASELINE
 
 
 def make_rows(
-    workload: Workload,
+    job: Job,
     samples: Mapping[str, Samples],
     specs: Mapping[str, PeerSpec],
     threads: int,
@@ -33,15 +33,15 @@ def make_rows(
             ratio = medians[baseline] / median if baseline and median > 0 else None
             rows.append(
                 Row(
-                    workload=workload.name,
+                    workload=job.name,
                     backend=spec.name,
                     precision=spec.precision,
                     threads=threads,
-                    batch=workload.batch,
+                    batch=job.batch,
                     p50_ms=_rounded(median, 4),
                     p95_ms=_rounded(percentile(values, 95), 4),
                     p99_ms=_rounded(percentile(values, 99), 4),
-                    posts_per_s=_rounded(1000 * workload.batch / median, 2) if median > 0 else None,
+                    posts_per_s=_rounded(1000 * job.batch / median, 2) if median > 0 else None,
                     baseline=other.name if other else None,
                     baseline_precision=other.precision if other else None,
                     ratio=_rounded(ratio, 3),
@@ -61,18 +61,16 @@ def _baselines(
     if not specs[label].is_engine:
         return [research]
     precision = specs[label].precision
-    by_name: dict[str, str] = {}
+    by_name: dict[str, list[str]] = {}
     for other in measured:
-        spec = specs[other]
-        if spec.is_engine:
-            continue
-        # Where a peer was measured in several precisions, the one that is fair wins.
-        known = by_name.get(spec.name)
-        if known is None or _rank(spec.precision, precision) < _rank(
-            specs[known].precision, precision
-        ):
-            by_name[spec.name] = other
-    order = sorted(by_name.values(), key=lambda other: specs[other].name != BASELINE)
+        if not specs[other].is_engine:
+            by_name.setdefault(specs[other].name, []).append(other)
+    # Where a peer was measured in several precisions, the one that is fair wins.
+    fair = [
+        min(others, key=lambda other: _rank(specs[other].precision, precision))
+        for others in by_name.values()
+    ]
+    order = sorted(fair, key=lambda other: specs[other].name != BASELINE)
     return order or [None]
 
 

@@ -5,27 +5,28 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-from amlr.benchmarks.harness.jobs import Clock, Job
-from amlr.benchmarks.harness.peers import PeerError, RemotePeer
 from amlr.benchmarks.harness.rows import make_rows
-from amlr.benchmarks.harness.timing import Deadline, measure
-from amlr.benchmarks.harness.workloads import Workload
+from amlr.benchmarks.harness.timing import Clock, Deadline, measure
+from amlr.benchmarks.harness.worker import Job, Worker
+from amlr.benchmarks.harness.workloads import Pool, budget_for
+from amlr.benchmarks.process import Remote, worker_environment
 from amlr.benchmarks.report.records import PeerRecord, Row
 from amlr.benchmarks.systems.base import ESCALATION, ModelInput, PeerSpec, Picture, max_error
-from amlr.benchmarks.systems.exported import finish_export, start_export
+from amlr.benchmarks.systems.exported import Tools
 from amlr.benchmarks.systems.registry import BASELINE, PEERS, resolve
-from amlr.errors import ExportError
+from amlr.errors import AmlrError
 from amlr.runtime.batching import Scores
-from amlr.runtime.results import Post
 
 FP32_LIMIT = 1e-3
 """A float32 peer further off than this computes something else; it is reported, not compared."""
 PATIENCE_SHARE, PATIENCE_S = 0.4, 15.0
 """Of the time left, how much a peer may take to load or to prepare; at least so many seconds."""
+START_TIMEOUT_S = 600
 _log = logging.getLogger(__name__)
 Reference = Callable[[Sequence[ModelInput], Picture], list[Scores]]
 
@@ -71,12 +72,12 @@ class _Member:
 
     spec: PeerSpec
     record: PeerRecord
-    process: RemotePeer | None = None
+    process: Remote | None = None
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, reason: object) -> None:
         """Leave it out from here on."""
-        self.record.status, self.record.reason = "failed", str(error)
-        _log.info(f"  {self.spec.label} failed: {error}")
+        self.record.status, self.record.reason = "failed", str(reason)
+        _log.info(f"  {self.spec.label} failed: {reason}")
         if self.process is not None:
             self.process.close()
             self.process = None
@@ -99,16 +100,17 @@ class Session:
                 member.record.status, member.record.reason = "skipped", reason
             elif not spec.exports:
                 self._start(member)
-        is_needed = any(m.spec.exports for m in self._members.values() if not m.record.reason)
-        self._export = start_export(str(options.engine), self._exports) if is_needed else None
+        self._export: Remote | None = None
+        if any(m.spec.exports for m in self._members.values() if not m.record.reason):
+            self._export = Remote(Tools, worker_environment(1), debug=options.debug)
+            self._export.send("export", options.engine, self._exports)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._export is not None and self._export.poll() is None:
-            self._export.kill()
-            self._export.communicate()
+        if self._export is not None:
+            self._export.close()
         for _, process in self._running():
             process.close()
         self._temporary.cleanup()
@@ -118,7 +120,7 @@ class Session:
         """All systems, the engine's tiers first."""
         return [member.record for member in self._members.values()]
 
-    def _running(self) -> list[tuple[_Member, RemotePeer]]:
+    def _running(self) -> list[tuple[_Member, Remote]]:
         return [(m, m.process) for m in self._members.values() if m.process is not None]
 
     def _add(self, spec: PeerSpec) -> _Member:
@@ -133,15 +135,13 @@ class Session:
         return self._members[spec.label]
 
     def _start(self, member: _Member) -> None:
+        options, spec = self._options, member.spec
         try:
-            member.process = RemotePeer(
-                member.spec,
-                bundle=str(self._options.engine),
-                threads=self._options.threads,
-                exports=str(self._exports),
-                debug=self._options.debug,
-            )
-        except (PeerError, OSError) as error:
+            environment = worker_environment(options.threads, spec.preload)
+            member.process = Remote(Worker, environment, debug=options.debug)
+            # Several load side by side.
+            member.process.send("start", spec, options.engine, options.threads, self._exports)
+        except (AmlrError, OSError) as error:
             member.fail(error)
 
     def add_engines(self, specs: Sequence[PeerSpec]) -> None:
@@ -156,17 +156,18 @@ class Session:
         if self._export is not None:
             late = [m for m in self._members.values() if m.spec.exports and not m.record.reason]
             try:
-                finish_export(self._export, self._share_of_time())
+                self._export.receive(self._share_of_time())
                 for member in late:
                     self._start(member)
-            except ExportError as error:
+            except AmlrError as error:
                 for member in late:
-                    member.fail(error)
-            self._export = None
+                    member.fail(f"the one-graph export failed: {error}")
+            self._export.close()
         for member, process in self._running():
             try:
-                member.record.load_cpu_s = round(process.wait(self._patience(member.spec)), 3)
-            except PeerError as error:
+                seconds = min(self._patience(member.spec), START_TIMEOUT_S)
+                member.record.load_cpu_s = round(process.receive(seconds), 3)
+            except AmlrError as error:
                 member.fail(error)
 
     def _share_of_time(self) -> float:
@@ -176,15 +177,11 @@ class Session:
         # The engine and its first baseline are what a run is for: they are always waited for.
         return math.inf if spec.is_engine or spec.name == BASELINE else self._share_of_time()
 
-    def first_post(self, batch: Sequence[ModelInput], posts: Sequence[Post]) -> None:
-        """Give each system its first post, one with a picture, and note how long it took.
-
-        Args:
-            batch: The post as tensors.
-            posts: The same as text and picture, for systems that run end to end only.
-        """
-        tensors = Job(picture="cold", calls=(tuple(batch),))
-        whole = Job(picture="hit", calls=(tuple(posts),), end_to_end=True)
+    def first_post(self, pool: Pool) -> None:
+        """Give each system its first post, one with a picture, and note how long it took."""
+        tensors = Job(name="first post", picture="cold", calls=(pool.inputs[:1],))
+        posts = (pool.posts[:1],)
+        whole = Job(name="first post", picture="hit", calls=posts, end_to_end=True)
         for member, process in self._running():
             spec = member.spec
             # Its calibration needs more posts than one.
@@ -193,39 +190,37 @@ class Session:
             _log.info(f"first post: {spec.label}")
             try:
                 job = whole if spec.kind == ESCALATION else tensors
-                first_ms = process.prepare(job, self._patience(spec)).first_ms
+                _, first_ms = process.call("prepare", job, seconds=self._patience(spec))
                 member.record.first_post_ms = round(first_ms, 3)
-            except PeerError as error:
+            except AmlrError as error:
                 member.fail(error)
 
-    def run(self, workload: Workload, reference: Reference, all_weights: float) -> list[Row]:
+    def run(self, job: Job, reference: Reference, share: float) -> list[Row]:
         """Check and time one workload on every peer that is still alive.
 
         Args:
-            workload: What to run.
+            job: What to run.
             reference: Gives the eager scores of a batch.
-            all_weights: Weights of this workload and all that follow.
+            share: Of the time left, what it may take.
         """
-        budget, seconds = self._deadline.share(workload.budget, workload.weight, all_weights)
-        begin = time.monotonic()
+        end = time.monotonic() + self._deadline.left * share
         taking = [
             (member, process)
             for member, process in self._running()
-            if workload.job.end_to_end or member.spec.kind != ESCALATION
+            if job.end_to_end or member.spec.kind != ESCALATION
         ]
-        _log.info(f"{workload.name}, {workload.batch} posts a call: {len(taking)} systems")
+        _log.info(f"{job.name}, {job.batch} posts a call: {len(taking)} systems")
         runners = {
-            member.spec.label: process
+            member.spec.label: partial(process.call, "run")
             for member, process in taking
-            if self._prepare(member, process, workload, reference)
+            if self._prepare(member, process, job, reference)
         }
+        budget = budget_for(job, quick=self._options.quick)
         if self._deadline.is_set:
-            left = seconds - (time.monotonic() - begin)
-            rounds = budget.min_rounds if left > 0 else 1
-            budget = replace(budget, seconds=max(0.0, left), min_rounds=rounds)
+            budget = budget.within(end - time.monotonic())
         samples = measure(
             runners,
-            len(workload.job.calls),
+            len(job.calls),
             budget,
             on_failure=lambda label, error: self._members[label].fail(error),
         )
@@ -233,27 +228,25 @@ class Session:
             record = self._members[label].record
             record.waiting = round(max(record.waiting or 0.0, durations.waiting), 3)
         specs = {label: self._members[label].spec for label in samples}
-        return make_rows(workload, samples, specs, self._options.threads, self._options.clock)
+        return make_rows(job, samples, specs, self._options.threads, self._options.clock)
 
-    def _prepare(
-        self, member: _Member, process: RemotePeer, workload: Workload, reference: Reference
-    ) -> bool:
+    def _prepare(self, member: _Member, process: Remote, job: Job, reference: Reference) -> bool:
         """Let a system run a workload once; whether it is to be timed."""
-        job, record = workload.job, member.record
+        record = member.record
         try:
-            verdict = process.prepare(job, self._patience(member.spec))
-        except PeerError as error:
+            outputs, _ = process.call("prepare", job, seconds=self._patience(member.spec))
+        except AmlrError as error:
             member.fail(error)
             return False
         if job.end_to_end:
             return True
         expected = [reference(batch, job.picture) for batch in job.calls]
-        off = min(max_error(expected, verdict.outputs), 1e9)
+        off = min(max_error(expected, outputs), 1e9)
         record.max_abs_error = max(record.max_abs_error or 0.0, off)
         # A workload of several batch sizes keeps the worst.
-        record.errors[workload.name] = max(record.errors.get(workload.name) or 0.0, off)
+        record.errors[job.name] = max(record.errors.get(job.name) or 0.0, off)
         if record.precision == "fp32" and off > FP32_LIMIT:
-            member.fail(PeerError(f"its numbers are off by {off:.3g} on {workload.name}"))
+            member.fail(f"its numbers are off by {off:.3g} on {job.name}")
             return False
         return True
 
@@ -261,6 +254,6 @@ class Session:
         """Record each process's peak memory so far."""
         for member, process in self._running():
             try:
-                member.record.peak_memory_mb = round(process.memory_mib(), 1)
-            except PeerError as error:
+                member.record.peak_memory_mb = round(process.call("memory"), 1)
+            except AmlrError as error:
                 member.fail(error)

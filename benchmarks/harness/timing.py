@@ -4,21 +4,37 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
-from amlr.benchmarks.harness.jobs import Samples
+import numpy as np
 
+Clock = Literal["wall", "cpu"]
 # With fewer seconds left, a workload is not begun.
 ENOUGH_S = 2.0
 
 
-class Runner(Protocol):
-    """What is timed: a remote peer, or a double of one."""
+@dataclass(slots=True, kw_only=True)
+class Samples:
+    """Durations of one peer on one workload, nanoseconds."""
 
-    def run(self, index: int) -> Samples:
-        """Time a prepared call."""
-        ...
+    wall_ns: list[int] = field(default_factory=list)
+    cpu_ns: list[int] = field(default_factory=list)
+
+    def add(self, more: Self) -> None:
+        """Append the durations of further calls."""
+        self.wall_ns.extend(more.wall_ns)
+        self.cpu_ns.extend(more.cpu_ns)
+
+    def values_ms(self, clock: Clock) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Durations in milliseconds."""
+        return np.array(self.wall_ns if clock == "wall" else self.cpu_ns, np.float64) / 1e6
+
+    @property
+    def waiting(self) -> float:
+        """Wall time over processor time: well above 1 (one thread) means the machine was busy."""
+        return sum(self.wall_ns) / max(1, sum(self.cpu_ns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +51,14 @@ class Budget:
     min_rounds: int
     max_rounds: int = 100
 
+    def within(self, seconds: float) -> Self:
+        """The same for a run that must end: so many seconds, and one round in any case."""
+        rounds = min(2, self.min_rounds) if seconds > 0 else 1
+        return replace(self, seconds=max(0.0, seconds), min_rounds=rounds)
+
 
 def measure(
-    runners: Mapping[str, Runner],
+    runners: Mapping[str, Callable[[int], Samples]],
     calls: int,
     budget: Budget,
     *,
@@ -47,7 +68,7 @@ def measure(
     """Time a prepared job on all peers.
 
     Args:
-        runners: Peers by label, each with the job prepared and run once.
+        runners: By label, what times a call, given by its number, of each peer.
         calls: How many it has.
         budget: When to stop.
         on_failure: Called when a peer fails; it is left out from then on.
@@ -64,7 +85,7 @@ def measure(
         for label in _rotated(list(alive), number):
             try:
                 for index in range(calls):
-                    samples[label].add(alive[label].run(index))
+                    samples[label].add(alive[label](index))
             # Any failure of a peer ends that peer only.
             except Exception as error:
                 del alive[label], samples[label]
@@ -105,22 +126,6 @@ class Deadline:
         """Whether nothing more should begin."""
         return self.left < ENOUGH_S
 
-    def share(self, budget: Budget, weight: float, all_weights: float) -> tuple[Budget, float]:
-        """What one workload may use of the time left.
-
-        Args:
-            budget: What it would use without an end.
-            weight: Its weight.
-            all_weights: Weights of all workloads not yet run, its own included.
-
-        Returns:
-            The budget, and its seconds with preparation included.
-        """
-        if self._end is None:
-            return budget, float("inf")
-        seconds = self.left * weight / all_weights
-        return replace(budget, seconds=seconds, min_rounds=min(2, budget.min_rounds)), seconds
-
 
 def run_threads(call: Callable[[int], int], threads: int, seconds: float) -> tuple[int, float]:
     """Call from several threads until the time is up.
@@ -136,23 +141,18 @@ def run_threads(call: Callable[[int], int], threads: int, seconds: float) -> tup
     Raises:
         BaseException: What a call raised; the others stop.
     """
-    numbers = itertools.count()
-    counts = [0] * threads
-    errors: list[BaseException] = []
-    begun = time.perf_counter()
+    numbers, failed, begun = itertools.count(), threading.Event(), time.perf_counter()
 
-    def work(thread: int) -> None:
+    def work(_: int) -> int:
+        posts = 0
         try:
-            while not errors and time.perf_counter() - begun < seconds:
-                counts[thread] += call(next(numbers))
-        except BaseException as error:
-            errors.append(error)
+            while not failed.is_set() and time.perf_counter() - begun < seconds:
+                posts += call(next(numbers))
+        except BaseException:
+            failed.set()
+            raise
+        return posts
 
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if errors:
-        raise errors[0]
-    return sum(counts), time.perf_counter() - begun
+    with ThreadPoolExecutor(threads) as pool:
+        posts = sum(pool.map(work, range(threads)))
+    return posts, time.perf_counter() - begun

@@ -131,9 +131,6 @@ class Peer(ABC):
             )
         return scores
 
-    def close(self) -> None:  # noqa: B027  most systems hold nothing
-        """Free what is held."""
-
 
 def build_inputs(posts: Sequence[Post], bundle: Bundle) -> list[ModelInput]:
     """Tokenize posts and prepare their pictures; only the first window of a long post is kept.

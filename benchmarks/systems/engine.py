@@ -21,7 +21,7 @@ from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, split_batches
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.providers.base import FusesAlone, Provider
-from amlr.runtime.results import Entity, Post
+from amlr.runtime.results import Post, Result
 
 CACHE_MB = 256
 
@@ -81,10 +81,6 @@ class EnginePeer(Peer):
         scores: list[Scores] = raw
         return scores
 
-    def close(self) -> None:
-        """Close the provider."""
-        self._provider.close()
-
 
 class PeerProvider:
     """A peer as a provider of the runtime."""
@@ -131,26 +127,32 @@ class PeerProvider:
 
 
 class EndToEnd:
-    """Texts and picture files in, entities out, through an engine.
+    """A running system: texts and picture files in, entities out, through an engine.
 
     The words around the model are the engine's for all systems; what differs is the model.
+
+    Attributes:
+        peer: The model, tensors to logits, which outlives its engines; None where the engine has
+            one of its own.
     """
 
-    def __init__(self, load: Callable[[int], Engine], close: Callable[[Engine], None]) -> None:
+    def __init__(self, load: Callable[[int], Engine], peer: Peer | None = None) -> None:
         """Open nothing yet.
 
         Args:
             load: Opens an engine with a cache of so many megabytes for pictures; 0 keeps none.
-            close: Releases an engine before another is opened, so that memory is that of serving.
+            peer: The model that it gets.
         """
-        self._load, self._close = load, close
+        self.peer = peer
+        self._load = load
         self._engine: Engine | None = None
         self._cache_mb = 0
 
-    def prepare(self, posts: Sequence[Post], picture: Picture) -> Callable[[], Any]:
+    def prepare(self, posts: Sequence[Post], picture: Picture) -> Callable[[], list[Result]]:
         """Build the timed call; on a `hit`, its first run fills the cache."""
         cache_mb = CACHE_MB if picture == "hit" else 0
         if self._engine is not None and cache_mb != self._cache_mb:
+            # Before another is opened, so that memory is that of serving.
             self.close()
         if self._engine is None:
             self._engine, self._cache_mb = self._load(cache_mb), cache_mb
@@ -158,12 +160,12 @@ class EndToEnd:
         chosen = [Post(p.text, None if picture == "none" else p.image, p.words) for p in posts]
         return lambda: engine.tag_batch(chosen)
 
-    def entities(self, raw: Any) -> list[list[Entity]]:
-        """Entities of each post."""
-        return [list(result.entities) for result in raw]
-
     def close(self) -> None:
         """Release the engine."""
-        if self._engine is not None:
-            self._close(self._engine)
-            self._engine = None
+        if self._engine is None:
+            return
+        if self.peer is None:
+            self._engine.close()
+        else:
+            self._engine.pipeline.close()
+        self._engine = None

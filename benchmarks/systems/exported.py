@@ -6,8 +6,6 @@ memory.
 
 import importlib
 import os
-import subprocess
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from amlr.benchmarks.process import worker_environment
+from amlr.benchmarks.process import Remote, RemoteError
 from amlr.benchmarks.systems.base import Floats, ModelInput, Peer, Picture, padded_feed
 from amlr.errors import ExportError
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
 
-_EXPORT_S = 900
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 Feed = dict[str, Any]
 Run = Callable[[Feed], list[Any]]
@@ -50,10 +47,6 @@ class _ExportedPeer(Peer):
 
     def _feed(self, inputs: Sequence[ModelInput], picture: Picture) -> Feed:
         return padded_feed(inputs, self._manifest, picture, self.encode)
-
-    def close(self) -> None:
-        """Drop the opened models."""
-        self._opened.clear()
 
 
 class OnnxPlainPeer(_ExportedPeer):
@@ -119,107 +112,56 @@ class OpenvinoPlainPeer(_ExportedPeer):
         return lambda: [run(feed) for feed in feeds]
 
 
-def start_export(bundle: str, folder: Path) -> "subprocess.Popen[str]":
-    """Begin writing the exports, unless they are there; other work may go on meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "amlr.benchmarks.systems.exported", "export", bundle, str(folder)],
-        env=worker_environment(1),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Tools:
+    """What makes models for these systems."""
 
+    def export(self, bundle: Path, folder: Path) -> None:
+        """Export the plain model of a bundle, unless a finished export of it is there."""
+        done = folder / "done"
+        if done.exists():
+            return
+        from amlr.benchmarks.systems.eager import plain_graphs
+        from amlr.export.eager import load_reference
+        from amlr.export.to_onnx import write_graphs
 
-def finish_export(process: "subprocess.Popen[str]", seconds: float) -> None:
-    """Wait for the exports, at most so many seconds.
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = Bundle.open(bundle)
+        write_graphs(plain_graphs(load_reference(opened), opened.manifest), folder)
+        done.touch()
 
-    Raises:
-        ExportError: The plain model could not be exported.
-    """
-    try:
-        _, stderr = process.communicate(timeout=min(seconds, _EXPORT_S))
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.communicate()
-        raise ExportError("the one-graph export took too long") from error
-    if process.returncode:
-        raise ExportError(f"the one-graph export failed: {_last_line(stderr)}")
+    def quantize(self, source: Path, feeds: list[Feed], target: Path) -> None:
+        """Quantize an export on recorded inputs, as NNCF does it by default for transformers."""
+        import openvino
 
+        # It ships no types.
+        nncf: Any = importlib.import_module("nncf")
 
-def _last_line(stderr: str) -> str:
-    lines = stderr.strip().splitlines()
-    return lines[-1] if lines else "no reason given"
-
-
-def write_plain_graphs(bundle: Path, folder: Path) -> None:
-    """Export the plain model of a bundle, unless a finished export of it is there."""
-    done = folder / "done"
-    if done.exists():
-        return
-    from amlr.benchmarks.systems.eager import plain_graphs
-    from amlr.export.eager import load_reference
-    from amlr.export.to_onnx import write_graphs
-
-    opened = Bundle.open(bundle)
-    write_graphs(plain_graphs(load_reference(opened), opened.manifest), folder)
-    done.touch()
+        model = nncf.quantize(
+            openvino.convert_model(str(source)),
+            nncf.Dataset(feeds),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(feeds),
+        )
+        # The weights first, the name that is looked for last.
+        aside = target.with_name(f"partial-{target.name}")
+        openvino.save_model(model, aside, compress_to_fp16=False)
+        aside.with_suffix(".bin").replace(target.with_suffix(".bin"))
+        aside.replace(target)
 
 
 def quantized(path: Path, feeds: list[Feed]) -> Path:
-    """The quantized model, beside the export; made on the posts given, unless it is there.
+    """The quantized model, beside the export; made on these feeds, unless it is there.
 
     Raises:
         ExportError: The tool failed.
     """
     target = path.with_suffix(".int8.xml")
-    if target.exists():
-        return target
-    arrays = {f"{i}:{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-    kept = path.with_suffix(".npz")
-    np.savez(kept, allow_pickle=False, **arrays)
-    done = subprocess.run(
-        [sys.executable, "-m", "amlr.benchmarks.systems.exported", "quantize", path, kept, target],
+    if not target.exists():
         # Its name for "send no statistics".
-        env=os.environ | {"NNCF_CI": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    kept.unlink()
-    if done.returncode:
-        raise ExportError(f"NNCF could not quantize {path.name}: {_last_line(done.stderr)}")
+        environment = os.environ | {"NNCF_CI": "1"}
+        try:
+            with Remote(Tools, environment, is_inner=True) as tools:
+                tools.call("quantize", path, feeds, target)
+        except RemoteError as error:
+            raise ExportError(f"NNCF could not quantize {path.name}: {error}") from error
     return target
-
-
-def quantize_plain(source: Path, feeds: Path, target: Path) -> None:
-    """Quantize an export on recorded inputs, as NNCF does it by default for transformers."""
-    import openvino
-
-    # It ships no types.
-    nncf: Any = importlib.import_module("nncf")
-
-    rows: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(feeds) as arrays:
-        for key in arrays.files:
-            number, _, name = key.partition(":")
-            rows.setdefault(number, {})[name] = arrays[key]
-    model = nncf.quantize(
-        openvino.convert_model(str(source)),
-        nncf.Dataset(list(rows.values())),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(rows),
-    )
-    # The weights first, the name that is looked for last.
-    aside = target.with_name(f"partial-{target.name}")
-    openvino.save_model(model, aside, compress_to_fp16=False)
-    aside.with_suffix(".bin").replace(target.with_suffix(".bin"))
-    aside.replace(target)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "export":
-        write_plain_graphs(*map(Path, sys.argv[2:]))
-    else:
-        quantize_plain(*map(Path, sys.argv[2:]))

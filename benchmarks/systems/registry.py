@@ -3,8 +3,7 @@
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from amlr.benchmarks.systems.base import ESCALATION, Peer, PeerSpec
@@ -133,31 +132,22 @@ def build_preload(folder: Path) -> tuple[str | None, str]:
     return str(library), ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A running system.
-
-    Attributes:
-        peer: Tensors to logits; None where there is no such path.
-        end_to_end: Behind the engine's text and decoding path.
-        close: Frees what it holds.
-    """
-
-    peer: Peer | None
-    end_to_end: EndToEnd
-    close: Callable[[], None]
-
-
-def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | None) -> Loaded:
+def load_peer(spec: PeerSpec, path: Path, threads: int, exports: Path) -> EndToEnd:
     """Import what the system needs, nothing else, and load it.
+
+    Args:
+        spec: The system.
+        path: The bundle.
+        threads: CPU threads.
+        exports: Folder of the plain exports.
 
     Raises:
         InputError: No such kind of system.
         BundleError: The bundle cannot serve it.
     """
     if spec.kind == ESCALATION:
-        return _escalating(spec, bundle_path, threads)
-    bundle = Bundle.open(bundle_path)
+        return _escalating(spec, path, threads)
+    bundle = Bundle.open(path)
     if spec.kind == "engine":
         engine_provider = _open_provider(spec, bundle, threads)
         peer: Peer = EnginePeer(engine_provider, bundle.manifest)
@@ -169,17 +159,15 @@ def load_peer(spec: PeerSpec, bundle_path: str, threads: int, exports: str | Non
         provider = engine_provider or PeerProvider(peer, spec.name, keep=cache_mb > 0)
         return Engine(bundle, provider, threads=threads, image_cache_mb=cache_mb)
 
-    # The provider outlives its engines.
-    whole = EndToEnd(load, lambda engine: engine.pipeline.close())
-    return Loaded(peer=peer, end_to_end=whole, close=peer.close)
+    return EndToEnd(load, peer)
 
 
-def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
+def _escalating(spec: PeerSpec, path: Path, threads: int) -> EndToEnd:
     """Low precision first, float32 where an answer is not certain: both tiers in one engine."""
 
     def load(cache_mb: int) -> Engine:
         return Engine.load(
-            bundle,
+            path,
             spec.provider,
             spec.precision,
             threads=threads,
@@ -187,9 +175,9 @@ def _escalating(spec: PeerSpec, bundle: str, threads: int) -> Loaded:
             check="off",
         )
 
-    whole = EndToEnd(load, Engine.close)
+    whole = EndToEnd(load)
     whole.prepare((), "hit")  # loading counts as loading, not as the first post
-    return Loaded(peer=None, end_to_end=whole, close=whole.close)
+    return whole
 
 
 def _open_provider(spec: PeerSpec, bundle: Bundle, threads: int) -> Provider:
@@ -201,15 +189,14 @@ def _open_provider(spec: PeerSpec, bundle: Bundle, threads: int) -> Provider:
     return open_provider(spec.provider, bundle, variant, options)
 
 
-def _plain_peer(spec: PeerSpec, bundle: Bundle, threads: int, exports: str | None) -> Peer:
+def _plain_peer(spec: PeerSpec, bundle: Bundle, threads: int, exports: Path) -> Peer:
     manifest = bundle.manifest
     if spec.kind in ("onnxruntime-plain", "openvino"):
-        assert exports is not None, "this peer reads exports"
         from amlr.benchmarks.systems.exported import OnnxPlainPeer, OpenvinoPlainPeer
 
         if spec.kind == "openvino":
-            return OpenvinoPlainPeer(Path(exports), manifest, threads, spec.precision)
-        return OnnxPlainPeer(Path(exports), manifest, threads)
+            return OpenvinoPlainPeer(exports, manifest, threads, spec.precision)
+        return OnnxPlainPeer(exports, manifest, threads)
     import torch
 
     from amlr.benchmarks.systems.eager import CompiledPeer, EagerPeer, ResearchPeer

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from amlr.benchmarks import cli
-from amlr.benchmarks.harness import workloads
+from amlr.benchmarks.harness import session
 from amlr.benchmarks.harness.timing import Budget
 from amlr.benchmarks.report.schema import read_report
 from amlr.benchmarks.systems import registry
@@ -41,7 +41,7 @@ def outcome(tiny_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setitem(registry.PEERS, "absent", absent)
         # The longest run allowed, so that a busy machine leaves nothing out, and few rounds in it.
         few = Budget(seconds=0, min_rounds=2, max_rounds=4)
-        patch.setattr(workloads, "_budgets", lambda quick: (few, few))
+        patch.setattr(session, "budget_for", lambda job, *, quick: few)
         result = run(
             "--engine", str(tiny_plan), "--quick", "--budget", "600", "--limit", "9",
             "--peers", PEERS,

@@ -32,7 +32,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_bad_json_lines_name_the_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "posts.jsonl"
     path.write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(InputError, match=r"posts\.jsonl:2: expected a JSON object"):
+    with pytest.raises(InputError, match=r"posts\.jsonl: line 2 "):
         load_data(str(path), None, None, 0)
 
 
@@ -84,13 +84,11 @@ def test_pool_fills_what_is_missing_and_counts_it(tiny_plan: Path) -> None:
     assert pool.generated_pictures >= pool.generated_posts
 
 
-def test_plan_covers_every_workload_and_rejects_others(tiny_plan: Path) -> None:
+def test_plan_covers_every_workload(tiny_plan: Path) -> None:
     bundle = Bundle.open(tiny_plan)
     pool = make_pool(load_data(SAMPLE, None, 6, 0).posts, bundle, 16)
     workloads = plan(pool, ALL, quick=False)
     assert [(w.name, w.batch) for w in workloads] == [(n, b) for b in (16, 1) for n in ALL]
     for workload in workloads:
-        assert all(len(call) == workload.batch for call in workload.job.calls), workload.name
+        assert all(len(call) == workload.batch for call in workload.calls), workload.name
     assert {w.name for w in plan(pool, QUICK, quick=True)} == set(QUICK)
-    with pytest.raises(InputError, match="unknown workload 'warm'"):
-        plan(pool, ["warm"], quick=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from amlr.benchmarks.data import load_data
-from amlr.benchmarks.harness.jobs import Samples
-from amlr.benchmarks.harness.peers import PeerError, RemotePeer
-from amlr.benchmarks.harness.timing import Budget, Deadline, measure
+from amlr.benchmarks.harness.timing import Budget, Deadline, Samples, measure
+from amlr.benchmarks.harness.worker import Worker
 from amlr.benchmarks.harness.workloads import make_pool, plan
+from amlr.benchmarks.process import Remote, RemoteError, worker_environment
 from amlr.benchmarks.systems.base import PeerSpec
 from amlr.runtime.bundle import Bundle
 
@@ -23,25 +23,25 @@ class Clock:
         return self.seconds
 
 
-def test_a_deadline_is_shared_by_weight_and_never_negative() -> None:
+def test_a_deadline_is_never_negative() -> None:
     clock = Clock()
     deadline = Deadline(40, now=clock)
     clock.seconds += 10
-    budget, seconds = deadline.share(Budget(seconds=99, min_rounds=10), 1.0, 3.0)
-    assert (budget.seconds, budget.min_rounds, seconds) == (10, 2, 10)
-    assert not deadline.is_over
+    assert (deadline.left, deadline.is_over) == (30, False)
     clock.seconds += 29
     assert deadline.is_over
     clock.seconds += 29
     assert deadline.left == 0
 
 
-def test_without_a_deadline_budgets_stay_as_they_are() -> None:
-    budget = Budget(seconds=5, min_rounds=3)
+def test_a_limited_budget_has_few_rounds_and_one_in_any_case() -> None:
+    budget = Budget(seconds=99, min_rounds=10)
+    assert budget.within(7.0) == Budget(seconds=7, min_rounds=2)
+    assert budget.within(-1.0) == Budget(seconds=0, min_rounds=1)
     deadline = Deadline(None)
     assert not deadline.is_set
     assert not deadline.is_over
-    assert deadline.share(budget, 1.0, 9.0) == (budget, float("inf"))
+    assert deadline.left == float("inf")
 
 
 def test_no_round_begins_that_would_end_too_late() -> None:
@@ -54,7 +54,7 @@ def test_no_round_begins_that_would_end_too_late() -> None:
             return Samples(wall_ns=[4], cpu_ns=[4])
 
     measure(
-        {"a": Slow()}, 1, Budget(seconds=10, min_rounds=1),
+        {"a": Slow().run}, 1, Budget(seconds=10, min_rounds=1),
         on_failure=lambda label, error: None, now=clock,
     )  # fmt: skip
     assert len(runs) == 2
@@ -70,9 +70,10 @@ def test_single_posts_come_last(tiny_plan: Path) -> None:
 
 
 def test_a_peer_that_takes_too_long_is_ended(tiny_plan: Path) -> None:
-    peer = RemotePeer(PeerSpec(name="research", kind="research"), bundle=str(tiny_plan), threads=1)
-    with pytest.raises(PeerError, match="no answer within 0 s"):
-        peer.wait(0)
+    spec = PeerSpec(name="research", kind="research")
+    peer = Remote(Worker, worker_environment(1))
+    with pytest.raises(RemoteError, match="no answer within 0 s"):
+        peer.call("start", spec, tiny_plan, 1, Path(), seconds=0)
     peer.close()
-    with pytest.raises(PeerError, match="ended with code"):
-        peer.memory_mib()
+    with pytest.raises(RemoteError, match="ended with code"):
+        peer.call("memory")

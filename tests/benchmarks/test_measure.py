@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from amlr.benchmarks.harness.jobs import Job, Samples
 from amlr.benchmarks.harness.rows import make_rows
 from amlr.benchmarks.harness.stats import percentile, percentiles_ms
-from amlr.benchmarks.harness.timing import Budget, measure
-from amlr.benchmarks.harness.workloads import Workload
+from amlr.benchmarks.harness.timing import Budget, Samples, measure
+from amlr.benchmarks.harness.worker import Job
 from amlr.benchmarks.systems.base import PeerSpec
 
 MS = 1_000_000
@@ -33,7 +32,8 @@ class Runner:
 def run_two(**options: Any) -> tuple[dict[str, Samples], list[str], list[str]]:
     log: list[str] = []
     failed: list[str] = []
-    runners = {"a": Runner(40, log, "a"), "b": Runner(10, log, "b", options.get("fails_at"))}
+    slow, fast = Runner(40, log, "a"), Runner(10, log, "b", options.get("fails_at"))
+    runners = {"a": slow.run, "b": fast.run}
     budget = Budget(seconds=0, min_rounds=3, max_rounds=3)
     samples = measure(
         runners, options.get("batches", 1), budget, on_failure=lambda n, e: failed.append(n)
@@ -58,7 +58,7 @@ def test_rounds_go_on_until_the_budget_is_spent() -> None:
     clock = iter(range(100))
     log: list[str] = []
     measure(
-        {"a": Runner(1, log, "a")},
+        {"a": Runner(1, log, "a").run},
         1,
         Budget(seconds=5, min_rounds=1, max_rounds=50),
         on_failure=lambda n, e: None,
@@ -96,11 +96,8 @@ def test_rows_give_the_engine_one_ratio_per_peer_in_its_own_precision() -> None:
     ms = {"amlr-x/fp32": 10, "amlr-x/bf16": 5, "research/fp32": 60, "openvino/fp32": 20,
           "openvino/bf16": 12}  # fmt: skip
     samples = {n: Samples(wall_ns=[v * MS], cpu_ns=[v * MS]) for n, v in ms.items()}
-    workload = Workload(
-        name="cold", job=Job(picture="cold", calls=()), batch=16,
-        budget=Budget(seconds=0, min_rounds=1),
-    )  # fmt: skip
-    rows = make_rows(workload, samples, specs, 1, "wall")
+    job = Job(name="cold", picture="cold", calls=(("post",) * 16,))
+    rows = make_rows(job, samples, specs, 1, "wall")
     found = {(r.backend, r.precision, r.baseline): r.ratio for r in rows}
     assert found == {
         ("amlr-x", "fp32", "research"): 6.0,
@@ -116,10 +113,7 @@ def test_rows_give_the_engine_one_ratio_per_peer_in_its_own_precision() -> None:
 
 def test_a_row_without_its_baseline_has_no_ratio() -> None:
     samples = {"amlr-x/fp32": Samples(wall_ns=[MS], cpu_ns=[MS])}
-    workload = Workload(
-        name="hit", job=Job(picture="hit", calls=()), batch=1,
-        budget=Budget(seconds=0, min_rounds=1),
-    )  # fmt: skip
-    (row,) = make_rows(workload, samples, {"amlr-x/fp32": spec("amlr-x")}, 1, "wall")
+    job = Job(name="hit", picture="hit", calls=(("post",),))
+    (row,) = make_rows(job, samples, {"amlr-x/fp32": spec("amlr-x")}, 1, "wall")
     assert (row.baseline, row.ratio) == (None, None)
     assert row.p50_ms == 1.0

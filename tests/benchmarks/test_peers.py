@@ -1,13 +1,14 @@
 """Every peer computes the same numbers: a fast baseline must not be a wrong one."""
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from amlr.benchmarks.process import Remote
 from amlr.benchmarks.systems import exported
 from amlr.benchmarks.systems.base import (
     ModelInput,
@@ -80,11 +81,11 @@ def test_peers_give_the_eager_numbers(
     inputs: list[ModelInput],
 ) -> None:
     spec = PeerSpec(name=kind, kind=kind, provider="onnxruntime-cpu", variant="fp32")
-    loaded = load_peer(spec, str(tiny_plan), 1, str(exports))
+    peer = load_peer(spec, tiny_plan, 1, exports).peer
+    assert peer is not None
     reference = EagerPeer(model, manifest, exact=True)
     for picture in PICTURES:
-        check(loaded.peer, reference, inputs, picture)
-    loaded.peer.close()
+        check(peer, reference, inputs, picture)
 
 
 def test_openvino_in_lower_precisions_is_close(
@@ -96,32 +97,29 @@ def test_openvino_in_lower_precisions_is_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Quantizing is NNCF's; what is ours is what it is given, and that its result is run and kept.
-    calls: list[tuple[str, ...]] = []
+    calls: list[tuple[str, list[list[str]]]] = []
 
-    def quantize(command: list[object], **_: object) -> subprocess.CompletedProcess[str]:
-        source, feeds, target = (Path(str(part)) for part in command[-3:])
-        with np.load(feeds) as arrays:
-            calls.append(tuple(arrays.files))
+    def quantize(
+        self: Remote, method: str, source: Path, feeds: list[dict[str, Any]], target: Path
+    ) -> None:
+        calls.append((method, [list(feed) for feed in feeds]))
         library = pytest.importorskip("openvino")
         library.save_model(library.convert_model(source), target)
-        return subprocess.CompletedProcess(args=command, returncode=0)
 
-    monkeypatch.setattr(exported.subprocess, "run", quantize)
+    monkeypatch.setattr(Remote, "call", quantize)
     reference = EagerPeer(model, manifest, exact=True)
     expected = reference.scores(reference.prepare(inputs, "block")(), inputs)
     for precision in ("bf16", "int8"):
         spec = PeerSpec(name="openvino", kind="openvino", precision=precision)
         for _ in range(2):
-            loaded = load_peer(spec, str(tiny_plan), 1, str(exports))
-            assert loaded.peer is not None
-            found = loaded.peer.scores(loaded.peer.prepare(inputs, "block")(), inputs)
+            peer = load_peer(spec, tiny_plan, 1, exports).peer
+            assert peer is not None
+            found = peer.scores(peer.prepare(inputs, "block")(), inputs)
             assert max_error([expected], [found]) < 0.5
-            loaded.close()
-    assert calls == [tuple(f"{i}:{name}" for i in range(3) for name in ("hidden", "seen"))]
-    assert not list(exports.glob("*.npz"))
+    assert calls == [("quantize", 3 * [["hidden", "seen"]])]
 
 
-def test_a_failed_quantization_gives_its_last_line(exports: Path, tmp_path: Path) -> None:
+def test_a_failed_quantization_says_why(exports: Path, tmp_path: Path) -> None:
     broken = tmp_path / "block.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"could not quantize block\.onnx: .+"):
@@ -192,12 +190,13 @@ def test_a_peer_behind_the_engine_gives_the_engines_entities(
         provider = PeerProvider(peer, "plain", keep=cache_mb > 0)
         return Engine(bundle, provider, threads=1, image_cache_mb=cache_mb)
 
-    whole = EndToEnd(load, lambda engine: engine.pipeline.close())
+    whole = EndToEnd(load, peer)
     for picture in ("cold", "hit"):
-        found = whole.entities(whole.prepare(posts, picture)())
+        found = [result.entities for result in whole.prepare(posts, picture)()]
         assert [[(e.start, e.end, e.label) for e in post] for post in found] == [
             [(e.start, e.end, e.label) for e in post] for post in expected
         ]
+    whole.close()
 
 
 def test_every_peer_resolves_or_says_why_not(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from amlr.benchmarks.harness.jobs import Job
-from amlr.benchmarks.harness.peers import Worker
-from amlr.benchmarks.systems.base import ESCALATION, PeerSpec
+from amlr.benchmarks.harness.worker import Job, Worker
+from amlr.benchmarks.systems.base import ESCALATION, PeerSpec, Picture
 from amlr.benchmarks.systems.registry import load_peer
 from amlr.benchmarks.systems.tiers import explain_auto, open_tiers
 from amlr.errors import AmlrError, InputError
 from amlr.export.samples import sample_image
 from amlr.runtime.results import Post
+
+PICTURES: tuple[Picture, ...] = ("hit", "cold", "none")
 
 
 def test_each_asked_precision_is_a_tier_and_only_float32_promises(ladder_plan: Path) -> None:
@@ -53,20 +54,25 @@ def test_escalation_runs_end_to_end_only(ladder_plan: Path, precision: str) -> N
     assert spec.kind == ESCALATION
     assert found.tiers[0].promised
     worker = Worker()
-    worker.start(spec, str(ladder_plan), 1, None)
+    worker.start(spec, ladder_plan, 1, Path())
     posts = (Post("Jordan at Paris tonight", sample_image(1)), Post("new york"))
-    first = {}
-    for picture in ("hit", "cold", "none"):
-        job = Job(picture=picture, calls=(posts,), end_to_end=True)
-        (first[picture],) = worker.prepare(job).outputs
-        assert worker.run(0).wall_ns
+    job = Job(name="end-to-end-cold", picture="cold", calls=(posts,), end_to_end=True)
+    outputs, first_ms = worker.prepare(job)
+    assert outputs == []
+    assert first_ms > 0
+    assert worker.run(0).wall_ns
+    with pytest.raises(InputError, match="end to end only"):
+        worker.prepare(Job(name="cold", picture="cold", calls=((),)))
+    system = load_peer(spec, ladder_plan, 1, Path())
+    first = {
+        picture: [result.entities for result in system.prepare(posts, picture)()]
+        for picture in PICTURES
+    }
     assert first["hit"] == first["cold"]
     assert len(first["none"]) == 2
-    with pytest.raises(InputError, match="end to end only"):
-        worker.prepare(Job(picture="cold", calls=((),)))
-    worker.close()
+    system.close()
 
 
 def test_unknown_kinds_of_peers_are_named(tiny_plan: Path) -> None:
     with pytest.raises(InputError, match="no peer of kind 'x'"):
-        load_peer(PeerSpec(name="x", kind="x"), str(tiny_plan), 1, None)
+        load_peer(PeerSpec(name="x", kind="x"), tiny_plan, 1, Path())
