@@ -79,10 +79,5 @@ def describe(entities: tuple[Entity, ...]) -> str:
     return ", ".join(f"{e.text} [{e.label} {e.score:.2f}]" for e in entities) or "(none)"
 
 
-def main() -> None:
-    """Entry point."""
-    demo_command(prog_name="python -m amlr.benchmarks.demo")
-
-
 if __name__ == "__main__":
-    main()
+    demo_command(prog_name="python -m amlr.benchmarks.demo")

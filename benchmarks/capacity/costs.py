@@ -3,12 +3,10 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from amlr.errors import InputError
 from amlr.serving.costs import CostRow, CostTable
 
 STATES = ("none", "hit", "cold")
@@ -38,13 +36,6 @@ class CostGrid:
     picture_bytes: float
     provider: str = "unknown"
     precision: str = "unknown"
-
-    def __post_init__(self) -> None:
-        if min(len(self.tokens), len(self.batches)) < 2:
-            raise InputError("costs need at least two lengths and two batch sizes")
-        expected = (len(STATES), len(self.tokens), len(self.batches))
-        if self.seconds.shape != expected or not np.isfinite(self.seconds).all():
-            raise InputError(f"costs need finite seconds of shape {expected}")
 
     def batch_s(self, tokens: Sequence[int], hits: int, cold: int) -> float:
         """Time of one batch.
@@ -83,25 +74,14 @@ class CostGrid:
             workers=workers,
         )
 
-    def _at(self, tokens: float, batch: float) -> tuple[float, float, float]:
-        """Straight lines between grid points; past the ends in proportion."""
+    def _at(self, tokens: float, batch: float) -> list[float]:
+        """By state; straight lines between grid points, past the ends in proportion."""
         row, rest = _place(self.tokens, tokens)
         column, part = _place(self.batches, batch)
-        grid = self.seconds
-        values = [
-            (
-                (1 - rest) * ((1 - part) * cell[row, column] + part * cell[row, column + 1])
-                + rest * ((1 - part) * cell[row + 1, column] + part * cell[row + 1, column + 1])
-            )
-            for cell in grid
-        ]
-        none, hit, new = (max(1e-9, float(value)) for value in values)
-        return none, hit, new
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {"seconds": self.seconds.tolist()}
+        corners = self.seconds[:, row : row + 2, column : column + 2]
+        seconds = corners @ np.array([1 - part, part]) @ np.array([1 - rest, rest])
+        by_state: list[float] = np.maximum(1e-9, seconds).tolist()
+        return by_state
 
 
 def _place(points: Sequence[int], x: float) -> tuple[int, float]:

@@ -76,7 +76,7 @@ class CapacityReport:
         return {
             "schema": 1,
             "machine": asdict(self.machine),
-            "costs": self.costs.to_dict(),
+            "costs": asdict(self.costs) | {"seconds": self.costs.seconds.tolist()},
             "traffic": self.traffic.model_dump(),
             "plan": asdict(self.plan),
             "checks": [check.to_dict() for check in self.checks],

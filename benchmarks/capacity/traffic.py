@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from amlr.errors import InputError
+from amlr.runtime.text_files import read_text
 
 _DAY_S = 86_400.0
 _Share = Annotated[float, Field(ge=0)]
@@ -114,12 +115,7 @@ class Traffic(_Part, frozen=True):
         Raises:
             InputError: Missing, no JSON, or a field that is unknown, missing or out of range.
         """
-        try:
-            return cls.parse(path.read_bytes())
-        except OSError as error:
-            raise InputError(
-                f"cannot read {path}: {error.strerror}; see docs/howto/capacity.md"
-            ) from error
+        return cls.parse(read_text(path, "a load, as docs/howto/capacity.md describes"))
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:

@@ -73,10 +73,5 @@ def gpu_command(
         raise ParityError(f"a step failed; see {out / RESULTS} and log.txt")
 
 
-def main() -> None:
-    """Entry point."""
-    gpu_command()
-
-
 if __name__ == "__main__":
-    main()
+    gpu_command()

@@ -1,8 +1,8 @@
 """A clock for device work of microseconds: events around replays of a captured graph."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from amlr.benchmarks.harness.stats import median
@@ -75,14 +75,9 @@ class DeviceClock:
         graph.close()
         return {"us": median(times, 3), "least_us": round(min(times), 3)}
 
-    @contextmanager
-    def work(self) -> Iterator[DeviceWork]:
+    def work(self) -> closing[DeviceWork]:
         """Device memory for one case, freed afterwards."""
-        work = DeviceWork(self._device)
-        try:
-            yield work
-        finally:
-            work.close()
+        return closing(DeviceWork(self._device))
 
     def close(self) -> None:
         """Free events and stream."""

@@ -38,15 +38,21 @@ def write_kernel_kit(kit: Path) -> None:
     Raises:
         AmlrError: The recording failed; the message ends with why.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "shims.kernel_kit", str(kit / "kernels")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": _python_path()},
-    )
+    command = [sys.executable, "-m", "shims.kernel_kit", str(kit / "kernels")]
+    _make("the kernel kit could not be written", command)
+
+
+def _make(failure: str, command: Sequence[str]) -> str:
+    """What a command prints that makes files.
+
+    Raises:
+        AmlrError: It failed; says what it is for, and ends with why.
+    """
+    environment = os.environ | {"PYTHONPATH": _python_path()}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise AmlrError(f"the kernel kit could not be written: {done.stderr.strip()[-2000:]}")
+        raise AmlrError(f"{failure}: {done.stderr.strip()[-2000:]}")
+    return done.stdout
 
 
 def _step(function: Callable[[Context], Rows]) -> Callable[[Context], Iterator[Row]]:
@@ -152,17 +158,17 @@ def times(context: Context) -> Rows:
 
 def _on_double(context: Context, name: str) -> Rows:
     """The step on the driver double, in a process of its own: the loader reads its path once."""
-    environment = os.environ | {"PYTHONPATH": _python_path()}
     with tempfile.TemporaryDirectory() as folder:
         build = [sys.executable, "-m", "shims.kernel_kit", "--double", folder]
-        double = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
-        if double.returncode:
-            raise NotRunError(f"no driver double: {double.stderr.strip()[-300:]}")
+        try:
+            double = json.loads(_make("no driver double", build))
+        except AmlrError as error:
+            raise NotRunError(str(error)[-300:]) from error
         inner = replace(context, out=Path(folder), smoke=True)
         subprocess.run(
             step_command(name, f"{__name__}:{name}", inner),
             check=False,
-            env=environment | json.loads(double.stdout),
+            env=os.environ | {"PYTHONPATH": _python_path()} | double,
         )
         rows = read_rows(Path(folder) / RESULTS)
     if not rows or rows[-1].get("status") == "not run":
@@ -183,9 +189,7 @@ def build_replay(kit: Path, folder: Path) -> Path:
     program = folder / "replay_device"
     source = kit / "kernels" / "replay_device.cpp"
     command = [compiler, "-O1", "-std=c++17", str(source), "-o", str(program), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AmlrError(f"the replay program could not be built: {done.stderr.strip()[-2000:]}")
+    _make("the replay program could not be built", command)
     return program
 
 

@@ -309,10 +309,5 @@ def paper_posts() -> list[Post]:
     return sample_posts(PAPER_POSTS, images=PAPER_PICTURES, seed=5)
 
 
-def main() -> None:
-    """Entry point."""
-    kit_command()
-
-
 if __name__ == "__main__":
-    main()
+    kit_command()

@@ -7,17 +7,11 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from amlr.benchmarks.harness.timing import run_threads
-from amlr.benchmarks.load.client import (
-    Reply,
-    Tally,
-    Triples,
-    closed_loop,
-    open_loop,
-    request_bytes,
-)
+from amlr.benchmarks.load.client import Tally, Triples, closed_loop, open_loop, request_bytes
 from amlr.benchmarks.load.server import ServerProcess, machine_cpu_s
 from amlr.cli_support import progress
 from amlr.runtime import Engine, Post
@@ -85,12 +79,7 @@ class Load:
     def busy(self, server: ServerProcess, seconds: float) -> Row:
         """Each client asks again as soon as it is answered."""
         requests = [request_bytes(post) for post in self.posts]
-
-        async def run(take: Callable[[Reply], None]) -> float:
-            return await closed_loop(
-                server.port, requests, clients=self.clients, seconds=seconds, take=take
-            )
-
+        run = partial(closed_loop, server.port, requests, clients=self.clients, seconds=seconds)
         return self._tallied(server, run)
 
     def overloaded(
@@ -99,23 +88,17 @@ class Load:
         """Requests with a deadline, at a rate that does not depend on the answers."""
         requests = [request_bytes(post, deadline_ms) for post in self.posts]
         at_s = [number / rate_per_s for number in range(int(rate_per_s * seconds))]
-
-        async def run(take: Callable[[Reply], None]) -> float:
-            times = progress(at_s, "requests")
-            return await open_loop([server.port], requests, at_s=times, take=take)
-
+        run = partial(open_loop, [server.port], requests, at_s=progress(at_s, "requests"))
         row = self._tallied(server, run)
         return {"offered_per_s": round(rate_per_s, 2), "deadline_ms": deadline_ms} | row
 
     def _tallied(
-        self,
-        server: ServerProcess,
-        run: Callable[[Callable[[Reply], None]], Coroutine[None, None, float]],
+        self, server: ServerProcess, run: Callable[..., Coroutine[None, None, float]]
     ) -> Row:
         """Figures of a server during a run, which hands on replies and returns its seconds."""
         tally, row, memory_mib = Tally(self.expected), Row(), server.memory_mib
         with cores_used(row, lambda: server.cpu_s):
-            duration = asyncio.run(run(tally.add))
+            duration = asyncio.run(run(take=tally.add))
             row["answered"] = len(tally.seconds)
         row["rss_mib"] = {"before": round(memory_mib), "after": round(server.memory_mib)}
         return tally.to_dict(duration) | row

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from amlr.benchmarks.report.records import SCHEMA_VERSION, Report
 from amlr.errors import InputError
+from amlr.runtime.text_files import read_text
 from amlr.whole import write_whole
 
 
@@ -83,15 +84,7 @@ def read_report(path: Path) -> Report:
     Raises:
         InputError: Missing, no JSON, or of another form.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; make it with amlr-bench --json {path}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    return parse_report(text, str(path))
+    return parse_report(read_text(path, "a report of amlr-bench --json"), str(path))
 
 
 if __name__ == "__main__":

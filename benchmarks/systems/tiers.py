@@ -10,7 +10,6 @@ from amlr.errors import AmlrError
 from amlr.export.parity import FP32_TOLERANCE
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
-from amlr.runtime.manifest import Manifest
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.registry import admitted_variants, open_provider
@@ -76,13 +75,7 @@ def open_tiers(
     def add(provider: str, precision: str) -> Tier | None:
         tier = _open(path, provider, precision, threads)
         if precision == "auto":
-            engine = tier.engine
-            opened.auto = opened.auto or AutoRecord(
-                provider=engine.provider,
-                precision=engine.precision,
-                reasons=list(describe_choice(engine.choice, engine.skipped)),
-                variants=_records(engine.manifest),
-            )
+            opened.auto = opened.auto or _explained(tier.engine)
         if tier.spec.label in seen:
             tier.engine.close()
             return None
@@ -106,10 +99,23 @@ def open_tiers(
 
 def explain_auto(path: Path, threads: int) -> AutoRecord:
     """What `auto` takes on this host, and why, without keeping it."""
-    opened = open_tiers(path, ("auto",), ("auto",), threads)
-    opened.close()
-    assert opened.auto is not None
-    return opened.auto
+    with Engine.load(path, threads=threads) as engine:
+        return _explained(engine)
+
+
+def _explained(engine: Engine) -> AutoRecord:
+    # What the export measured of each variant: `auto` goes by it.
+    names = ("entities", "changed_entities", "posts", "f1", "source", "ms_per_post")
+    return AutoRecord(
+        provider=engine.provider,
+        precision=engine.precision,
+        reasons=list(describe_choice(engine.choice, engine.skipped)),
+        variants=[
+            VariantRecord(variant=name, **{key: variant.parity.get(key) for key in names})
+            for name, variant in engine.manifest.variants.items()
+            if variant.precision != "fp32"
+        ],
+    )
 
 
 def _open(path: Path, provider: str, precision: str, threads: int) -> Tier:
@@ -156,13 +162,3 @@ def _tier(engine: Engine, provider: str, variant: str) -> Tier:
         variant=variant,
     )
     return Tier(spec=spec, engine=engine, promised=promised)
-
-
-def _records(manifest: Manifest) -> list[VariantRecord]:
-    """What the export measured of each variant; `auto` goes by it."""
-    names = ("entities", "changed_entities", "posts", "f1", "source", "ms_per_post")
-    return [
-        VariantRecord(variant=name, **{key: variant.parity.get(key) for key in names})
-        for name, variant in manifest.variants.items()
-        if variant.precision != "fp32"
-    ]
