@@ -23,6 +23,11 @@ from amlr.runtime.batching import Scores
 from amlr.runtime.manifest import Manifest
 from amlr.training.model import AmlrModel, Units
 
+# What the published code is given for each kind of picture: pixels, or regions.
+_RESEARCH: dict[Picture, Picture] = {
+    "cold": "cold", "hit": "cold", "none": "hit", "block": "block", "block-none": "block"
+}  # fmt: skip
+
 
 class ConvUnits(nn.Module):
     """The published units: one Conv1d without padding per scale, the same weights as `Units`."""
@@ -43,33 +48,6 @@ class ConvUnits(nn.Module):
         channels = hidden_btd.transpose(1, 2)
         longer = [conv(channels).transpose(1, 2) for conv in self.convs]
         return torch.cat([hidden_btd, *longer], dim=1)
-
-
-class ResearchModel(nn.Module):
-    """The released form: all units of a padded batch, plain attention, a picture for every post.
-
-    Its loader knows neither a cache of pictures nor a post without one. A `hit` therefore costs
-    what a cold picture costs; without a picture, attention still runs, over the learned region
-    repeated to the usual number of regions, but the image encoder is left out in its favour.
-    """
-
-    def __init__(self, model: AmlrModel) -> None:
-        super().__init__()
-        self.model = model
-        self.units = ConvUnits(model.units)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, seen: Tensor, shape_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Score all units: `seen` is pixels (B, 3, H, W), or ready regions (B, P, D)."""
-        hidden = self.model.text(input_ids, attention_mask, shape_ids)
-        return self.score(hidden, self.model.image(seen) if seen.dim() == 4 else seen)
-
-    def score(self, hidden: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """The block and the heads."""
-        units = self.units(hidden)
-        attended = self.model.cross.attend(units, regions)
-        return self.model.classify(units, attended), self.model.token_head(hidden)
 
 
 class PlainModel(nn.Module):
@@ -156,11 +134,17 @@ class TorchPeer(Peer):
 
 
 class ResearchPeer(TorchPeer):
-    """Padded to the paper's length, the batch as the loader gives it."""
+    """The released form: padded to the paper's length, all units as convolutions, plain attention.
+
+    Its loader knows neither a cache of pictures nor a post without one. A `hit` therefore costs
+    what a cold picture costs; without a picture, attention still runs, over the learned region
+    repeated to the usual number of regions, but the image encoder is left out in its favour.
+    """
 
     def __init__(self, model: AmlrModel, manifest: Manifest) -> None:
-        self._model = ResearchModel(model).eval()
-        self._manifest = manifest
+        """Take over a model."""
+        model.units = ConvUnits(model.units)  # type: ignore[assignment]
+        self._model, self._manifest = model.eval(), manifest
 
     def encode(self, pixels_bchw: Floats) -> list[Any]:
         """The pixels: the published code keeps nothing else."""
@@ -168,24 +152,21 @@ class ResearchPeer(TorchPeer):
 
     def prepare(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """Tensors as the data loader hands them over."""
+        manifest = self._manifest
         if picture in BLOCKS:
-            hidden, regions = padded_states(inputs, self._manifest, steps=RESEARCH_STEPS)
-            states = torch.from_numpy(hidden)
-            seen = torch.from_numpy(regions) if picture == "block" else self._empty(len(inputs))
-            return lambda: [_infer(self._model.score, states, seen)]
-        feed = padded_text(inputs, self._manifest, steps=RESEARCH_STEPS)
-        tensors: dict[str, Tensor | None] = {"shape_ids": None, **_tensors(feed)}
-        if picture == "none":
-            tensors["seen"] = self._empty(len(inputs))
+            hidden, seen = padded_states(inputs, manifest, steps=RESEARCH_STEPS)
+            words: list[Any] = [hidden]
         else:
+            words = [*padded_text(inputs, manifest, steps=RESEARCH_STEPS).values()]
+        if picture in ("cold", "hit"):
             pixels = [i.pixels_chw if i.regions is None else i.regions for i in inputs]
-            stacked = np.stack([array for array in pixels if array is not None])
-            tensors["seen"] = torch.from_numpy(stacked)
-        return lambda: [_infer(self._model, **tensors)]
-
-    def _empty(self, posts: int) -> Tensor:
-        empty = self._model.model.cross.no_image.detach()
-        return empty.expand(posts, self._manifest.regions, -1).contiguous()
+            seen = np.stack([array for array in pixels if array is not None])
+        elif picture != "block":
+            no_image = self._model.cross.no_image.detach()
+            seen = no_image.expand(len(inputs), manifest.regions, -1).contiguous().numpy()
+        plain = PlainModel(self._model, _RESEARCH[picture])
+        tensors = [torch.from_numpy(array) for array in (*words, seen)]
+        return lambda: [_infer(plain, *tensors)]
 
 
 class EagerPeer(TorchPeer):
