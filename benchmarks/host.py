@@ -28,7 +28,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.chunks import ChunkReader
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
-from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ImageFeatures
 from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.radii import Radii
@@ -82,8 +82,13 @@ class StandIn(ByGraphs):
         manifest = bundle.manifest
         steps = 128 * manifest.text.max_tokens
         self._hidden_nd = np.zeros((steps, manifest.width), np.float32)
-        self._emissions = _emissions(manifest, steps)
-        self._logits = _logits(manifest, steps)
+        tags, classes = manifest.tags, len(manifest.classes)
+        begins = [place for place, tag in enumerate(tags) if tag.startswith("B-")]
+        self._emissions = _draw(steps, len(tags), tags.index("O"), begins, 0.04)
+        # A linear chain reads entities from the emissions alone.
+        share = 0.01 if manifest.decoder.kind == "segmental" else 0.0
+        units = manifest.scales * steps
+        self._logits = _draw(units, classes, 0, range(1, classes), share)
 
     def _run(self, graph: str, feed: dict[str, Any]) -> dict[str, Floats]:
         if graph == "text_packed":
@@ -102,25 +107,14 @@ class StandIn(ByGraphs):
         """Nothing to release."""
 
 
-def _emissions(manifest: Manifest, steps: int) -> Floats:
-    rng = np.random.default_rng(0)
-    emissions = rng.standard_normal((steps, len(manifest.tags)), np.float32)
-    emissions[:, manifest.tags.index("O")] += 4
-    begin = [place for place, tag in enumerate(manifest.tags) if tag.startswith("B-")]
-    chosen = np.flatnonzero(rng.random(steps) < 0.04)
-    emissions[chosen, rng.choice(begin, len(chosen))] += 12
-    return emissions
-
-
-def _logits(manifest: Manifest, steps: int) -> Floats:
-    rng = np.random.default_rng(1)
-    units = manifest.scales * steps
-    logits = rng.standard_normal((units, len(manifest.classes)), np.float32)
-    logits[:, 0] += 4
-    if manifest.decoder.kind == "segmental":
-        chosen = np.flatnonzero(rng.random(units) < 0.01)
-        logits[chosen, rng.integers(1, logits.shape[1], len(chosen))] += 12
-    return logits
+def _draw(rows: int, columns: int, none: int, entities: Sequence[int], share: float) -> Floats:
+    """Random scores in which the column `none` wins, but in a share of the rows an entity's."""
+    rng = np.random.default_rng(columns)
+    scores = rng.standard_normal((rows, columns), np.float32)
+    scores[:, none] += 4
+    chosen = np.flatnonzero(rng.random(rows) < share)
+    scores[chosen, rng.choice(entities, len(chosen))] += 12
+    return scores
 
 
 class StageClock:
@@ -172,9 +166,10 @@ def measure_host(path: Path, posts: Sequence[BenchPost], *, quick: bool = False)
     with TemporaryDirectory() as folder, clock.installed():
         pictures = _pictures(posts, Path(folder))
         for kind in (TEXT, KNOWN, NEW):
-            made = [Post(text, pictures[i % _PICTURES]) for i, text in enumerate(texts)]
-            if kind == TEXT:
-                made = [Post(text) for text in texts]
+            made = [
+                Post(text, None if kind == TEXT else pictures[i % _PICTURES])
+                for i, text in enumerate(texts)
+            ]
             for size in CALLS:
                 rounds = [
                     _round(path, clock, kind, made, size)

@@ -1,20 +1,16 @@
 """One report out of several runs of a bundle on the same machine, each of other workloads."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import TypeVar
 
 from amlr.benchmarks.report.records import ParityRecord, PeerRecord, Report, Row, TierParity
 from amlr.errors import InputError
 
 T = TypeVar("T")
-_SAME: dict[str, Callable[[Report], Any]] = {
-    "engine manifest_sha256": lambda report: report.engine.manifest_sha256,
-    "machine cpu": lambda report: report.machine.cpu,
-    "settings threads": lambda report: report.settings.threads,
-    "settings clock": lambda report: report.settings.clock,
-}
+_SAME = ("engine.manifest_sha256", "machine.cpu", "settings.threads", "settings.clock")
 
 
 def decisive(tiers: Sequence[TierParity]) -> ParityRecord:
@@ -39,11 +35,12 @@ def merge_reports(reports: Sequence[Report]) -> Report:
     """
     first = reports[0]
     for other in reports[1:]:
-        for name, value in _SAME.items():
-            if value(first) != value(other):
+        for name in _SAME:
+            one, two = map(attrgetter(name), (first, other))
+            if one != two:
                 raise InputError(
-                    f"reports differ in {name}: {value(first)} and {value(other)}; "
-                    "merge runs of one bundle on one machine"
+                    f"reports differ in {name}: {one} and {two}; merge runs of one bundle on one "
+                    "machine"
                 )
     largest = max(reports, key=lambda report: report.settings.posts)
     engines = [report.engine for report in reports]
