@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
 
 from amlr.cli_support import progress
 from amlr.errors import CheckpointError, InputError
@@ -26,10 +27,9 @@ from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, sa
 from amlr.training.data import Batch, Corpus, collate, length_batches
 from amlr.training.evaluate import gold_spans, tune_joint, tune_segmental
 from amlr.training.model import AmlrModel
-from amlr.training.objective import Objective, lr_factor, parameter_groups
 from amlr.training.predict import decode, make_decoder, predict
 from amlr.training.score import count_spans
-from amlr.training.scorer import Scorer
+from amlr.training.scorer import Objective, Scorer, parameter_groups
 from amlr.training.settings import TrainSettings
 
 _LOG_UPDATES = 20
@@ -106,9 +106,8 @@ class Trainer:
         shares = math.ceil(len(train.examples) / settings.batch_size)
         batches = math.ceil(shares / self.accelerator.num_processes)
         self.updates = math.ceil(batches / settings.accumulate) * settings.epochs
-        warmup = int(settings.warmup * self.updates)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: lr_factor(update, warmup, self.updates)
+        self.schedule = get_linear_schedule_with_warmup(
+            optimizer, int(settings.warmup * self.updates), self.updates
         )
         self.progress = Progress()
 

@@ -9,8 +9,8 @@ import torch
 
 from amlr.errors import CheckpointError, InputError
 from amlr.training.checkpoint import load_checkpoint
-from amlr.training.objective import lr_factor, parameter_groups
 from amlr.training.run import plot_metrics
+from amlr.training.scorer import parameter_groups
 from amlr.training.train import Trainer
 from corpora import make_trainer
 
@@ -124,9 +124,12 @@ def test_heads_and_matrices_have_their_own_settings(tmp_path: Path) -> None:
     assert sum(p.numel() for group in groups for p in group["params"]) == wanted
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
-    assert [lr_factor(u, 0, 2) for u in range(3)] == [1.0, 0.5, 0.0]
-    assert lr_factor(5, 10, 100) == 0.5
+def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "data", tmp_path / "best.pt", warmup=0.5)
+    (factor, *_) = trainer.schedule.lr_lambdas
+    half, whole = trainer.updates // 2, trainer.updates
+    assert [factor(update) for update in (0, half, whole)] == [0.0, 1.0, 0.0]
+    assert factor(half + (whole - half) / 2) == 0.5
 
 
 def test_divergence_is_said_with_the_rates(tmp_path: Path) -> None:
