@@ -135,34 +135,6 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read `best.pt`.
-
-    Args:
-        path: File written by `amlr-train`.
-
-    Raises:
-        CheckpointError: It cannot be read, or is something else.
-    """
-    content = read_plain(path)
-    if not is_checkpoint(content):
-        raise CheckpointError(
-            f"{path} is no checkpoint of amlr-train ({describe_keys(content)}); export it from "
-            "amlr-train --out"
-        )
-    return checkpoint_from(content, str(path))
-
-
-def is_checkpoint(content: Mapping[str, Any]) -> bool:
-    """Whether a file's content was written by `save_checkpoint`."""
-    return content.get("format") == FORMAT
-
-
-def describe_keys(content: Mapping[str, Any]) -> str:
-    """What a file holds instead, for an error."""
-    return f"keys: {', '.join(sorted(map(str, content))[:4])} ..."
-
-
 def checkpoint_from(content: Mapping[str, Any], name: str) -> Checkpoint:
     """The checkpoint in a file's content.
 

@@ -18,13 +18,7 @@ from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
-from amlr.training.checkpoint import (
-    Checkpoint,
-    checkpoint_from,
-    describe_keys,
-    is_checkpoint,
-    read_plain,
-)
+from amlr.training.checkpoint import FORMAT, Checkpoint, checkpoint_from, read_plain
 from amlr.training.config import LABELS, AmlrConfig, bio_tags
 from amlr.training.encoders import load_tokenizer
 from amlr.training.model import AmlrModel
@@ -89,11 +83,6 @@ _VIT_OLDER = (
 )
 
 
-def is_release(content: Mapping[str, Any]) -> bool:
-    """Whether a dict looks like the release's state_dict, by its keys."""
-    return all(key in content for key in _NEEDED)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseOptions:
     """What a bare state_dict of the published release does not say.
@@ -122,13 +111,14 @@ def load_any_checkpoint(path: str | Path, release: ReleaseOptions | None = None)
         CheckpointError: It cannot be read, or is neither of the two.
     """
     content = read_plain(path)
-    if is_checkpoint(content):
+    if content.get("format") == FORMAT:
         return checkpoint_from(content, str(path))
-    if is_release(content):
+    if all(key in content for key in _NEEDED):
         return convert_release(content, release or ReleaseOptions())
+    keys = ", ".join(sorted(map(str, content))[:4])
     raise CheckpointError(
         f"{path} is neither a checkpoint of amlr-train nor the release's state_dict "
-        f"({describe_keys(content)}); export it from amlr-train --out"
+        f"(keys: {keys} ...); export it from amlr-train --out"
     )
 
 

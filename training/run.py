@@ -16,7 +16,7 @@ import torch
 from amlr.errors import InputError
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
-from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from amlr.training.checkpoint import Checkpoint, save_checkpoint
 from amlr.training.config import AmlrConfig
 from amlr.training.conll import ImageFolder, LabelledPost, labels_of, read_corpora
 from amlr.training.data import Corpus, Pictures, Scope, make_corpus
@@ -29,6 +29,7 @@ from amlr.training.encoders import (
 )
 from amlr.training.evaluate import score_decoders, tune
 from amlr.training.predict import Prediction, make_decoder, predict
+from amlr.training.release import load_any_checkpoint
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
 from amlr.training.train import Trainer, require_state, state_path
@@ -198,7 +199,7 @@ def finish(
     out: Path, dev_posts: Sequence[LabelledPost], pictures: Pictures | None, device: str
 ) -> dict[str, Any]:
     """Score the best model in float32, tune its decoder on dev and save it again."""
-    checkpoint = load_checkpoint(out)
+    checkpoint = load_any_checkpoint(out)
     model = checkpoint.build_model().to(device)
     decoder = make_decoder(model, checkpoint.decoder)
     corpus = make_corpus(dev_posts, checkpoint, pictures, "all")

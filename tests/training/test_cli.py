@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from amlr.training.checkpoint import load_checkpoint
 from amlr.training.cli import train_command
 from amlr.training.conll import read_conll, write_conll
 from amlr.training.eval_cli import eval_command
+from amlr.training.release import load_any_checkpoint
 from amlr.training.sample import write_sample
 from corpora import write_encoders
 
@@ -51,7 +51,7 @@ def test_training_reports_and_leaves_its_files(trained: dict[str, Any]) -> None:
         "epoch",
         "final",
     ]
-    checkpoint = load_checkpoint(trained["folder"] / "best.pt")
+    checkpoint = load_any_checkpoint(trained["folder"] / "best.pt")
     assert checkpoint.decoder.bias == values["decoder"]["bias"]
     assert (
         checkpoint.provenance["dev_f1"]["joint"]["strict"] == values["dev"]["joint"]["strict"]["f1"]

@@ -8,9 +8,10 @@ import torch
 from click.testing import CliRunner
 
 from amlr.runtime.image import ImageSpec
-from amlr.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from amlr.training.checkpoint import Checkpoint, save_checkpoint
 from amlr.training.cli import train_command
 from amlr.training.random_checkpoint import is_random, random_checkpoint, random_weights
+from amlr.training.release import load_any_checkpoint
 from tiny import TOKEN_IDS, tiny_tokenizer
 from tiny_model import tiny_config
 
@@ -52,7 +53,7 @@ def test_weights_have_the_wanted_spread_and_repeat_themselves() -> None:
 def test_it_is_a_whole_checkpoint_with_sane_activations(tmp_path: Path, image: str) -> None:
     path = tmp_path / "random.pt"
     save_checkpoint(path, _make(image=image))
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_any_checkpoint(path)
     assert is_random(checkpoint.provenance)
     model = checkpoint.build_model()
     ids = torch.arange(4, 24).reshape(2, 10)
@@ -98,4 +99,4 @@ def test_the_command_writes_it_without_further_options(
     done = CliRunner().invoke(train_command, ["--random", "--preset", "paper", "--out", str(out)])
     assert (done.exit_code, done.output) == (0, f"wrote {out}\n")
     assert asked == [tmp_path / "cache"]
-    assert is_random(load_checkpoint(out).provenance)
+    assert is_random(load_any_checkpoint(out).provenance)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amlr.errors import CheckpointError, InputError
-from amlr.training.checkpoint import load_checkpoint
+from amlr.training.release import load_any_checkpoint
 from amlr.training.run import plot_metrics
 from amlr.training.scorer import parameter_groups
 from amlr.training.train import Trainer
@@ -43,7 +43,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     out = tmp_path / "cut" / "best.pt"
     cut = make_trainer(data, out, **options)  # type: ignore[arg-type]
     assert not cut.run(_stop_after(updates))
-    assert load_checkpoint(out).build_model() is not None
+    assert load_any_checkpoint(out).build_model() is not None
     resumed = make_trainer(data, out, **options)  # type: ignore[arg-type]
     torch.manual_seed(99)  # whatever happened before the resume must not matter
     resumed.load_state()
@@ -68,7 +68,7 @@ def test_training_learns_its_own_posts(tmp_path: Path) -> None:
     epochs = [line for line in trainer.progress.history if line["kind"] == "epoch"]
     assert epochs[-1]["span_loss"] < 0.5 * epochs[0]["span_loss"]
     assert trainer.progress.best_f1 > 0.6
-    assert load_checkpoint(trainer.out).decoder.kind == "joint"
+    assert load_any_checkpoint(trainer.out).decoder.kind == "joint"
     assert plot_metrics(trainer.progress.history, tmp_path / "training.png") is not None
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
