@@ -56,19 +56,26 @@ class Checkpoint:
             CheckpointError: Weights and configuration do not fit each other.
         """
         model = AmlrModel(self.config)
-        try:
-            model.load_state_dict(dict(self.weights))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()[:300]
-            raise CheckpointError(
-                f"weights do not fit the configuration: {reason}; use the versions it was made "
-                f"with: {self.provenance.get('versions', 'unknown')}"
-            ) from error
+        versions = self.provenance.get("versions", "unknown")
+        load_weights(model, self.weights, f"use the versions it was made with: {versions}")
         return model.float().eval()
 
     def build_text_encoder(self) -> TextEncoder:
         """Build the runtime's text encoder of this model."""
         return TextEncoder(load_tokenizer(self.tokenizer_json), self.text, **asdict(self.token_ids))
+
+
+def load_weights(model: AmlrModel, weights: Mapping[str, Tensor], fix: str) -> None:
+    """Fill a model.
+
+    Raises:
+        CheckpointError: A tensor is missing, superfluous or of the wrong shape; ends with the fix.
+    """
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:300]
+        raise CheckpointError(f"weights do not fit the configuration: {reason}; {fix}") from error
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:

@@ -29,7 +29,7 @@ from amlr.runtime.units import (
 from amlr.training.backbones import ImageBackbone
 from amlr.training.checkpoint import Checkpoint
 from amlr.training.conll import ImageFolder, LabelledPost, labels_of, match_labels
-from amlr.training.score import write_tags
+from amlr.training.score import Span, gold_spans, write_tags
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]
@@ -78,6 +78,11 @@ class Corpus:
     examples: Sequence[Example]
     pictures: "Pictures | None"
     rename: Mapping[str, str]
+
+    @property
+    def gold(self) -> list[list[Span]]:
+        """Entities by strict reading, in the model's names."""
+        return gold_spans([post.tags for post in self.posts], "strict", self.rename)
 
     def picture(self, example: Example) -> Tensor | None:
         """Pixels or features of an example's picture."""

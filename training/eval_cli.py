@@ -115,7 +115,7 @@ def _evaluate_checkpoint(
         segmental=replace(checkpoint.decoder, kind="segmental"),
     )
     decoder = make_decoder(model, checkpoint.decoder)
-    return score_decoders(predictions, posts, decoder, tuned, corpus.rename)
+    return score_decoders(predictions, corpus, decoder, tuned)
 
 
 def _evaluate_engine(

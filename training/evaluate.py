@@ -22,10 +22,10 @@ from amlr.kernels.segmental import find_segments
 from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.conll import LabelledPost
+from amlr.training.data import Corpus
 from amlr.training.predict import Prediction, decode
-from amlr.training.score import MODES, Counts, Mode, Span, count_spans, read_spans, score_posts
+from amlr.training.score import MODES, Counts, Span, count_spans, score_posts
 
-ARGMAX = "argmax"
 _BIASES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 Doubles = npt.NDArray[np.float64]
@@ -47,16 +47,6 @@ class Tuned:
     joint: DecoderSettings
     segmental: DecoderSettings
     calibration: Mapping[str, Any] = field(default_factory=dict)
-
-
-def gold_spans(
-    posts: Sequence[LabelledPost], rename: Mapping[str, str], mode: Mode = "strict"
-) -> list[list[Span]]:
-    """Gold entities in the model's names."""
-    return [
-        [(start, end, rename.get(c, c)) for start, end, c in read_spans(post.tags, mode)]
-        for post in posts
-    ]
 
 
 def tune_joint(
@@ -107,16 +97,11 @@ def _counts(
     return count_spans(gold, decode(predictions, replace(decoder, settings=settings)))
 
 
-def tune(
-    predictions: Sequence[Prediction],
-    posts: Sequence[LabelledPost],
-    decoder: Decoder,
-    rename: Mapping[str, str],
-) -> Tuned:
+def tune(predictions: Sequence[Prediction], corpus: Corpus, decoder: Decoder) -> Tuned:
     """Choose b and w by strict F1 on these posts, the temperature on the tuning half of them."""
-    gold = gold_spans(posts, rename)
+    gold = corpus.gold
     # Posts of one picture stay together; without pictures equal texts do.
-    ids = [post.image_id or post.text for post in posts]
+    ids = [post.image_id or post.text for post in corpus.posts]
     joint, _ = tune_joint(predictions, gold, decoder)
     segmental, _ = tune_segmental(predictions, gold, decoder)
     joint, record = calibrated(predictions, gold, ids, replace(decoder, settings=joint))
@@ -124,28 +109,20 @@ def tune(
 
 
 def score_decoders(
-    predictions: Sequence[Prediction],
-    posts: Sequence[LabelledPost],
-    decoder: Decoder,
-    tuned: Tuned,
-    rename: Mapping[str, str],
+    predictions: Sequence[Prediction], corpus: Corpus, decoder: Decoder, tuned: Tuned
 ) -> dict[str, Any]:
     """Scores of each decoder, and of every argmax unit as the release predicts.
 
     Returns:
         Decoder name -> `strict` and `lenient` scores and the settings used.
     """
-    chosen = (tuned.joint, tuned.segmental, replace(tuned.joint, kind="linear-chain"))
-    report: dict[str, Any] = {
-        settings.kind: {
-            "bias": settings.bias,
-            "weight": settings.weight,
-            **score_modes(posts, decode(predictions, replace(decoder, settings=settings)), rename),
-        }
-        for settings in chosen
-    }
-    report[ARGMAX] = score_modes(posts, [p.argmax_units for p in predictions], rename)
-    return report
+    report: dict[str, Any] = {}
+    for settings in (tuned.joint, tuned.segmental, replace(tuned.joint, kind="linear-chain")):
+        entities = decode(predictions, replace(decoder, settings=settings))
+        scores = score_modes(corpus.posts, entities, corpus.rename)
+        report[settings.kind] = {"bias": settings.bias, "weight": settings.weight, **scores}
+    argmax = [prediction.argmax_units for prediction in predictions]
+    return report | {"argmax": score_modes(corpus.posts, argmax, corpus.rename)}
 
 
 def score_modes(

@@ -18,7 +18,13 @@ from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.text import TextSpec
-from amlr.training.checkpoint import FORMAT, Checkpoint, checkpoint_from, read_plain
+from amlr.training.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    checkpoint_from,
+    load_weights,
+    read_plain,
+)
 from amlr.training.config import LABELS, AmlrConfig, bio_tags
 from amlr.training.encoders import load_tokenizer
 from amlr.training.model import AmlrModel
@@ -143,10 +149,9 @@ def convert_release(content: Mapping[str, Any], options: ReleaseOptions) -> Chec
         raise CheckpointError(f"{wrong[:3]} are no tensors; save the model's state_dict alone")
     config = _read_config(tensors, options)
     model = AmlrModel(config)
-    wanted = model.state_dict()
-    weights = _fit_vit_names(_map_weights(tensors), wanted)
+    weights = _fit_vit_names(_map_weights(tensors), model.state_dict())
     weights["cross.no_image"] = torch.zeros(config.width)
-    _check(weights, wanted)
+    load_weights(model, weights, "is the release's state_dict complete?")
     tokenizer_json, token_ids = load_tokenizer(options.tokenizer)
     rows = tensors[f"{_TEXT}embeddings.word_embeddings.weight"].shape[0]
     if max(token_ids.cls_id, token_ids.sep_id, token_ids.pad_id, token_ids.unk_id) >= rows:
@@ -281,21 +286,6 @@ def _fit_vit_names(weights: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> 
                 name = name.replace(new, old)
         renamed[name] = value
     return renamed
-
-
-def _check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    missing = sorted(set(wanted) - set(weights))
-    extra = sorted(set(weights) - set(wanted))
-    if missing or extra:
-        raise CheckpointError(
-            f"the release's state_dict does not fill the model: missing {missing[:3]}, left over "
-            f"{extra[:3]}; is it complete?"
-        )
-    for name, value in weights.items():
-        if value.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(value.shape)}, expected {tuple(wanted[name].shape)}"
-            )
 
 
 def _get(tensors: Mapping[str, Tensor], key: str) -> Tensor:

@@ -208,14 +208,13 @@ def finish(
         return predict(Scorer(model), corpus, pad_id=checkpoint.token_ids.pad_id, device=device)
 
     predictions = predict_dev(corpus)
-    tuned = tune(predictions, dev_posts, decoder, corpus.rename)
-    report = score_decoders(predictions, dev_posts, decoder, tuned, corpus.rename)
+    tuned = tune(predictions, corpus, decoder)
+    report = score_decoders(predictions, corpus, decoder, tuned)
     result: dict[str, Any] = {"dev": report}
     if pictures is not None:
         # By the same settings: a bundle has one b and one w.
-        hidden = score_decoders(
-            predict_dev(replace(corpus, pictures=None)), dev_posts, decoder, tuned, corpus.rename
-        )
+        without = predict_dev(replace(corpus, pictures=None))
+        hidden = score_decoders(without, corpus, decoder, tuned)
         gain = report["joint"]["strict"]["f1"] - hidden["joint"]["strict"]["f1"]
         result |= {"dev_without_pictures": hidden, "picture_gain": round(gain, 6)}
     summary = {

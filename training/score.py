@@ -48,6 +48,16 @@ def read_spans(tags: Sequence[str], mode: Mode) -> list[Span]:
     return spans
 
 
+def gold_spans(
+    tags: Iterable[Sequence[str]], mode: Mode, rename: Mapping[str, str]
+) -> list[list[Span]]:
+    """Gold entities of posts, in the model's names of their types."""
+    return [
+        [(start, end, rename.get(label, label)) for start, end, label in read_spans(post, mode)]
+        for post in tags
+    ]
+
+
 def write_tags(spans: Iterable[Span], length: int) -> list[str]:
     """BIO tags of non-overlapping spans; the inverse of `read_spans`."""
     tags = ["O"] * length
@@ -115,8 +125,7 @@ def count_spans(gold: Sequence[Iterable[Span]], predicted: Sequence[Iterable[Spa
             f"{len(predicted)} posts predicted for {len(gold)} gold posts; pass the same posts"
         )
     correct = found = wanted = 0
-    for gold_spans, predicted_spans in zip(gold, predicted, strict=True):
-        gold_set, predicted_set = set(gold_spans), set(predicted_spans)
+    for gold_set, predicted_set in zip(map(set, gold), map(set, predicted), strict=True):
         correct += len(gold_set & predicted_set)
         found += len(predicted_set)
         wanted += len(gold_set)
@@ -144,10 +153,7 @@ def score_posts(
         has the corpus's name of a type, or the model's where the corpus has several.
     """
     to_model = rename or {}
-    gold = [
-        [(start, end, to_model.get(label, label)) for start, end, label in read_spans(tags, mode)]
-        for tags in gold_tags
-    ]
+    gold = gold_spans(gold_tags, mode, to_model)
     found = [list(spans) for spans in predicted]
     names: dict[str, list[str]] = {}
     for data, model in to_model.items():

@@ -25,7 +25,7 @@ from amlr.errors import CheckpointError, InputError
 from amlr.runtime.manifest import DecoderSettings
 from amlr.training.checkpoint import Checkpoint, read_plain, save_atomically, save_checkpoint
 from amlr.training.data import Batch, Corpus, collate, length_batches
-from amlr.training.evaluate import gold_spans, tune_joint, tune_segmental
+from amlr.training.evaluate import tune_joint, tune_segmental
 from amlr.training.model import AmlrModel
 from amlr.training.predict import decode, make_decoder, predict
 from amlr.training.score import count_spans
@@ -274,7 +274,7 @@ class Trainer:
         finite = [bool(torch.isfinite(weight).all()) for weight in self.scorer.parameters()]
         if not all([*finite, *(post.is_finite for post in predictions)]):
             raise self._diverged("a weight or a score of a dev post")
-        gold = gold_spans(self.dev_corpus.posts, self.dev_corpus.rename)
+        gold = self.dev_corpus.gold
         decoder = make_decoder(self.scorer.model, self.template.decoder)
         joint, counts = tune_joint(predictions, gold, decoder)
         _, segmental = tune_segmental(predictions, gold, decoder)

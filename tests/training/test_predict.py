@@ -18,7 +18,6 @@ from amlr.training.conll import LabelledPost
 from amlr.training.data import make_corpus
 from amlr.training.evaluate import (
     calibrated,
-    gold_spans,
     score_decoders,
     table,
     tune,
@@ -26,7 +25,7 @@ from amlr.training.evaluate import (
     tune_segmental,
 )
 from amlr.training.predict import Prediction, decode, legal_moves, make_decoder, predict
-from amlr.training.score import Span, to_words
+from amlr.training.score import Span, gold_spans, to_words
 from amlr.training.scorer import Scorer
 from corpora import first_posts
 from tiny import tiny_checkpoint
@@ -211,13 +210,14 @@ def test_entities_equal_those_of_the_exported_engine(tiny_plan: Path) -> None:
 def test_reports_name_every_decoder_and_lay_out_as_text() -> None:
     posts = first_posts(4)
     scores = _predict(posts, 4, True)
-    tuned = tune(scores, posts, DECODER, {})
-    report = score_decoders(scores, posts, DECODER, tuned, {})
+    corpus = make_corpus(posts, CHECKPOINT, None, "all")
+    tuned = tune(scores, corpus, DECODER)
+    report = score_decoders(scores, corpus, DECODER, tuned)
     assert list(report) == ["joint", "segmental", "linear-chain", "argmax"]
     assert report["joint"]["strict"]["gold"] == 4
     assert report["joint"]["lenient"]["gold"] == 5
     assert len(table(report).splitlines()) == 9
-    assert len(gold_spans(posts, {}, "lenient")[3]) == 1
+    assert len(gold_spans([post.tags for post in posts], "lenient", {})[3]) == 1
     assert math.isfinite(report["joint"]["bias"])
 
 

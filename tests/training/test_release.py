@@ -121,7 +121,7 @@ def test_options_override_what_the_state_dict_lacks(tmp_path: Path, tokenizer_fo
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("span_3.weight", None, "missing"),
+        ("span_3.weight", None, "Missing"),
         ("vit.vit.blocks.0.attn.proj.weight", torch.zeros(3, 3), "shape"),
         ("optimizer.step", torch.zeros(1), "unknown tensor"),
         ("vit.vit.pos_embed", torch.zeros(1, 4, 64), "no square"),
