@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from amlr.errors import CheckpointError, InputError
 from amlr.runtime.image import ImageSpec
@@ -59,14 +61,8 @@ def load_text_encoder(source: str) -> LoadedText:
     Raises:
         InputError: It cannot be loaded, or has no fast tokenizer.
     """
-    from transformers import AutoModel
-
     tokenizer_json, token_ids = load_tokenizer(source)
-    _hide_bars()
-    try:
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unloadable(source, "text encoder", error) from error
+    model = _load_model(source, "text encoder")
     settings = model.config.to_dict()
     positions = int(settings.get("max_position_embeddings") or 512)
     if settings.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
@@ -114,20 +110,25 @@ def load_image_encoder(source: str) -> LoadedImage:
     Raises:
         InputError: It cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModel
-
-    _hide_bars()
-    try:
-        config = AutoConfig.from_pretrained(source)
-        config = getattr(config, "vision_config", config)
-        model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unloadable(source, "image encoder", error) from error
+    model = _load_model(source, "image encoder", half="vision_config")
     return LoadedImage(
         settings=plain(model.config.to_dict()),
         weights=dict(model.state_dict()),
         spec=image_spec(_preprocessor(source)),
     )
+
+
+def _load_model(source: str, what: str, half: str | None = None) -> Any:
+    """A pretrained model; of a pair, the half whose configuration has that name."""
+    # Loading takes a moment; bars for every encoder would bury our own lines.
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if half is not None:
+            config = getattr(config, half, config)
+        return AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, what, error) from error
 
 
 def _preprocessor(source: str) -> Mapping[str, Any]:
@@ -183,13 +184,6 @@ def build_model(config: AmlrConfig, text: LoadedText, image: LoadedImage) -> Aml
                 f"{max(0, len(missing) - 3)} more; choose weights of this architecture"
             )
     return model
-
-
-def _hide_bars() -> None:
-    """Loading takes a moment; bars for every encoder would bury our own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
