@@ -9,8 +9,6 @@ from typing import Any
 
 from amlr.errors import InputError
 
-_BLOCK = 1 << 20
-
 
 def open_location(address: str) -> tuple[Any, str]:
     """File system and path of an address; plain paths are local."""
@@ -35,13 +33,10 @@ def fingerprint(address: str) -> str:
     try:
         if not is_local(fs):
             return str(fs.ukey(path))
-        digest = hashlib.sha256()
-        with fs.open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read the input {address}: {error}") from error
-    return digest.hexdigest()
 
 
 class Folder:

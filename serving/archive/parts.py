@@ -39,20 +39,23 @@ def schema(id_is_integer: bool, about: dict[str, str]) -> Any:
     return pa.schema(columns, metadata={f"amlr.{name}": text for name, text in about.items()})
 
 
-def plain_id(value: Any) -> Any:
-    """An id as text where JSON has no form for it; what JSON knows stays.
+def plain(value: Any) -> Any:
+    """A value as text where JSON has no form for it; what JSON knows stays.
 
     Decimals keep their digits, dates and times are ISO 8601, bytes are their UTF-8 text or, where
-    they are none, hexadecimal digits. Numbers that JSON lacks (NaN, infinities) become text too.
+    they are none, hexadecimal digits. Numbers that JSON lacks (NaN, infinities) become text too,
+    and half a surrogate pair, which UTF-8 lacks, a question mark.
 
     Example:
         >>> import datetime, decimal
-        >>> plain_id(decimal.Decimal("10.50")), plain_id(datetime.date(2024, 2, 29))
+        >>> plain(decimal.Decimal("10.50")), plain(datetime.date(2024, 2, 29))
         ('10.50', '2024-02-29')
     """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, bytes):
         try:
@@ -60,15 +63,16 @@ def plain_id(value: Any) -> Any:
         except UnicodeDecodeError:
             return value.hex()
     if isinstance(value, Mapping):
-        return {str(plain_id(name)): plain_id(item) for name, item in value.items()}
+        return {str(plain(name)): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_id(item) for item in value]
+        return [plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def record(row: Row, result: Result) -> dict[str, Any]:
     """One output row."""
-    return {"row": row.number, "id": plain_id(row.id)} | result.to_dict()
+    values: dict[str, Any] = plain({"row": row.number, "id": row.id} | result.to_dict())
+    return values
 
 
 class ParquetPart:
@@ -89,23 +93,11 @@ class ParquetPart:
         for values in records:
             if self._text_ids and values["id"] is not None and not isinstance(values["id"], str):
                 values["id"] = json.dumps(values["id"], ensure_ascii=False)
-        # Half a surrogate pair has no UTF-8 form.
-        rows = _clean(records)
-        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+        self._writer.write_table(pa.Table.from_pylist(records, schema=self._schema))
 
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {name: _clean(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return value
 
 
 class JsonPart:
@@ -118,8 +110,7 @@ class JsonPart:
     def write(self, records: list[dict[str, Any]]) -> None:
         """Add rows."""
         for values in records:
-            text = json.dumps(_clean(values), ensure_ascii=False)
-            self._file.write(text.encode() + b"\n")
+            self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
         """Nothing is left to do."""
