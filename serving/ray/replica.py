@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,18 @@ class Tagger:
         """
         self._arguments = FleetArguments.parse(arguments)
         configure(self._arguments.log_level)
-        cache_dir = self._arguments.cache_dir
-        self._claim = (
-            CoreClaim(cache_dir / "cores", self._arguments.cores) if self._arguments.pin else None
-        )
-        self.cores = self._claim.cores if self._claim else ()
-        if self._claim and not self.cores:
-            LOG.warning("no free cores to pin this replica to")
+        self.cores: tuple[int, ...] = ()
+        if self._arguments.pin:
+            folder = self._arguments.cache_dir.expanduser() / "cores"
+            self.cores = claim_cores(folder, self._arguments.cores)
+            if not self.cores:
+                LOG.warning("no free cores to pin this replica to")
         # Keys come from the environment, because Ray's dashboard shows arguments.
         self.switch = BundleSwitch(self._arguments.server_settings(environment_keys()))
         self.refused: str | None = None
         self._choice: BundleChoice | None = None
-        self._wanted: dict[str, Any] | None = None
-        self._changes: set[asyncio.Task[None]] = set()
-        self._one_change = asyncio.Lock()
+        self._wanted: dict[str, Any] = {}
+        self._change: asyncio.Task[None] | None = None
         _HERE["replica"] = self
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -86,32 +85,31 @@ class Tagger:
         """
         if self.switch.service is None:
             choice = BundleChoice.parse(config)
-            await self.switch.change(lambda: self._load(choice))
+            await self.switch.change(partial(self._load, choice))
             self._choice = choice
             return
         self._wanted = config
-        change = asyncio.create_task(self._change(config))
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
+        if not self._is_changing:
+            self._change = asyncio.create_task(self._follow())
 
-    async def _change(self, config: dict[str, Any]) -> None:
-        try:
-            choice = BundleChoice.parse(config)
-            async with self._one_change:
-                # Serve repeats itself, and an operator may have changed their mind.
-                if config is not self._wanted or choice == self._choice:
-                    return
-                await self.switch.change(lambda: self._load_in_turn(choice))
-                self._choice, self.refused = choice, None
-        # A library under the engine may fail in any way of its own.
-        except Exception as error:
-            self.refused = str(error) if isinstance(error, AmlrError) else type(error).__name__
-            LOG.exception("bundle refused; the old one stays in service")
+    @property
+    def _is_changing(self) -> bool:
+        return self._change is not None and not self._change.done()
 
-    async def settled(self) -> None:
-        """Wait until every change asked for so far is done or refused."""
-        if self._changes:
-            await asyncio.wait(self._changes)
+    async def _follow(self) -> None:
+        """Change to the bundle that is wanted, and again where that changed meanwhile."""
+        tried: dict[str, Any] | None = None
+        while tried is not self._wanted:
+            tried = self._wanted
+            try:
+                choice = BundleChoice.parse(tried)
+                if choice != self._choice:  # Serve repeats itself
+                    await self.switch.change(partial(self._load_in_turn, choice))
+                    self._choice, self.refused = choice, None
+            # A library under the engine may fail in any way of its own.
+            except Exception as error:
+                self.refused = str(error) if isinstance(error, AmlrError) else type(error).__name__
+                LOG.exception("bundle refused; the old one stays in service")
 
     def _load_in_turn(self, choice: BundleChoice) -> Engine:
         """One replica of a node at a time, so that the others keep their speed."""
@@ -143,55 +141,45 @@ class Tagger:
             "cores": list(self.cores),
             "engine": None if self._choice is None else self._choice.engine,
             "manifest_sha256": self.switch.manifest_sha256,
-            "changing": bool(self._changes),
+            "changing": self._is_changing,
             "refused": self.refused,
             "state": None if service is None else str(service.state),
             "waiting_posts": 0 if service is None else len(service.queue),
         }
 
 
-class CoreClaim:
-    """Cores that no other replica of this node holds."""
+def claim_cores(folder: Path, count: int) -> tuple[int, ...]:
+    """Pin this process to cores that no other replica of this node holds, until it ends.
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """Claim and pin.
+    Args:
+        folder: Where this node's replicas keep their locks.
+        count: How many cores are wanted.
 
-        Args:
-            folder: Where this node's replicas keep their locks.
-            count: How many cores are wanted. Where fewer are free, nothing is pinned: half a
-                claim would be slower than none.
-        """
-        self.cores: tuple[int, ...] = ()
-        self._handles: list[int] = []
-        # Neither macOS nor Windows pins processes this way.
-        if sys.platform == "linux":
-            self.cores = self._claimed(folder.expanduser(), count)
-            if self.cores:
-                pin_process(self.cores)
+    Returns:
+        The cores. Where fewer are free, none, and nothing is pinned: half a claim would be slower.
+    """
+    # Neither macOS nor Windows pins processes this way.
+    if sys.platform != "linux":
+        return ()
+    import fcntl
 
-    def _claimed(self, folder: Path, count: int) -> tuple[int, ...]:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        cores: list[int] = []
-        for core in sorted(os.sched_getaffinity(0)):
-            if len(cores) == count:
-                break
-            handle = os.open(
-                folder / f"core-{core}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(handle)
-                continue
-            self._handles.append(handle)
-            cores.append(core)
-        if len(cores) < count:
-            for handle in self._handles:
-                os.close(handle)
-            return ()
-        return tuple(cores)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Locks are held by the open files, which nothing but the end of the process closes.
+    held: dict[int, int] = {}
+    for core in sorted(os.sched_getaffinity(0)):
+        handle = os.open(folder / f"core-{core}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            continue
+        held[core] = handle
+        if len(held) == count:
+            pin_process(tuple(held))
+            return tuple(held)
+    for handle in held.values():
+        os.close(handle)
+    return ()
 
 
 def pin_process(cores: tuple[int, ...]) -> None:

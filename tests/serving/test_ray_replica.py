@@ -56,6 +56,12 @@ async def replica(plan: Path, cache: Path, **more: Any) -> AsyncIterator[tuple[A
             await tagger.switch.close()
 
 
+async def settled(tagger: Any) -> None:
+    """Wait until every change asked for so far is done or refused."""
+    while (await tagger.status())["changing"]:
+        await asyncio.sleep(0.005)
+
+
 def found(response: httpx.Response) -> Found:
     assert response.status_code == 200, response.text
     return [(e["start"], e["end"], e["label"]) for e in response.json()["entities"]]
@@ -83,7 +89,7 @@ def test_every_answer_is_of_the_bundle_it_names(
             await asyncio.sleep(0.05)
             await tagger.reconfigure({"engine": str(other_plan)})
             asked = len(seen)
-            await tagger.settled()
+            await settled(tagger)
             changed = len(seen)
             assert changed > asked  # it went on answering while it loaded
             await asyncio.sleep(0.05)
@@ -118,14 +124,14 @@ def test_a_bad_bundle_is_refused_and_the_old_one_stays(
                 ({"engine": (tmp_path / "none").as_uri()}, "check the address"),
             ):
                 await tagger.reconfigure(config)
-                await tagger.settled()
+                await settled(tagger)
                 status = await tagger.status()
                 assert said in status["refused"]
                 assert status["manifest_sha256"] == digest_of(tiny_plan)
                 assert found(await client.post("/v1/tag", json={"text": TEXT}))
                 await tagger.check_health()
             await tagger.reconfigure({"engine": str(other_plan)})
-            await tagger.settled()
+            await settled(tagger)
             status = await tagger.status()
             assert status["refused"] is None
             assert status["manifest_sha256"] == digest_of(other_plan)
@@ -148,11 +154,11 @@ def test_the_last_of_several_changes_counts(
 
             tagger._load = counted
             await tagger.reconfigure({"engine": str(tiny_plan)})  # as it is: nothing to do
-            await tagger.settled()
+            await settled(tagger)
             assert loads == []
             await tagger.reconfigure({"engine": str(tmp_path / "typo")})
             await tagger.reconfigure({"engine": str(other_plan)})
-            await tagger.settled()
+            await settled(tagger)
             status = await tagger.status()
             assert status["refused"] is None
             return len(loads), status["manifest_sha256"]
@@ -210,9 +216,9 @@ def test_keys_come_from_the_environment(
 def test_replicas_share_no_core(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from amlr.serving.ray.replica import CoreClaim\n"
-        "claim = CoreClaim(Path(sys.argv[1]), 1)\n"
-        "print(list(claim.cores), sorted(os.sched_getaffinity(0)), flush=True)\n"
+        "from amlr.serving.ray.replica import claim_cores\n"
+        "cores = claim_cores(Path(sys.argv[1]), 1)\n"
+        "print(list(cores), sorted(os.sched_getaffinity(0)), flush=True)\n"
         "sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
