@@ -1,4 +1,4 @@
-"""From posts to answers within a request: queues, waits, notices a client that left."""
+"""`POST /v1/tag`, and for every route: from posts to answers within a request."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from amlr.runtime.results import Problem
-from amlr.serving.guard import Exchange
+from amlr.serving.encoding import json_bytes
+from amlr.serving.guard import Exchange, Route
 from amlr.serving.jobs import Answer, Job, WorkerFailedError
-from amlr.serving.parsing import PreparedPost
+from amlr.serving.parsing import PreparedPost, read_tag_request
 from amlr.serving.problems import CLIENT_LEFT, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -29,6 +31,24 @@ def exchange_of(request: Request) -> Exchange:
     """The guard's record of this request."""
     exchange: Exchange = request.state.exchange
     return exchange
+
+
+async def tag(request: Request) -> Response:
+    """Tag one post (`{"text", "image"}`) or several (`{"posts": [...]}`).
+
+    Several posts keep their order, and a bad one fails alone, in its `error`. A picture that cannot
+    be used gives a warning and `image_used: false`.
+    """
+    tag_request = await read_tag_request(request)
+    answers, headers = await tag_posts(request, tag_request.posts, tag_request.deadline_s)
+    content: dict[str, Any] = {"results": answers}
+    if tag_request.is_single:
+        (content,) = answers
+        if content["error"] is not None:
+            raise ApiError(422, content["error"]["code"], content["error"]["message"])
+    size = sum(len(answer["entities"]) for answer in answers)
+    body = await in_turn(json_bytes, content, size=size)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 async def tag_posts(
@@ -174,3 +194,6 @@ def _timing_headers(outcomes: Sequence[Answer | BaseException]) -> dict[str, str
     wait = 1000 * max(answer.wait_s for answer in answers)
     compute = 1000 * max(answer.compute_s for answer in answers)
     return {"Server-Timing": f"wait;dur={wait:.2f}, compute;dur={compute:.2f}"}
+
+
+ROUTES = [Route("/v1/tag", tag, methods=["POST"])]

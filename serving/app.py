@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from amlr.serving import explaining, openapi, page, routes_v1, routes_v2
+from amlr.serving import answers, explaining, page, routes_v2, stream
 from amlr.serving.explaining import ExplainQueue
 from amlr.serving.guard import Guard, Route
 from amlr.serving.jobs import TaggingEngine
@@ -73,7 +73,8 @@ def create_app(engine: TaggingEngine, settings: ServerSettings | None = None) ->
             await asyncio.to_thread(service.stop)
             app.state.explain_queue.close()
 
-    routes = [*routes_v1.ROUTES, *explaining.ROUTES, *routes_v2.ROUTES, *openapi.ROUTES, _METRICS]
+    routes = [*answers.ROUTES, *stream.ROUTES, *explaining.ROUTES, *routes_v2.ROUTES, _METRICS]
+    routes.append(page.OPENAPI)
     middleware = [Middleware(Guard, service=service)]
     if settings.page:
         routes += page.ROUTES

@@ -4,11 +4,11 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import pybase64
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,7 +16,6 @@ from amlr.errors import InputError
 from amlr.runtime.results import Post, Problem
 from amlr.serving.json_reading import is_light, load_json, parse
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody, first_problem
 from amlr.serving.settings import MAX_DEADLINE_MS, RequestLimits
 from amlr.serving.urls import UrlFetcher
 
@@ -26,6 +25,34 @@ _FIELDS = ("posts", "deadline_ms", "words")
 _URLENCODED = "application/x-www-form-urlencoded"
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 M = TypeVar("M", bound=BaseModel)
+# Bodies of requests; `static/openapi.json` describes them.
+Word = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PostBody(_Body):
+    """One post."""
+
+    text: str
+    id: str | int | None = None
+    image: str | None = None
+    image_url: str | None = None
+    words: list[Word] | None = None
+
+
+class DeadlineBody(_Body):
+    """What a body may say beside its posts."""
+
+    deadline_ms: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_MS)
+
+
+class PostsBody(DeadlineBody):
+    """Several posts, not checked yet: a post of another form fails alone, in its `error`."""
+
+    posts: list[Any] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +293,15 @@ def _validated(model: type[M], value: Any) -> M:
         return model.model_validate(value)
     except ValidationError as error:
         raise ApiError(422, "body_invalid", first_problem(error)) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of the things that are wrong, with its place."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["loc"][:2] == ("id", "str"):
+        return "id: Input should be a string or a whole number"
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{where}: {first['msg']}"
 
 
 # Forms ----------------------------------------------------------------------------------------

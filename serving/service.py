@@ -16,11 +16,10 @@ from prometheus_client.registry import Collector
 from amlr import __version__
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
-from amlr.serving.admission import Admission
 from amlr.serving.costs import CostModel
 from amlr.serving.jobs import Job, RefusedError, TaggingEngine
 from amlr.serving.metrics import Metrics, cache_metrics, certificate_metrics, gauge
-from amlr.serving.queue import JobQueue
+from amlr.serving.queue import Admission, JobQueue
 from amlr.serving.settings import ServerSettings
 from amlr.serving.warmup import measure
 from amlr.serving.workers import BatchReport, WorkerPool

@@ -1,20 +1,20 @@
-"""JSON lines in, JSON lines out: a bounded number of posts under way, whatever the length."""
+"""`POST /v1/tag/stream`: JSON lines in and out, a bounded number of posts under way at a time."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from amlr.serving.answers import answer_dict, error_dict
+from amlr.serving.answers import answer_dict, error_dict, exchange_of, service_of
 from amlr.serving.encoding import json_bytes
-from amlr.serving.guard import Exchange
+from amlr.serving.guard import STREAM_PATH, Exchange, Route
 from amlr.serving.jobs import RefusedError
 from amlr.serving.json_reading import is_light, load_json, parse
-from amlr.serving.parsing import PreparedPost, bad_post, prepare_post
+from amlr.serving.parsing import PreparedPost, bad_post, content_type, prepare_post
 from amlr.serving.problems import NOT_OPEN, ApiError, from_failure
 from amlr.serving.service import TaggingService
 
@@ -24,6 +24,19 @@ _RETRY_S = 0.05
 # A stream has no deadline; this only bounds a line on a server that never gets to it.
 _LINE_DEADLINE_S = 600.0
 _Pending = tuple[PreparedPost, asyncio.Future[Any] | None]
+
+
+async def tag_stream(request: Request) -> Response:
+    """JSON lines in (`{"id", "text", "image"}`), JSON lines out, in order, while both flow.
+
+    Any number of lines: the server reads on as it works, so the client must read while it sends.
+    A bad line is answered with its error. Streams yield to other requests instead of being refused.
+    """
+    if content_type(request) not in ("application/x-ndjson", "application/jsonl"):
+        raise ApiError(415, "unsupported_content_type", "send application/x-ndjson")
+    service = service_of(request)
+    service.check_open()
+    return LinesResponse(tag_lines(request.stream(), service, exchange_of(request)))
 
 
 class LinesResponse(Response):
@@ -178,3 +191,6 @@ async def _answer(pending: _Pending, service: TaggingService) -> bytes:
 
 def _line(value: dict[str, Any]) -> bytes:
     return json_bytes(value) + b"\n"
+
+
+ROUTES = [Route(STREAM_PATH, tag_stream, methods=["POST"])]

@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlr.errors import InputError
 from amlr.serving.json_reading import load_json
-from amlr.serving.parsing import decode_base64
+from amlr.serving.parsing import decode_base64, first_problem
 from amlr.serving.problems import ApiError
-from amlr.serving.schemas import first_problem
 
 _MAX_ELEMENTS = 100_000
 

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from amlr.benchmarks.capacity.costs import CostGrid
 from amlr.benchmarks.capacity.traffic import Replica
 from amlr.runtime import Post
-from amlr.serving.admission import Admission
 from amlr.serving.costs import CHARS_PER_TOKEN, CostModel, estimate_tokens
 from amlr.serving.jobs import Job, RefusedError, count_pictures
-from amlr.serving.queue import JobQueue
+from amlr.serving.queue import Admission, JobQueue
 from amlr.serving.settings import BatchSettings, QueueSettings
 
 

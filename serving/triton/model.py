@@ -19,8 +19,7 @@ from amlr.errors import AmlrError, InputError
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post, Result
 from amlr.serving.encoding import json_bytes
-from amlr.serving.triton.parameters import EngineParameters
-from amlr.serving.triton.repository import batch_sizes
+from amlr.serving.triton.repository import EngineParameters, batch_sizes
 
 
 class TritonPythonModel:

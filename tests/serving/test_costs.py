@@ -5,10 +5,9 @@ from PIL import Image, UnidentifiedImageError
 
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
-from amlr.serving.admission import Admission
 from amlr.serving.costs import CostModel, CostRow, CostTable, estimate_tokens
 from amlr.serving.jobs import RefusedError
-from amlr.serving.queue import JobQueue
+from amlr.serving.queue import Admission, JobQueue
 from amlr.serving.settings import BatchSettings, QueueSettings
 from amlr.serving.warmup import BUCKETS, measure, sample_text
 from fake_engine import FakeEngine

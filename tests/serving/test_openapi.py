@@ -8,11 +8,11 @@ from pydantic import BaseModel
 from starlette.routing import Route
 
 from amlr.serving.app import create_app
-from amlr.serving.openapi import FILE
-from amlr.serving.schemas import DeadlineBody, PostBody, PostsBody
+from amlr.serving.page import STATIC
+from amlr.serving.parsing import DeadlineBody, PostBody, PostsBody
 from fake_engine import FakeEngine
 
-DOCUMENT = json.loads(FILE.read_text())
+DOCUMENT = json.loads((STATIC / "openapi.json").read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 

@@ -12,8 +12,7 @@ from amlr.runtime import Engine
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.results import Post, Result
 from amlr.serving.triton.model import TritonPythonModel, choose_device
-from amlr.serving.triton.parameters import EngineParameters
-from amlr.serving.triton.repository import write_repository
+from amlr.serving.triton.repository import EngineParameters, write_repository
 from doubles.triton_backend import (
     TritonError,
     TritonModelException,
