@@ -46,13 +46,11 @@ class Answer:
         result: The engine's.
         wait_s: Time in the queue.
         compute_s: Time of the batch it was in.
-        batch_posts: Posts of that batch.
     """
 
     result: Result
     wait_s: float
     compute_s: float
-    batch_posts: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

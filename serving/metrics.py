@@ -81,15 +81,15 @@ class Metrics:
             self.refusals.labels("expired").inc(report.expired)
         if report.failed:
             self.failures.inc()
-        if not report.tokens:
+        if not report.jobs:
             return
-        self.batch_posts.observe(len(report.tokens))
+        self.batch_posts.observe(len(report.jobs))
         self.compute_s.observe(report.compute_s)
-        for wait in report.waits_s:
-            self.wait_s.observe(wait)
-        total = sum(report.tokens)
-        self.tokens.inc(total)
-        self.padding.inc(max(report.tokens) * len(report.tokens) - total)
+        for job in report.jobs:
+            self.wait_s.observe(report.started - job.submitted)
+        tokens = [job.tokens for job in report.jobs]
+        self.tokens.inc(sum(tokens))
+        self.padding.inc(max(tokens) * len(tokens) - sum(tokens))
 
     def result(self, result: Result, *, had_image: bool) -> None:
         """Count one post that was answered."""

@@ -29,21 +29,21 @@ LOG = logging.getLogger("amlr.serving.workers")
 _FAILED = "the engine failed on this post; try again, and see the server's log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class BatchReport:
     """The outcome of one batch, for metrics.
 
     Attributes:
-        tokens: Estimated tokens of each post that was computed.
-        waits_s: Time in the queue of each post.
+        jobs: Posts that were computed.
+        started: Monotonic time at which they left the queue.
         compute_s: Time of the engine's call.
         failed: Whether the engine or the worker broke.
         expired: Posts refused because their deadline could no longer be met.
     """
 
-    tokens: tuple[int, ...]
-    waits_s: tuple[float, ...]
-    compute_s: float
+    jobs: Sequence[Job]
+    started: float
+    compute_s: float = 0.0
     failed: bool = False
     expired: int = 0
 
@@ -180,7 +180,7 @@ class WorkerPool:
                 running.append(job)
         if not running:
             if expired:
-                self._report_batch(running, 0.0, started, failed=False, expired=expired)
+                self._report(BatchReport(running, started, expired=expired))
             return
         try:
             results = self._call(running)
@@ -190,9 +190,9 @@ class WorkerPool:
             return
         compute_s = time.monotonic() - started
         for job, result in zip(running, results, strict=True):
-            _finish(job, result, started, compute_s, len(running))
+            _finish(job, result, started, compute_s)
         self._costs.observe([job.tokens for job in running], count_pictures(running), compute_s)
-        self._report_batch(running, compute_s, started, failed=False, expired=expired)
+        self._report(BatchReport(running, started, compute_s, expired=expired))
 
     def _retry_alone(self, worker: _Worker, jobs: list[Job], expired: int) -> None:
         """One post may have poisoned the batch: the others must not suffer for it."""
@@ -209,29 +209,17 @@ class WorkerPool:
                 failures += 1
                 _fail(job, WorkerFailedError(_FAILED))
             else:
-                _finish(job, result, begun, time.monotonic() - begun, 1)
+                _finish(job, result, begun, time.monotonic() - begun)
         # One bad post is the post's failure; more are the engine's.
         broken = failures > 1 or failures == len(jobs)
-        self._report_batch(jobs, time.monotonic() - worker.since, worker.since, broken, expired)
+        seconds = time.monotonic() - worker.since
+        self._report(BatchReport(jobs, worker.since, seconds, broken, expired))
 
     def _call(self, jobs: Sequence[Job]) -> list[Result]:
         results = self._engine.tag_batch([job.post for job in jobs])
         if len(results) != len(jobs):
             raise WorkerFailedError(f"engine gave {len(results)} results for {len(jobs)} posts")
         return results
-
-    def _report_batch(
-        self, jobs: Sequence[Job], compute_s: float, started: float, failed: bool, expired: int
-    ) -> None:
-        self._report(
-            BatchReport(
-                tokens=tuple(job.tokens for job in jobs),
-                waits_s=tuple(started - job.submitted for job in jobs),
-                compute_s=compute_s,
-                failed=failed,
-                expired=expired,
-            )
-        )
 
     # Supervision -----------------------------------------------------------------------------
 
@@ -253,7 +241,7 @@ class WorkerPool:
                 LOG.error("worker %d %s; replacing it", worker.number, what)
                 lost = list(worker.jobs)
                 self._abandon(worker, _FAILED)
-                self._report_batch(lost, 0.0, worker.since, failed=True, expired=0)
+                self._report(BatchReport(lost, worker.since, failed=True))
                 self._replaced()
                 self._spawn()
 
@@ -266,13 +254,8 @@ class WorkerPool:
             _fail(job, WorkerFailedError(message))
 
 
-def _finish(job: Job, result: Result, started: float, compute_s: float, batch: int) -> None:
-    answer = Answer(
-        result=result,
-        wait_s=started - job.submitted,
-        compute_s=compute_s,
-        batch_posts=batch,
-    )
+def _finish(job: Job, result: Result, started: float, compute_s: float) -> None:
+    answer = Answer(result=result, wait_s=started - job.submitted, compute_s=compute_s)
     # Answered already where the worker was taken for stuck.
     with contextlib.suppress(InvalidStateError):
         job.future.set_result(answer)
