@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from amlr.serving.encoding import json_bytes
 
 _AGAIN = (429, 503)
 _JSON = {"Content-Type": "application/json"}
+_Outcome = httpx.Response | httpx.TransportError
 
 
 class ServerError(AmlrError):
@@ -55,9 +57,9 @@ class Retries:
     base_s: float = 0.1
     max_s: float = 10.0
 
-    def pause_s(self, attempt: int, retry_after: str | None, random_state: random.Random) -> float:
+    def pause_s(self, attempt: int, retry_after: str | None) -> float:
         """Pause after the given try (0 first): full jitter, on top of what the server asks for."""
-        jitter = random_state.uniform(0.0, min(self.max_s, self.base_s * 2.0**attempt))
+        jitter = random.uniform(0.0, min(self.max_s, self.base_s * 2.0**attempt))
         asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
         return min(self.max_s, asked + jitter)
 
@@ -93,22 +95,18 @@ class _Base:
             raise InputError(f"the address {url!r} must begin with http:// or https:// and a host")
         self._http: Any = self._open(base_url=base_url, headers=headers, timeout=timeout_s)
         self._retries = retries or Retries()
-        self._random = random.Random()
 
-    def _pause(
-        self, attempt: int, outcome: "httpx.Response | httpx.TransportError"
-    ) -> float | None:
+    def _pause(self, attempt: int, outcome: _Outcome) -> float | None:
         """Seconds until the next try, or None where there is none."""
         if attempt + 1 >= self._retries.attempts:
             return None
         if isinstance(outcome, httpx.LocalProtocolError):  # it was never sent, and never will be
             return None
         if isinstance(outcome, httpx.TransportError):
-            return self._retries.pause_s(attempt, None, self._random)
+            return self._retries.pause_s(attempt, None)
         if outcome.status_code not in _AGAIN:
             return None
-        wait = outcome.headers.get("Retry-After")
-        return self._retries.pause_s(attempt, wait, self._random)
+        return self._retries.pause_s(attempt, outcome.headers.get("Retry-After"))
 
 
 class Client(_Base):
@@ -165,18 +163,16 @@ class Client(_Base):
         self.close()
 
     def _post(self, body: bytes) -> httpx.Response:
-        attempt = 0
-        while True:
-            outcome: httpx.Response | httpx.TransportError
+        for attempt in count():
             try:
-                outcome = self._http.post("/v1/tag", content=body, headers=_JSON)
+                outcome: _Outcome = self._http.post("/v1/tag", content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)
             if pause is None:
-                return _checked(outcome)
+                break
             time.sleep(pause)
-            attempt += 1
+        return _checked(outcome)
 
 
 class AsyncClient(_Base):
@@ -222,32 +218,26 @@ class AsyncClient(_Base):
         await self.close()
 
     async def _post(self, body: bytes) -> httpx.Response:
-        attempt = 0
-        while True:
-            outcome: httpx.Response | httpx.TransportError
+        for attempt in count():
             try:
-                outcome = await self._http.post("/v1/tag", content=body, headers=_JSON)
+                outcome: _Outcome = await self._http.post("/v1/tag", content=body, headers=_JSON)
             except httpx.TransportError as error:
                 outcome = error
             pause = self._pause(attempt, outcome)
             if pause is None:
-                return _checked(outcome)
+                break
             await asyncio.sleep(pause)
-            attempt += 1
+        return _checked(outcome)
 
 
 def _pack(posts: Iterable[Post], deadline_ms: int | None) -> tuple[bytes, list[Problem | None]]:
     """A request's body, and what was wrong with the picture of each post."""
-    values, problems = [], []
-    for post in posts:
-        value, problem = _post_value(post)
-        values.append(value)
-        problems.append(problem)
-    body: dict[str, Any] = {"posts": values}
+    packed = [_post_value(post) for post in posts]
+    body: dict[str, Any] = {"posts": [value for value, _ in packed]}
     if deadline_ms is not None:
         body["deadline_ms"] = deadline_ms
     # Half a surrogate pair, which UTF-8 cannot hold, is sent as an escape.
-    return json_bytes(body), problems
+    return json_bytes(body), [problem for _, problem in packed]
 
 
 def _post_value(post: Post) -> tuple[dict[str, Any], Problem | None]:
@@ -294,17 +284,12 @@ def _checked_key(key: str) -> str:
 
 
 def _chunks(posts: Iterable[Post], size: int) -> Iterator[Sequence[Post]]:
-    chunk: list[Post] = []
-    for post in posts:
-        chunk.append(post)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    left = iter(posts)
+    while chunk := list(islice(left, size)):
         yield chunk
 
 
-def _checked(outcome: "httpx.Response | httpx.TransportError") -> httpx.Response:
+def _checked(outcome: _Outcome) -> httpx.Response:
     if isinstance(outcome, httpx.LocalProtocolError):
         raise InputError(f"the request cannot be sent: {outcome}") from outcome
     if isinstance(outcome, httpx.TransportError):

@@ -29,7 +29,7 @@ class ExplainQueue:
 
     def __init__(self, engine: TaggingEngine, batch: BatchSettings) -> None:
         """Prepare; the explainer opens its graph when it is first used, or by `warm_up`."""
-        self._engine = engine
+        self._engine = engine if isinstance(engine, Engine) else None
         self._timeout_s = batch.stuck_s
         self._explainer: Explainer | None = None
         self._thread = ThreadPoolExecutor(1, "amlr-explain")
@@ -37,7 +37,7 @@ class ExplainQueue:
 
     def warm_up(self) -> None:
         """Open the attention graph now: later its file may be gone."""
-        if isinstance(self._engine, Engine):
+        if self._engine is not None:
             self._thread.submit(self._explain, Post("Paris")).result()
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class ExplainQueue:
             ApiError: Too many wait, or the engine cannot.
             InputError: The post cannot be used.
         """
-        if not isinstance(self._engine, Engine):
+        if self._engine is None:
             raise ApiError(501, "not_available", "this engine cannot explain itself")
         if self._waiting >= _MAX_WAITING:
             raise ApiError(429, "queue_full", "too many explanations wait", {"Retry-After": "2"})
@@ -73,7 +73,7 @@ class ExplainQueue:
         """The explanation, and when it was begun."""
         begun = time.monotonic()
         if self._explainer is None:
-            assert isinstance(self._engine, Engine)
+            assert self._engine is not None
             self._explainer = Explainer(self._engine)
         return self._explainer.explain(post), begun
 
@@ -104,7 +104,8 @@ async def explain(request: Request) -> Response:
     answer = _answer(explanation)
     answer["result"]["warnings"] = [*prepared.warnings, *answer["result"]["warnings"]]
     answer["milliseconds"] |= {"read": round(1000 * read_s, 3), "wait": round(1000 * wait_s, 3)}
-    answer["crop"] = _crop(service.engine)
+    assert isinstance(service.engine, Engine)
+    answer["crop"] = service.engine.manifest.image.resize
     return Response(json_bytes(answer), media_type="application/json")
 
 
@@ -119,11 +120,6 @@ def _answer(explanation: Explanation) -> dict[str, Any]:
         "milliseconds": {name: round(1000 * s, 3) for name, s in explanation.seconds.items()},
         "picture_cached": explanation.picture_cached,
     }
-
-
-def _crop(engine: TaggingEngine) -> str:
-    assert isinstance(engine, Engine)
-    return engine.manifest.image.resize
 
 
 ROUTES = [Route("/v1/explain", explain, methods=["POST"])]

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import random
 import re
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +81,7 @@ class Guard:
         strip_repeated_prefix(scope)
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
         client_id = headers.get(b"x-request-id", "")
-        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else _new_id()
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         exchange = Exchange(request_id, scope["method"], route_path(scope))
         is_head = exchange.method == "HEAD"
         if is_head:  # answered as GET is, without the body; the server keeps its own scope
@@ -213,11 +213,6 @@ class Guard:
                 **exchange.facts,
             },
         )
-
-
-def _new_id() -> str:
-    # A name to look for in a log, not a secret: no need to ask the system for randomness.
-    return f"{random.getrandbits(128):032x}"
 
 
 def _too_large(limit: int) -> ApiError:
