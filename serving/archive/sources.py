@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from amlr.errors import InputError
@@ -277,22 +278,16 @@ def _records(stream: Any, kind: str) -> Iterator[bytes]:
 def _read_parquet(source: Source, piece: Piece, columns: Columns) -> Iterator[Row]:
     names = [columns.id, columns.text, columns.image, columns.image_bytes, columns.words]
     with open_parquet(source.address) as file:
-        groups: list[int] = []
-        first = begin = 0
-        for group in range(file.metadata.num_row_groups):
-            after = first + file.metadata.row_group(group).num_rows
-            if after > piece.start and first < piece.stop:
-                begin = first if not groups else begin
-                groups.append(group)
-            first = after
-        place = begin
+        sizes = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        bounds = list(pairwise(accumulate(sizes, initial=0)))
+        groups = [i for i, (a, b) in enumerate(bounds) if a < piece.stop and b > piece.start]
+        place = bounds[groups[0]][0] if groups else 0
         wanted = [name for name in names if name in source.header]
         for batch in file.iter_batches(_READ_ROWS, row_groups=groups, columns=wanted):
-            low, high = max(piece.start - place, 0), min(piece.stop - place, batch.num_rows)
-            if low < high:
-                for i, values in enumerate(batch.slice(low, high - low).to_pylist()):
-                    number = piece.number + place + low + i - piece.start
-                    yield make_row(number, values, columns)
+            begin, after = max(place, piece.start), min(place + batch.num_rows, piece.stop)
+            rows = batch.slice(begin - place, max(0, after - begin)).to_pylist()
+            for number, values in enumerate(rows, start=piece.number + begin - piece.start):
+                yield make_row(number, values, columns)
             place += batch.num_rows
             if place >= piece.stop:
                 return
