@@ -17,7 +17,7 @@ from torch import Tensor
 from amlr.cli_support import progress
 from amlr.errors import InputError
 from amlr.runtime.batching import pool_images
-from amlr.runtime.image import ImageLimits, ImageSpec, load_pixels
+from amlr.runtime.image import ImageSpec, load_pixels
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import (
     UnitTable,
@@ -280,23 +280,16 @@ def length_batches(
 class Pictures:
     """Pictures of a corpus as tensors, loaded when needed; broken ones are counted and left out."""
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        spec: ImageSpec,
-        posts: Sequence[LabelledPost],
-        limits: ImageLimits | None = None,
-    ) -> None:
+    def __init__(self, folder: ImageFolder, spec: ImageSpec, posts: Sequence[LabelledPost]) -> None:
         """Look every post's picture up once, so that counts are per post.
 
         Args:
             folder: Where the files are.
             spec: Preprocessing.
             posts: The corpus.
-            limits: What is refused.
         """
         self.folder = folder
-        self._spec, self._limits = spec, limits or ImageLimits()
+        self._spec = spec
         # Features of the frozen encoder; where known, pixels are not read again.
         self._features: dict[str, Tensor] = {}
         self._paths: dict[str, Path] = {}
@@ -312,7 +305,7 @@ class Pictures:
         if image_id not in self._paths:
             return None
         try:
-            return torch.from_numpy(load_pixels(self._paths[image_id], self._spec, self._limits))
+            return torch.from_numpy(load_pixels(self._paths[image_id], self._spec))
         except InputError as error:
             self.folder.mark_unreadable(image_id, str(error))
             del self._paths[image_id]

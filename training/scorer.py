@@ -39,7 +39,7 @@ class Scorer(nn.Module):
                 module.eval()
         return self
 
-    def regions(self, images: Tensor) -> Tensor:
+    def _regions(self, images: Tensor) -> Tensor:
         """Regions (I, P, D) of pixels (I, 3, H, W) or of frozen features (I, P, inner)."""
         backbone = self.model.image
         if images.dim() == 3:
@@ -52,12 +52,11 @@ class Scorer(nn.Module):
         projected: Tensor = backbone.project(features)
         return projected
 
-    def forward(self, batch: Batch, shared_regions: Tensor | None = None) -> AmlrOutput:
+    def forward(self, batch: Batch) -> AmlrOutput:
         """Score a batch.
 
         Args:
             batch: Posts, chosen units, words and pictures.
-            shared_regions: Regions computed already, instead of `batch.images`.
 
         Returns:
             unit_logits (B, S, 1+C) of the batch's units and emissions (B, N, Y) of the first
@@ -73,9 +72,7 @@ class Scorer(nn.Module):
             width = dense.shape[-1]
             units = dense.reshape(-1, width).index_select(0, batch.unit_row_bs.reshape(-1))
             units = units.reshape(*batch.unit_row_bs.shape, width)
-            regions = shared_regions
-            if regions is None and batch.images is not None:
-                regions = self.regions(batch.images)
+            regions = None if batch.images is None else self._regions(batch.images)
             taken = model.take(units, regions, batch.image_index_b)
             index = batch.first_bn[..., None].expand(-1, -1, width)
             words = hidden.gather(1, index)

@@ -33,9 +33,9 @@ _ENTRY = '''"""For Triton; the code is in the package amlr, installed beside thi
 from amlr.serving.triton.model import TritonPythonModel as TritonPythonModel
 '''
 _README = """\
-# {name} for Triton Inference Server
+# {bundle} for Triton Inference Server
 
-Written by amlr {version} from the bundle `{name}`, manifest sha256 `{digest}`.
+Written by amlr {version} from the bundle `{bundle}`, manifest sha256 `{manifest_sha256}`.
 The folder `models` is a model repository. Serve it:
 
     tritonserver --model-repository={{this folder}}/models
@@ -55,7 +55,7 @@ max_batch_size: %(max_batch)d
 input { name: "text" data_type: TYPE_STRING dims: 1 }
 input { name: "image" data_type: TYPE_STRING dims: 1 optional: true }
 output { name: "result" data_type: TYPE_STRING dims: 1 }
-instance_group { count: %(instances)d kind: %(kind)s }
+instance_group { count: 1 kind: %(kind)s }
 dynamic_batching {
   preferred_batch_size: [ %(sizes)s ]
   max_queue_delay_microseconds: %(delay)d
@@ -140,22 +140,12 @@ def _value(option: "Field[Any]", text: str) -> Any:
     return value
 
 
-def write_repository(
-    source: Path,
-    out: Path,
-    *,
-    provider: str = AUTO,
-    threads: int | None = None,
-    instances: int = 1,
-) -> Path:
+def write_repository(source: Path, out: Path) -> Path:
     """Write `out/models`, which runs the engine, and `out/README.md`.
 
     Args:
         source: A bundle; copied, so that the repository can be moved on its own.
         out: Folder to write; an older one of this kind is replaced when the new one is whole.
-        provider: As in `Engine.load`.
-        threads: As in `Engine.load`.
-        instances: Processes with an engine each.
 
     Raises:
         BundleError: The bundle cannot be read, or a file of it is damaged.
@@ -170,33 +160,15 @@ def write_repository(
     for name in bundle.manifest.files:
         bundle.verified(name)
     with staged_folder(out) as staging:
-        parameters = EngineParameters(
-            manifest_sha256=bundle.manifest_sha256,
-            options=EngineOptions(provider=provider, threads=threads),
-        )
-        _write(bundle, staging, parameters, instances)
+        _write(bundle, staging)
     return out
 
 
-def _write(bundle: Bundle, folder: Path, parameters: EngineParameters, instances: int) -> None:
-    _write_model(bundle, folder / MODELS / MODEL, parameters, instances)
-    readme = _README.format(
-        name=bundle.manifest.name, version=__version__, digest=bundle.manifest_sha256
-    )
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-    marker = {
-        "amlr": __version__,
-        "bundle": bundle.manifest.name,
-        "manifest_sha256": bundle.manifest_sha256,
-    }
-    (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, instances: int) -> None:
-    config = model_config(bundle.manifest, parameters, instances)
-    version = model / VERSION
+def _write(bundle: Bundle, folder: Path) -> None:
+    about = {"bundle": bundle.manifest.name, "manifest_sha256": bundle.manifest_sha256}
+    version = folder / MODELS / MODEL / VERSION
     version.mkdir(parents=True)
-    (model / "config.pbtxt").write_text(config, encoding="ascii")
+    (version.parent / "config.pbtxt").write_text(model_config(bundle), encoding="ascii")
     (version / "model.py").write_text(_ENTRY, encoding="utf-8")
     for name in (MANIFEST, *bundle.manifest.files):
         target = version / BUNDLE / name
@@ -204,6 +176,10 @@ def _write_model(bundle: Bundle, model: Path, parameters: EngineParameters, inst
         # Copied, not linked: ONNX libraries refuse weights with a second hard link, and the
         # original may be replaced while a server maps these.
         shutil.copyfile(bundle.path / name, target)
+    readme = _README.format(version=__version__, **about)
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    marker = json.dumps({"amlr": __version__, **about}, indent=1)
+    (folder / MARKER).write_text(marker + "\n", encoding="utf-8")
 
 
 def batch_sizes(manifest: Manifest) -> list[int]:
@@ -214,29 +190,19 @@ def batch_sizes(manifest: Manifest) -> list[int]:
     return [CPU_BATCHES.windows // 2, CPU_BATCHES.windows]
 
 
-def model_config(manifest: Manifest, parameters: EngineParameters, instances: int = 1) -> str:
-    """The configuration."""
-    queue, sizes = QueueSettings(), batch_sizes(manifest)
+def model_config(bundle: Bundle) -> str:
+    """The configuration: the engine's options at their defaults, for whoever edits them."""
+    queue, sizes = QueueSettings(), batch_sizes(bundle.manifest)
     values: dict[str, Any] = {
         "max_batch": CHUNK_POSTS,
-        "instances": instances,
-        "kind": "KIND_GPU" if manifest.engines else "KIND_CPU",
+        "kind": "KIND_GPU" if bundle.manifest.engines else "KIND_CPU",
         "sizes": ", ".join(map(str, sizes)),
         "delay": round(BatchSettings().max_wait_s * _MICROSECONDS),
         "timeout": round(queue.deadline_s * _MICROSECONDS),
         "max_queue": queue.max_posts,
     }
-    parts = [_CONFIG % values]
-    for name, value in parameters.to_strings().items():
-        text = quoted(value)
-        parts.append(f'parameters {{ key: "{name}" value {{ string_value: {text} }} }}\n')
-    return "".join(parts)
-
-
-def quoted(text: str) -> str:
-    """A string of protocol-buffer text format: what is no plain ASCII in octal."""
-    characters = (
-        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}"
-        for byte in text.encode()
+    parameters = EngineParameters(manifest_sha256=bundle.manifest_sha256).to_strings()
+    return _CONFIG % values + "".join(
+        f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}\n'
+        for name, value in parameters.items()
     )
-    return f'"{"".join(characters)}"'

@@ -1,6 +1,5 @@
 """The written repository: against Triton's own message definition and against the graphs."""
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from amlr.errors import BundleError, ExportError
 from amlr.export.cli import export_command
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
-from amlr.serving.triton.repository import quoted, write_repository
+from amlr.serving.triton.repository import write_repository
 from doubles.bundle import double_bundle
 from doubles.triton_backend import parse_config
 
@@ -101,13 +100,6 @@ def test_command(tiny_plan: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(export_command, ["--ckpt", "a.pt", "--triton", str(out)])
     assert done.exit_code == 2
     assert "--from" in done.output
-
-
-def test_text_format_escapes_what_must_be() -> None:
-    pb: Any = importlib.import_module("tritonclient.grpc.model_config_pb2")
-    text_format: Any = importlib.import_module("google.protobuf.text_format")
-    name = 'a"b\\c\nd é 中\x00'
-    assert text_format.Parse(f"name: {quoted(name)}", pb.ModelConfig()).name == name
 
 
 def test_server_side_needs_no_web_framework() -> None:
