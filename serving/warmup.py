@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from amlr.errors import AmlrError
 from amlr.runtime.results import Post
@@ -52,6 +53,14 @@ def measure(
         single = _median(engine, [posts[:1]], repeats, stop)
         full = _median(engine, [posts] * workers, repeats, stop)
         rows.append(CostRow(tokens=tokens, single_s=single, full_s=max(single, full)))
+    table = CostTable(
+        rows=tuple(rows),
+        image_s=0.0,
+        batch_posts=batch_posts,
+        workers=workers,
+        provider=first.provider,
+        precision=first.precision,
+    )
     # Every picture is new: cached ones cost next to nothing, and the correction learns of them.
     count = min(8, batch_posts)
     text = sample_text(BUCKETS[0])
@@ -64,17 +73,8 @@ def measure(
         )
         for _ in range(repeats)
     )
-    text_only = rows[0].single_s + (rows[0].full_s - rows[0].single_s) * (count - 1) / max(
-        1, batch_posts - 1
-    )
-    return CostTable(
-        rows=tuple(rows),
-        image_s=max(1e-6, (with_pictures - text_only) / count),
-        batch_posts=batch_posts,
-        workers=workers,
-        provider=first.provider,
-        precision=first.precision,
-    )
+    text_only = table.batch_s([BUCKETS[0]] * count, 0)
+    return replace(table, image_s=max(1e-6, (with_pictures - text_only) / count))
 
 
 def sample_text(tokens: int) -> str:

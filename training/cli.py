@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -162,29 +162,29 @@ def _collect(options: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Turn command-line values into settings; what is not given comes from the preset."""
     from amlr.training.conll import read_ids
     from amlr.training.run import ModelOptions, RunOptions
-    from amlr.training.settings import TrainSettings, recipe
+    from amlr.training.settings import recipe
     from amlr.training.wheels import PACKAGED, encoder_folder
 
     preset = PRESETS[options["preset"]]
-    base = recipe(options["preset"], options["loss"])
-    given = {
-        name: options[name]
-        for name in TrainSettings.__dataclass_fields__
-        if options.get(name) is not None
-    }
-    settings = replace(base, **given, use_bf16=_use_bf16(options["precision"], options["device"]))
-    model_options = ModelOptions(
-        heads=_first(options["heads"], preset.heads),
-        head_width=_first(options["head_width"], preset.head_width),
-        scales=options["scales"],
-        dropout=options["dropout"],
-        shape_embedding=_first(options["shape_embedding"], options["preset"] != "paper"),
-        max_tokens=options["max_tokens"],
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def chosen(base: Any) -> Any:
+        return replace(base, **{f.name: given[f.name] for f in fields(base) if f.name in given})
+
+    settings = replace(
+        chosen(recipe(options["preset"], options["loss"])),
+        use_bf16=_use_bf16(options["precision"], options["device"]),
+    )
+    model_options = chosen(
+        ModelOptions(
+            heads=preset.heads,
+            head_width=preset.head_width,
+            shape_embedding=options["preset"] != "paper",
+        )
     )
     data, images = _data(options)
 
-    def source(given: str | None, default: str) -> str:
-        name = given or default
+    def source(name: str) -> str:
         if name not in PACKAGED:
             return name
         return str(encoder_folder(name, _cache_dir(options["cache_dir"]), options["wheels"]))
@@ -192,8 +192,8 @@ def _collect(options: dict[str, Any]) -> tuple[Any, Any, Any]:
     run_options = RunOptions(
         data=data,
         out=options["out"],
-        text_source=source(options["text_encoder"], preset.text_encoder),
-        image_source=source(options["image_encoder"], preset.image_encoder),
+        text_source=source(options["text_encoder"] or preset.text_encoder),
+        image_source=source(options["image_encoder"] or preset.image_encoder),
         images=images,
         broken_ids=read_ids(options["broken_images"]) if options["broken_images"] else frozenset(),
         device=None if options["device"] == "auto" else options["device"],
@@ -236,10 +236,6 @@ def _keep_fonts(given: Path | None) -> None:
     """Let matplotlib keep its list of fonts there and not in folders of its own."""
     with suppress(InputError):
         os.environ.setdefault("MPLCONFIGDIR", str(_cache_dir(given).absolute() / "matplotlib"))
-
-
-def _first(given: Any, default: Any) -> Any:
-    return default if given is None else given
 
 
 def _use_bf16(precision: str, device: str) -> bool:
