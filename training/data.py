@@ -72,12 +72,14 @@ class Corpus:
         examples: Windows with gold labels; nearly every post has one.
         pictures: None trains and scores without pictures.
         rename: Corpus type -> model type.
+        pad_id: Padding token.
     """
 
     posts: Sequence[LabelledPost]
     examples: Sequence[Example]
     pictures: "Pictures | None"
     rename: Mapping[str, str]
+    pad_id: int
 
     @property
     def gold(self) -> list[list[Span]]:
@@ -140,7 +142,13 @@ def make_corpus(
                     target_s=target_s,
                 )
             )
-    return Corpus(posts=posts, examples=examples, pictures=pictures, rename=rename)
+    return Corpus(
+        posts=posts,
+        examples=examples,
+        pictures=pictures,
+        rename=rename,
+        pad_id=checkpoint.token_ids.pad_id,
+    )
 
 
 def _scored_units(window: TextWindow, scales: int, scope: Scope) -> UnitTable:

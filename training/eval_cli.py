@@ -103,12 +103,7 @@ def _evaluate_checkpoint(
     model = checkpoint.build_model()
     pictures = Pictures(folder, checkpoint.image, posts) if folder.root else None
     corpus = make_corpus(posts, checkpoint, pictures, "all")
-    predictions = predict(
-        Scorer(model),
-        corpus,
-        pad_id=checkpoint.token_ids.pad_id,
-        batch_size=options["batch_size"],
-    )
+    predictions = predict(Scorer(model), corpus, batch_size=options["batch_size"])
     # Nothing is tuned here: the checkpoint's own settings are what it would be deployed with.
     tuned = Tuned(
         joint=replace(checkpoint.decoder, kind="joint"),

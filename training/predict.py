@@ -48,31 +48,22 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(
-    scorer: Scorer,
-    corpus: Corpus,
-    *,
-    pad_id: int,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-) -> list[Prediction]:
+def predict(scorer: Scorer, corpus: Corpus, *, batch_size: int = 32) -> list[Prediction]:
     """Score posts.
 
     Args:
         scorer: The model; put into inference mode and back.
         corpus: Posts, their windows and pictures.
-        pad_id: Padding token.
         batch_size: Windows in one batch.
-        device: Where the model is.
     """
     was_training = scorer.training
     scorer.eval()
-    config = scorer.model.config
+    config, device = scorer.model.config, next(scorer.parameters()).device
     windows: list[list[_ScoredWindow]] = [[] for _ in corpus.posts]
     for indices in length_batches([len(e) for e in corpus.examples], batch_size):
         chosen = [corpus.examples[i] for i in indices]
         pictures = [corpus.picture(example) for example in chosen]
-        output = scorer(collate(chosen, config.scales, pad_id, pictures).to(device))
+        output = scorer(collate(chosen, config.scales, corpus.pad_id, pictures).to(device))
         for row, example in enumerate(chosen):
             windows[example.post].append(
                 _ScoredWindow(

@@ -19,7 +19,7 @@ from amlr.runtime.text import TextSpec
 from amlr.training.checkpoint import Checkpoint, save_checkpoint
 from amlr.training.config import AmlrConfig
 from amlr.training.conll import ImageFolder, LabelledPost, labels_of, read_corpora
-from amlr.training.data import Corpus, Pictures, Scope, make_corpus
+from amlr.training.data import Pictures, Scope, make_corpus
 from amlr.training.encoders import (
     LoadedImage,
     LoadedText,
@@ -28,7 +28,7 @@ from amlr.training.encoders import (
     load_text_encoder,
 )
 from amlr.training.evaluate import score_decoders, tune
-from amlr.training.predict import Prediction, make_decoder, predict
+from amlr.training.predict import make_decoder, predict
 from amlr.training.release import load_any_checkpoint
 from amlr.training.scorer import Scorer
 from amlr.training.settings import TrainSettings
@@ -202,18 +202,15 @@ def finish(
     checkpoint = load_any_checkpoint(out)
     model = checkpoint.build_model().to(device)
     decoder = make_decoder(model, checkpoint.decoder)
+    scorer = Scorer(model)
     corpus = make_corpus(dev_posts, checkpoint, pictures, "all")
-
-    def predict_dev(corpus: Corpus) -> list[Prediction]:
-        return predict(Scorer(model), corpus, pad_id=checkpoint.token_ids.pad_id, device=device)
-
-    predictions = predict_dev(corpus)
+    predictions = predict(scorer, corpus)
     tuned = tune(predictions, corpus, decoder)
     report = score_decoders(predictions, corpus, decoder, tuned)
     result: dict[str, Any] = {"dev": report}
     if pictures is not None:
         # By the same settings: a bundle has one b and one w.
-        without = predict_dev(replace(corpus, pictures=None))
+        without = predict(scorer, replace(corpus, pictures=None))
         hidden = score_decoders(without, corpus, decoder, tuned)
         gain = report["joint"]["strict"]["f1"] - hidden["joint"]["strict"]["f1"]
         result |= {"dev_without_pictures": hidden, "picture_gain": round(gain, 6)}

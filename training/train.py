@@ -217,8 +217,8 @@ class Trainer:
         )
         hidden = rng.random(len(pictures)) < settings.image_drop
         shown = [None if hide else p for p, hide in zip(pictures, hidden.tolist(), strict=True)]
-        config, pad_id = self.template.config, self.template.token_ids.pad_id
-        return collate(examples, config.scales, pad_id, shown).to(self.accelerator.device)
+        batch = collate(examples, self.template.config.scales, corpus.pad_id, shown)
+        return batch.to(self.accelerator.device)
 
     def _diverged(self, what: str) -> InputError:
         settings = self.settings
@@ -263,13 +263,8 @@ class Trainer:
             self._save_best(decoder if self.accelerator.is_main_process else None, line)
 
     def _score_dev(self) -> tuple[dict[str, float], DecoderSettings]:
-        predictions = predict(
-            self.scorer,
-            self.dev_corpus,
-            pad_id=self.template.token_ids.pad_id,
-            batch_size=self.settings.eval_batch_size,
-            device=self.accelerator.device,
-        )
+        batch_size = self.settings.eval_batch_size
+        predictions = predict(self.scorer, self.dev_corpus, batch_size=batch_size)
         # The last update of an epoch can spoil weights whose own loss was still finite.
         finite = [bool(torch.isfinite(weight).all()) for weight in self.scorer.parameters()]
         if not all([*finite, *(post.is_finite for post in predictions)]):

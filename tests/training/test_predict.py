@@ -160,7 +160,7 @@ def test_legal_moves_know_special_tags() -> None:
 def _predict(posts: list[LabelledPost], batch_size: int, every: bool) -> list[Prediction]:
     corpus = make_corpus(posts, CHECKPOINT, None, "all" if every else "aligned")
     scorer = Scorer(CHECKPOINT.build_model())
-    return predict(scorer, corpus, pad_id=0, batch_size=batch_size)
+    return predict(scorer, corpus, batch_size=batch_size)
 
 
 def test_scores_do_not_depend_on_the_batch_or_on_other_units() -> None:
