@@ -125,9 +125,7 @@ class TaggingService(Collector):
         Returns:
             Whether everything accepted was finished within `shutdown_s`.
         """
-        with self._lock:
-            self._state = State.STOPPING
-        self.metrics.ready.set(0)
+        self.begin_stopping()
         self._stop.set()
         self.queue.close()
         finished = self.pool.stop(self.settings.shutdown_s)
@@ -139,7 +137,8 @@ class TaggingService(Collector):
 
     def begin_stopping(self) -> None:
         """Turn unready, so that balancers look elsewhere, while requests are still served."""
-        self._state = State.STOPPING
+        with self._lock:
+            self._state = State.STOPPING
         self.metrics.ready.set(0)
 
     def _enter(self, state: State, reason: str | None = None) -> None:

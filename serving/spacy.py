@@ -8,10 +8,11 @@ picture is given before the pipeline runs:
     nlp(doc)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from spacy.language import Language
+from spacy.pipeline import Pipe
 from spacy.tokens import Doc
 from spacy.util import filter_spans, minibatch
 
@@ -22,10 +23,8 @@ from amlr.runtime.results import error_of
 Doc.set_extension("amlr", default=None, force=True)
 Doc.set_extension("amlr_image", default=None, force=True)
 
-ErrorHandler = Callable[[str, "Tagger", list[Any], Exception], None]
 
-
-class Tagger:
+class Tagger(Pipe):  # type: ignore[misc]
     """Sets the entities of documents by an engine.
 
     The engine reads the text by its own word rule, so answers are those of `Engine.tag`. An entity
@@ -36,7 +35,6 @@ class Tagger:
     def __init__(self, name: str, engine: Engine) -> None:
         """Serve a pipeline under this component's name."""
         self.name, self.engine = name, engine
-        self._on_error: ErrorHandler | None = None
 
     def __call__(self, doc: Any) -> Any:
         """Tag one document.
@@ -56,15 +54,9 @@ class Tagger:
                 try:
                     _set(doc, result)
                 except Exception as error:
-                    if self._on_error is None:
-                        raise
-                    self._on_error(self.name, self, [doc], error)
+                    self.get_error_handler()(self.name, self, [doc], error)
                 else:
                     yield doc
-
-    def set_error_handler(self, error_handler: ErrorHandler) -> None:
-        """Tell who decides about documents that fail; spaCy calls this."""
-        self._on_error = error_handler
 
 
 def make_tagger(nlp: Any, name: str, engine: str, options: dict[str, Any]) -> Tagger:
