@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections.abc import AsyncIterator
 
 from starlette.types import Message, Receive
 
@@ -34,49 +35,42 @@ def inflated(receive: Receive, encoding: str) -> Receive:
             f"the body's encoding is {encoding[:40]!r}; send gzip, or no Content-Encoding",
             {"Accept-Encoding": "gzip, deflate, identity"},
         )
-    return _Inflater(receive).receive
+    messages = _inflated(receive)
+
+    async def next_message() -> Message:
+        # After the last piece, whatever the connection says.
+        message = await anext(messages, None)
+        return await receive() if message is None else message
+
+    return next_message
 
 
-class _Inflater:
+async def _inflated(receive: Receive) -> AsyncIterator[Message]:
     """Never holds more than one inflated piece, so a small body cannot become a large memory."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._member = zlib.decompressobj(_ANY_HEADER)
-        self._packed = b""
-        self._is_last = self._is_done = False
+    member = zlib.decompressobj(_ANY_HEADER)
+    has_more = True
+    while has_more:
+        message = await receive()
+        if message["type"] != "http.request":
+            yield message
+            return
+        packed, has_more = message.get("body", b""), message.get("more_body", False)
         # A full piece may have left output inside the decompressor, whatever input is left.
-        self._is_pending = False
-
-    async def receive(self) -> Message:
-        """The next piece; after the last one, whatever the connection says."""
-        if self._is_done:
-            return await self._receive()
-        while not (self._packed or self._is_pending or self._is_last):
-            message = await self._receive()
-            if message["type"] != "http.request":
-                return message
-            self._packed = message.get("body", b"")
-            self._is_last = not message.get("more_body", False)
-        piece = self._next_piece()
-        has_more = bool(self._packed) or self._is_pending
-        if not has_more and self._is_last:
-            self._is_done = True
-            if not self._member.eof:
-                raise _bad("it ends too early")
-        await asyncio.sleep(0)
-        return {"type": "http.request", "body": piece, "more_body": not self._is_done}
-
-    def _next_piece(self) -> bytes:
-        if self._member.eof and self._packed:  # gzip files may be joined end to end
-            self._member = zlib.decompressobj(_ANY_HEADER)
-        try:
-            piece = self._member.decompress(self._packed, PIECE_BYTES)
-        except zlib.error:
-            raise _bad("it cannot be inflated") from None
-        self._packed = self._member.unconsumed_tail or self._member.unused_data
-        self._is_pending = len(piece) == PIECE_BYTES and not self._member.eof
-        return piece
+        is_pending = False
+        while packed or is_pending:
+            if member.eof and packed:  # gzip files may be joined end to end
+                member = zlib.decompressobj(_ANY_HEADER)
+            try:
+                piece = member.decompress(packed, PIECE_BYTES)
+            except zlib.error:
+                raise _bad("it cannot be inflated") from None
+            packed = member.unconsumed_tail or member.unused_data
+            is_pending = len(piece) == PIECE_BYTES and not member.eof
+            await asyncio.sleep(0)
+            yield {"type": "http.request", "body": piece, "more_body": True}
+    if not member.eof:
+        raise _bad("it ends too early")
+    yield {"type": "http.request", "body": b"", "more_body": False}
 
 
 def _bad(what: str) -> ApiError:
