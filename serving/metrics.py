@@ -1,6 +1,7 @@
 """Prometheus metrics, in their own registry: several servers may live in one process."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,59 +20,31 @@ class Metrics:
     def __init__(self) -> None:
         """Register everything."""
         self.registry = CollectorRegistry()
-        r = self.registry
-        self.requests = Counter(
-            "amlr_requests", "HTTP requests.", ["route", "method", "status"], registry=r
-        )
-        self.request_s = Histogram(
-            "amlr_request_duration_seconds",
-            "Time from a request's head to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.posts = Counter("amlr_posts", "Posts by outcome.", ["outcome"], registry=r)
-        self.pictures = Counter("amlr_pictures", "Posts by use of a picture.", ["use"], registry=r)
-        self.entities = Counter("amlr_entities", "Entities found.", ["label"], registry=r)
-        self.refusals = Counter(
-            "amlr_refusals", "Requests refused, by cause.", ["cause"], registry=r
-        )
-        self.batch_posts = Histogram(
-            "amlr_batch_posts", "Posts in a batch.", buckets=_POSTS, registry=r
-        )
-        self.wait_s = Histogram(
-            "amlr_queue_wait_seconds",
-            "Time a post waited for its batch.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.compute_s = Histogram(
-            "amlr_compute_seconds",
-            "Time the engine took for a batch.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.tokens = Counter("amlr_tokens", "Estimated tokens computed.", registry=r)
-        self.padding = Counter(
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        seconds = partial(histogram, buckets=_SECONDS)
+        self.requests = counter("amlr_requests", "HTTP requests.", ["route", "method", "status"])
+        head = "Time from a request's head to the end of its answer."
+        self.request_s = seconds("amlr_request_duration_seconds", head, ["route"])
+        self.posts = counter("amlr_posts", "Posts by outcome.", ["outcome"])
+        self.pictures = counter("amlr_pictures", "Posts by use of a picture.", ["use"])
+        self.entities = counter("amlr_entities", "Entities found.", ["label"])
+        self.refusals = counter("amlr_refusals", "Requests refused, by cause.", ["cause"])
+        self.batch_posts = histogram("amlr_batch_posts", "Posts in a batch.", buckets=_POSTS)
+        self.wait_s = seconds("amlr_queue_wait_seconds", "Time a post waited for its batch.")
+        self.compute_s = seconds("amlr_compute_seconds", "Time the engine took for a batch.")
+        self.tokens = counter("amlr_tokens", "Estimated tokens computed.")
+        self.padding = counter(
             "amlr_padding_tokens",
             "Tokens that padding every batch to its longest post would add (packed engines "
             "compute none of them).",
-            registry=r,
         )
-        self.cancelled = Counter(
-            "amlr_cancelled_posts", "Posts dropped: the client left.", registry=r
-        )
-        self.replaced = Counter("amlr_worker_replacements", "Workers that failed.", registry=r)
-        self.failures = Counter(
-            "amlr_batch_failures", "Batches on which the engine broke.", registry=r
-        )
-        self.ready = Gauge("amlr_ready", "1 while the server is ready.", registry=r)
-        self.engine = Gauge(
-            "amlr_engine_info",
-            "Tier in use.",
-            ["model", "provider", "precision", "version"],
-            registry=r,
-        )
+        self.cancelled = counter("amlr_cancelled_posts", "Posts dropped: the client left.")
+        self.replaced = counter("amlr_worker_replacements", "Workers that failed.")
+        self.failures = counter("amlr_batch_failures", "Batches on which the engine broke.")
+        self.ready = Gauge("amlr_ready", "1 while the server is ready.", registry=self.registry)
+        tier = ["model", "provider", "precision", "version"]
+        self.engine = Gauge("amlr_engine_info", "Tier in use.", tier, registry=self.registry)
         for cause in ("queue_full", "bytes_full", "deadline", "expired", "stopping"):
             self.refusals.labels(cause)
 

@@ -26,17 +26,16 @@ Examples:
   amlr-train --data twitter2015 --loss semi-crf --seed 1 --out best.pt
   amlr-train --preset paper --random --out paper.pt      (for benchmarks; needs no data)
 """
+_PATH = click.Path(path_type=Path)
 
 
 @click.command("train", cls=AmlrCommand, epilog=_EPILOG)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with train.txt, valid.txt.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of <IMGID>.jpg.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint to write.")
+@click.option("--data", type=_PATH, help="Folder with train.txt, valid.txt.")
+@click.option("--images", type=_PATH, help="Folder of <IMGID>.jpg.")
+@click.option("--out", type=_PATH, required=True, help="Checkpoint to write.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="small", show_default=True)
 @click.option("--sample", is_flag=True, help="Train on a generated dataset with drawn pictures.")
-@click.option(
-    "--sample-dir", type=click.Path(path_type=Path), help="Folder for the sample dataset."
-)
+@click.option("--sample-dir", type=_PATH, help="Folder for the sample dataset.")
 @click.option(
     "--random",
     is_flag=True,
@@ -44,13 +43,13 @@ Examples:
 )
 @click.option("--text-encoder", help="Packaged name, folder or hub name; default: the preset's.")
 @click.option("--image-encoder", help="The same for the image encoder.")
-@click.option("--wheels", type=click.Path(path_type=Path), help="Folder of downloaded wheels.")
+@click.option("--wheels", type=_PATH, help="Folder of downloaded wheels.")
 @click.option(
     "--cache-dir",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Folder for packaged encoders [default: $AMLR_CACHE or ~/.cache/amlr].",
 )
-@click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
+@click.option("--broken-images", type=_PATH, help="File of ids to ignore.")
 @click.option("--loss", type=click.Choice(["ce", "semi-crf"]), help="Loss of the span head.")
 @click.option("--entity-weight", type=float, help="Weight of entity classes in ce.")
 @click.option("--reduction", type=click.Choice(["mean", "sum"]), help="Of ce; sum: as the release.")

@@ -30,18 +30,15 @@ Examples:
   amlr-eval --engine amlr.plan --data twitter2017/valid.txt --json
 """
 _CHUNK = 64
+_PATH = click.Path(path_type=Path)
 
 
 @click.command("eval", cls=AmlrCommand, epilog=_EPILOG)
-@click.option(
-    "--ckpt", type=click.Path(path_type=Path), help="Checkpoint: every decoder is scored."
-)
-@click.option(
-    "--engine", type=click.Path(path_type=Path), help="Bundle: its own decoder is scored."
-)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="CoNLL file.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of <IMGID>.jpg.")
-@click.option("--broken-images", type=click.Path(path_type=Path), help="File of ids to ignore.")
+@click.option("--ckpt", type=_PATH, help="Checkpoint: every decoder is scored.")
+@click.option("--engine", type=_PATH, help="Bundle: its own decoder is scored.")
+@click.option("--data", type=_PATH, required=True, help="CoNLL file.")
+@click.option("--images", type=_PATH, help="Folder of <IMGID>.jpg.")
+@click.option("--broken-images", type=_PATH, help="File of ids to ignore.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--provider", default="auto", show_default=True, help="Of --engine.")
