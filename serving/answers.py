@@ -141,18 +141,13 @@ async def _wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | Base
     # One wake-up for the whole request: a future of asyncio for every post, and a gathering one,
     # would cost more than all the rest of waiting.
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    lacking = len(jobs)
-
-    def end() -> None:
-        if not ended.done():
-            ended.set_result(None)
+    ended, lacking = asyncio.Event(), len(jobs)
 
     def one_done() -> None:
         nonlocal lacking
         lacking -= 1
         if not lacking:
-            end()
+            ended.set()
 
     def on_done(_: object) -> None:  # in a worker's thread
         with contextlib.suppress(RuntimeError):  # the loop is gone, and so is who asked
@@ -161,9 +156,9 @@ async def _wait_for(request: Request, jobs: Sequence[Job]) -> list[Answer | Base
     for job in jobs:
         job.future.add_done_callback(on_done)
     left = asyncio.create_task(_until_left(request))
-    left.add_done_callback(lambda _: end())
+    left.add_done_callback(lambda _: ended.set())
     try:
-        await ended
+        await ended.wait()
         if not lacking:
             return [_outcome(job) for job in jobs]
         service_of(request).metrics.cancelled.inc(len(jobs))

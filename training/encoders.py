@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
@@ -29,15 +28,13 @@ class LoadedText:
     """A pretrained text encoder.
 
     Attributes:
-        settings: `to_dict()` of its configuration.
-        weights: Its tensors, float32.
+        encoder: The model of `transformers`, in float32.
         tokenizer_json: Its fast tokenizer, without padding and truncation.
         token_ids: Ids of the special tokens.
         max_tokens: Most steps it can read, special tokens included.
     """
 
-    settings: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
+    encoder: Any
     tokenizer_json: str
     token_ids: TokenIds
     max_tokens: int
@@ -45,10 +42,9 @@ class LoadedText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
-    """A pretrained image encoder: configuration, float32 tensors, and its preprocessing."""
+    """A pretrained image encoder, a model of `transformers` in float32, and its preprocessing."""
 
-    settings: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
+    encoder: Any
     spec: ImageSpec
 
 
@@ -62,14 +58,12 @@ def load_text_encoder(source: str) -> LoadedText:
         InputError: It cannot be loaded, or has no fast tokenizer.
     """
     tokenizer_json, token_ids = load_tokenizer(source)
-    model = _load_model(source, "text encoder")
-    settings = model.config.to_dict()
-    positions = int(settings.get("max_position_embeddings") or 512)
-    if settings.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
+    encoder = _load_model(source, "text encoder")
+    positions = int(getattr(encoder.config, "max_position_embeddings", None) or 512)
+    if encoder.config.model_type in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
         positions -= _POSITION_OFFSET
     return LoadedText(
-        settings=plain(settings),
-        weights=dict(model.state_dict()),
+        encoder=encoder,
         tokenizer_json=tokenizer_json,
         token_ids=token_ids,
         max_tokens=positions,
@@ -110,12 +104,8 @@ def load_image_encoder(source: str) -> LoadedImage:
     Raises:
         InputError: It cannot be loaded.
     """
-    model = _load_model(source, "image encoder", half="vision_config")
-    return LoadedImage(
-        settings=plain(model.config.to_dict()),
-        weights=dict(model.state_dict()),
-        spec=image_spec(_preprocessor(source)),
-    )
+    encoder = _load_model(source, "image encoder", half="vision_config")
+    return LoadedImage(encoder=encoder, spec=image_spec(_preprocessor(source)))
 
 
 def _load_model(source: str, what: str, half: str | None = None) -> Any:
@@ -172,11 +162,11 @@ def build_model(config: AmlrConfig, text: LoadedText, image: LoadedImage) -> Aml
         CheckpointError: An encoder lacks a tensor the model needs.
     """
     model = AmlrModel(config)
-    for encoder, weights in (
-        (model.text.encoder, text.weights),
-        (model.image.encoder, image.weights),
+    for encoder, loaded in (
+        (model.text.encoder, text.encoder),
+        (model.image.encoder, image.encoder),
     ):
-        missing, _ = encoder.load_state_dict(dict(weights), strict=False)
+        missing, _ = encoder.load_state_dict(loaded.state_dict(), strict=False)
         # Poolers and classifiers of the source are left out; nothing the model has may be absent.
         if missing:
             raise CheckpointError(

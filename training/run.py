@@ -26,6 +26,7 @@ from amlr.training.encoders import (
     build_model,
     load_image_encoder,
     load_text_encoder,
+    plain,
 )
 from amlr.training.evaluate import score_decoders, tune
 from amlr.training.predict import make_decoder, predict
@@ -179,12 +180,13 @@ def make_config(
     text: LoadedText, image: LoadedImage, labels: tuple[str, ...], options: ModelOptions
 ) -> AmlrConfig:
     """Model settings for two encoders and a corpus's classes; the width is the text encoder's."""
-    width = int(text.settings.get("hidden_size") or text.settings.get("dim") or 0)
+    settings = plain(text.encoder.config.to_dict())
+    width = int(settings.get("hidden_size") or settings.get("dim") or 0)
     if not width:
         raise InputError("the text encoder's configuration names no hidden_size; choose another")
     return AmlrConfig(
-        text_encoder=text.settings,
-        image_encoder=image.settings,
+        text_encoder=settings,
+        image_encoder=plain(image.encoder.config.to_dict()),
         width=width,
         scales=options.scales,
         heads=options.heads,

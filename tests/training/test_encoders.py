@@ -100,11 +100,11 @@ def test_encoders_load_from_folders_and_fill_the_model(folders: tuple[Path, Path
     config = make_config(text, image, labels_of(first_posts(4)), ModelOptions(heads=2))
     assert (config.width, config.labels) == (32, ("PER", "LOC", "ORG"))
     model = build_model(config, text, image)
-    for encoder, weights in (
-        (model.text.encoder, text.weights),
-        (model.image.encoder, image.weights),
+    for encoder, loaded in (
+        (model.text.encoder, text.encoder),
+        (model.image.encoder, image.encoder),
     ):
-        state = encoder.state_dict()
+        state, weights = encoder.state_dict(), loaded.state_dict()
         assert all(torch.equal(state[name], weights[name]) for name in state)
     # Regions are wider than the model: a projection joins them.
     assert model.image(torch.zeros(1, 3, 64, 64)).shape == (1, 17, 32)
