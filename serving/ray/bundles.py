@@ -10,8 +10,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from amlr.errors import AmlrError, BackendUnavailableError, BundleError
@@ -47,12 +48,20 @@ def fetch_bundle(address: str, cache_dir: Path, manifest_sha256: str | None = No
         path = Path(address).expanduser()
         read_manifest(path, manifest_sha256)
         return path
-    source = _Source(address)
-    content = source.manifest()
+    parts = urlsplit(address)
+    # Without a password or a signed query: it goes into messages.
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    system, root = _open(address, shown)
+
+    def read_content() -> bytes:
+        with system.open(f"{root}/{MANIFEST}", "rb") as file:
+            return bytes(file.read(_MANIFEST_LIMIT))
+
+    content = _retried(read_content, f"{MANIFEST} of {shown}")
     digest = hashlib.sha256(content).hexdigest()
     if manifest_sha256 is not None and digest != manifest_sha256.lower():
         raise BundleError(
-            f"{MANIFEST} at {source.shown} has sha256 {digest}, but {manifest_sha256} was pinned; "
+            f"{MANIFEST} at {shown} has sha256 {digest}, but {manifest_sha256} was pinned; "
             "this is another bundle, or it was changed"
         )
     manifest = Manifest.from_json(content)
@@ -66,7 +75,8 @@ def fetch_bundle(address: str, cache_dir: Path, manifest_sha256: str | None = No
             begun = time.monotonic()
             with staged_folder(target) as part:
                 for name, entry in manifest.files.items():
-                    source.copy(name, entry, part)
+                    copy = partial(_copy, system, root, name, entry, part)
+                    _retried(copy, f"{name} of {shown}")
                 (part / MANIFEST).write_bytes(content)
             seconds = round(time.monotonic() - begun, 3)
             LOG.info("bundle fetched", extra={"sha256": digest, "seconds": seconds})
@@ -87,50 +97,28 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-class _Source:
-    """A bundle at an address.
+def _open(address: str, shown: str) -> tuple[Any, str]:
+    """File system and folder of an address."""
+    try:
+        from fsspec.core import url_to_fs
 
-    Attributes:
-        shown: The address without a password or a signed query: it goes into messages.
-    """
+        system, root = url_to_fs(address)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{shown} needs a package that is not installed ({error}); install it, and "
+            'fsspec with: pip install "amlr[ray]"'
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{shown} is no address that fsspec knows ({error})") from error
+    return system, str(root).rstrip("/")
 
-    def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        host = parts.netloc.rpartition("@")[2]
-        self.shown = f"{parts.scheme}://{host}{parts.path}"
-        try:
-            from fsspec.core import url_to_fs
 
-            self._system, root = url_to_fs(address)
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"{self.shown} needs a package that is not installed ({error}); install it, and "
-                'fsspec with: pip install "amlr[ray]"'
-            ) from error
-        except ValueError as error:
-            raise BundleError(f"{self.shown} is no address that fsspec knows ({error})") from error
-        self._root = str(root).rstrip("/")
-
-    def manifest(self) -> bytes:
-        """Content of the manifest."""
-
-        def read() -> bytes:
-            with self._system.open(f"{self._root}/{MANIFEST}", "rb") as file:
-                return bytes(file.read(_MANIFEST_LIMIT))
-
-        return _retried(read, f"{MANIFEST} of {self.shown}")
-
-    def copy(self, name: str, entry: FileEntry, folder: Path) -> None:
-        """Bring one file and compare it with the manifest."""
-
-        def copy() -> None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            path = f"{self._root}/{name}"
-            with self._system.open(path, "rb") as source, (folder / name).open("wb") as target:
-                shutil.copyfileobj(source, target, _PIECE)
-            check_file(folder, name, entry)
-
-        _retried(copy, f"{name} of {self.shown}")
+def _copy(system: Any, root: str, name: str, entry: FileEntry, folder: Path) -> None:
+    """Bring one file and compare it with the manifest."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with system.open(f"{root}/{name}", "rb") as source, (folder / name).open("wb") as target:
+        shutil.copyfileobj(source, target, _PIECE)
+    check_file(folder, name, entry)
 
 
 def _retried(action: Callable[[], T], what: str) -> T:

@@ -137,9 +137,9 @@ def test_several_processes_fetch_once(source: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from amlr.serving.ray import bundles\n"
-        "copy, count = bundles._Source.copy, []\n"
-        "def counted(self, *rest): count.append(1); copy(self, *rest)\n"
-        "bundles._Source.copy = counted\n"
+        "copy, count = bundles._copy, []\n"
+        "def counted(*rest): count.append(1); copy(*rest)\n"
+        "bundles._copy = counted\n"
         "path = bundles.fetch_bundle(sys.argv[1], Path(sys.argv[2]))\n"
         "print(path.name, len(count))"
     )
