@@ -98,7 +98,8 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
             finish()
         else:
             columns = line.split("\t")
-            _check_line(columns, path, number)
+            if (problem := _problem_of(columns)) is not None:
+                raise InputError(f"{path}:{number}: found {problem}", "data_bad")
             words.append(columns[0])
             tags.append(columns[-1].strip())
     finish()
@@ -110,26 +111,20 @@ def read_conll(path: str | Path) -> list[LabelledPost]:
     return posts
 
 
-def _check_line(columns: list[str], path: Path, number: int) -> None:
+def _problem_of(columns: list[str]) -> str | None:
+    """What a line is instead of a token and a tag; None for a good one."""
     tag = columns[-1].strip()
     # Where some lines end with it alone, every second post would silently be lost.
     if any("\r" in column for column in columns):
-        raise InputError(
-            f"{path}:{number}: found a carriage return within a line, expected one kind of line "
-            "end; convert the file, for example: sed 's/\\r/\\n/g'",
-            "data_bad",
+        return (
+            "a carriage return within a line, expected one kind of line end; convert the file, "
+            "for example: sed 's/\\r/\\n/g'"
         )
     if len(columns) < 2 or not columns[0]:
-        raise InputError(
-            f"{path}:{number}: found {columns!r}, expected token<TAB>tag; separate by one tab",
-            "data_bad",
-        )
+        return f"{columns!r}, expected token<TAB>tag; separate by one tab"
     if tag != "O" and not (tag[:2] in ("B-", "I-") and len(tag) > 2):
-        raise InputError(
-            f"{path}:{number}: found tag {tag!r}, expected O, B-TYPE or I-TYPE; convert other "
-            "schemes to BIO",
-            "data_bad",
-        )
+        return f"tag {tag!r}, expected O, B-TYPE or I-TYPE; convert other schemes to BIO"
+    return None
 
 
 def write_conll(path: str | Path, posts: Iterable[LabelledPost]) -> None:
