@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from amlr.runtime.results import Problem
+from amlr.runtime.results import Problem, Result
 from amlr.serving.encoding import json_bytes
 from amlr.serving.guard import Exchange, Route
 from amlr.serving.jobs import Answer, Job, WorkerFailedError
@@ -106,22 +106,17 @@ def answer_dict(
         service.metrics.posts.labels(error.code).inc()
         return error_dict(prepared, {"code": error.code, "message": str(error)})
     service.metrics.result(outcome.result, had_image=prepared.post.image is not None)
-    values = outcome.result.to_dict()
-    values["warnings"] = [*prepared.warnings, *values["warnings"]]
-    return values if prepared.id is None else {"id": prepared.id, **values}
+    return _plain(prepared, outcome.result)
 
 
 def error_dict(prepared: PreparedPost, problem: Problem | None = None) -> dict[str, Any]:
     """The answer for a post that was not tagged; the problem is its own unless another is named."""
-    values: dict[str, Any] = {
-        "entities": [],
-        "image_used": False,
-        "provider": "",
-        "precision": "",
-        "certified": None,
-        "warnings": list(prepared.warnings),
-        "error": problem or prepared.error,
-    }
+    return _plain(prepared, Result(provider="", precision="", error=problem or prepared.error))
+
+
+def _plain(prepared: PreparedPost, result: Result) -> dict[str, Any]:
+    values = result.to_dict()
+    values["warnings"] = [*prepared.warnings, *values["warnings"]]
     return values if prepared.id is None else {"id": prepared.id, **values}
 
 
