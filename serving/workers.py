@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from amlr.runtime.results import Result
@@ -48,13 +48,14 @@ class BatchReport:
     expired: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    number: int
-    thread: threading.Thread | None = None
-    jobs: list[Job] = field(default_factory=list)
-    since: float = 0.0
-    abandoned: bool = False
+class _Worker(threading.Thread):
+    """A thread with what it is at: its batch, since when, and whether it was given up."""
+
+    def __init__(self, number: int, work: "Callable[[_Worker], None]") -> None:
+        # Daemons: a call that hangs in native code must not keep the process alive.
+        super().__init__(target=work, args=(self,), name=f"amlr-worker-{number}", daemon=True)
+        self.jobs: list[Job] = []
+        self.since, self.abandoned = 0.0, False
 
 
 class WorkerPool:
@@ -121,7 +122,7 @@ class WorkerPool:
     @property
     def alive(self) -> int:
         """Workers whose thread runs."""
-        return sum(w.thread is not None and w.thread.is_alive() for w in list(self._workers))
+        return sum(worker.is_alive() for worker in list(self._workers))
 
     def stop(self, timeout_s: float) -> bool:
         """Wait for the workers to empty a closed queue; answer what is left with an error.
@@ -138,21 +139,17 @@ class WorkerPool:
             _fail(job, WorkerFailedError("the server stopped before this post was begun"))
         for worker in list(self._workers):
             self._abandon(worker, "the server stopped while this post was computed")
-        for worker in list(self._workers):
-            if worker.thread is not None and finished:
-                worker.thread.join(1.0)
+            if finished:
+                worker.join(1.0)
         return finished
 
     # One worker ------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
-        worker = _Worker(next(self._numbers))
+        worker = _Worker(next(self._numbers), self._work)
+        worker.start()
         with self._lock:
             self._workers.append(worker)
-        name = f"amlr-worker-{worker.number}"
-        # Daemons: a call that hangs in native code must not keep the process alive.
-        worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-        worker.thread.start()
 
     def _work(self, worker: _Worker) -> None:
         while not worker.abandoned:
@@ -231,14 +228,11 @@ class WorkerPool:
         """Replace workers that died or hang; the supervisor calls this all the time."""
         now = time.monotonic()
         for worker in list(self._workers):
-            thread = worker.thread
-            if thread is None:
-                continue
-            is_dead = not thread.is_alive() and not (self._queue.closed and not worker.jobs)
+            is_dead = not worker.is_alive() and not (self._queue.closed and not worker.jobs)
             is_stuck = bool(worker.jobs) and now - worker.since > self._stuck_s
             if is_dead or is_stuck:
                 what = "died" if is_dead else "hangs"
-                LOG.error("worker %d %s; replacing it", worker.number, what)
+                LOG.error("%s %s; replacing it", worker.name, what)
                 lost = list(worker.jobs)
                 self._abandon(worker, _FAILED)
                 self._report(BatchReport(lost, worker.since, failed=True))
