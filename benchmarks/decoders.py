@@ -68,19 +68,17 @@ class TimedChain:
     """A batch of random linear chains.
 
     Attributes:
-        emissions_bty: (B, T, Y) float32 or float16.
+        emissions_bty: (B, T, Y) float32.
         lengths_b: (B,) steps of each.
         parameters: start_y, transitions_yy and end_y, float32.
     """
 
-    emissions_bty: npt.NDArray[np.floating[Any]]
+    emissions_bty: npt.NDArray[np.float32]
     lengths_b: npt.NDArray[np.int64]
     parameters: dict[str, npt.NDArray[np.float32]]
 
     @classmethod
-    def draw(
-        cls, batch: int, steps: int, *, half: bool = False, shortest: int | None = None
-    ) -> "TimedChain":
+    def draw(cls, batch: int, steps: int, *, shortest: int | None = None) -> "TimedChain":
         """Random scores; the first sequence is full, the others have at least `shortest` steps."""
         rng = np.random.default_rng(0)
         tags = len(TAGS)
@@ -88,7 +86,7 @@ class TimedChain:
         lengths = rng.integers(steps if shortest is None else shortest, steps + 1, batch)
         lengths[0] = steps
         return cls(
-            emissions_bty=emissions.astype(np.float16) if half else emissions,
+            emissions_bty=emissions,
             lengths_b=lengths,
             parameters={
                 "start_y": rng.standard_normal(tags).astype(np.float32),
@@ -147,8 +145,7 @@ class TimedChain:
     def describe(self, kernel: str) -> dict[str, Any]:
         """Its sizes, for a row."""
         batch, steps, tags = self.emissions_bty.shape
-        dtype = str(self.emissions_bty.dtype)
-        return {"kernel": kernel, "batch": batch, "steps": steps, "tags": tags, "dtype": dtype}
+        return {"kernel": kernel, "batch": batch, "steps": steps, "tags": tags}
 
 
 def chain_calls(batch: int, steps: int, *, ragged: bool) -> Calls:

@@ -57,11 +57,11 @@ class DeviceWork:
             self._device.download(array, pointer, self.stream)
         self.stream.synchronize()
 
-    def chains(self, chain: Chain, emissions_bty: AnyArray) -> Chains:
+    def chains(self, chain: Chain) -> Chains:
         """Upload a checked linear chain."""
-        batch, steps, _ = emissions_bty.shape
+        batch, steps, _ = chain.emissions_bty.shape
         return Chains(
-            emissions=self.put(emissions_bty),
+            emissions=self.put(chain.emissions_bty),
             lengths=self.put(chain.lengths_b.astype(np.int32)),
             start=self.put(chain.start_y),
             transitions=self.put(chain.transitions_yy),
@@ -143,15 +143,14 @@ def checked_chain(
     transitions_yy: npt.ArrayLike,
     end_y: npt.ArrayLike,
     allowed_yy: npt.ArrayLike | None,
-) -> tuple[Chain, AnyArray]:
-    """A checked chain, and the emissions in the dtype a kernel reads."""
+) -> Chain:
+    """A chain with all numbers checked that the kernels do not look at."""
     chain = check_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
     # The kernels look for NaN in emissions only; these are small and seldom change.
     for part in (chain.start_y, chain.transitions_yy, chain.end_y):
         if not np.all(part < INF):
             explain_bad_scores(chain)
-    given = np.asarray(emissions_bty)
-    return chain, given if given.dtype == np.float16 else chain.emissions_bty
+    return chain
 
 
 class HostDecoders:
@@ -177,21 +176,17 @@ class HostDecoders:
         end_y: npt.ArrayLike,
         allowed_yy: npt.ArrayLike | None = None,
     ) -> tuple[Ints32, Floats]:
-        """As `amlr.kernels.viterbi_decode`; float16 emissions are read as they are."""
-        chain, emissions = checked_chain(
-            emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy
-        )
-        batch, steps, tags = emissions.shape
+        """As `amlr.kernels.viterbi_decode`."""
+        chain = checked_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+        batch, steps, tags = chain.emissions_bty.shape
         if not batch or not steps:
             return np.full((batch, steps), -1, np.int32), np.zeros(batch, np.float32)
-        kernels = LinearKernels(self.library, tags=tags, half=emissions.dtype == np.float16)
+        kernels = LinearKernels(self.library, tags=tags)
         with self.work() as work:
             tags_bt = np.empty((batch, steps), np.int32)
             scores_b = np.empty(batch, np.float32)
             tags_at, scores_at = work.room(tags_bt), work.room(scores_b)
-            kernels.decode(
-                work.stream, work.chains(chain, emissions), tags=tags_at, scores=scores_at
-            )
+            kernels.decode(work.stream, work.chains(chain), tags=tags_at, scores=scores_at)
             work.fetch((tags_bt, tags_at), (scores_b, scores_at))
         if not float(scores_b.max()) < INF:
             explain_bad_scores(chain)

@@ -2,16 +2,16 @@
 
 A bundle's `kernels/` folder holds `<name>-y<Y>-sm<NN>-<hash8>.cubin`, one file per source, tag
 count and architecture, and `<name>-y<Y>-compute<NN>-<hash8>.ptx`, which a driver can still compile
-for a GPU that came later. `<name>` ends in `_f16` or `_f32`, the dtype of the engine's output. The
-hash covers source, options and compiler, so an image of an older source is never loaded.
+for a GPU that came later. The hash covers source, options and compiler, so an image of an older
+source is never loaded.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from amlr.kernels.nvrtc import Nvrtc, load_nvrtc
 SOURCES = {
     "linear_viterbi": ("linear_viterbi",),
     "linear_confidence": ("linear_confidence",),
-    "unit_scores": ("joint_scores", "joint_box_scores", "box_scores"),
+    "unit_scores": ("joint_scores", "joint_box_scores"),
     "segmental_viterbi": ("segmental_viterbi", "segmental_certify"),
     "segmental_confidence": ("segmental_confidence",),
 }
@@ -42,7 +42,6 @@ class KernelSpec:
     Attributes:
         source: A key of `SOURCES`.
         tags: Y, columns of the emissions, 1..32.
-        half: Emissions (and unit logits) are float16, else float32.
 
     Raises:
         InputError: No such source.
@@ -51,7 +50,6 @@ class KernelSpec:
 
     source: str
     tags: int
-    half: bool = False
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -63,11 +61,6 @@ class KernelSpec:
             )
 
     @property
-    def name(self) -> str:
-        """Name in file names: source and dtype."""
-        return f"{self.source}_{'f16' if self.half else 'f32'}"
-
-    @property
     def text(self) -> str:
         """The CUDA C++ source, its headers in place."""
         return _read_source(f"{self.source}.cu")
@@ -75,16 +68,11 @@ class KernelSpec:
     @property
     def macros(self) -> dict[str, str]:
         """Preprocessor macros that fix the compile-time choices."""
-        return {"TAGS": str(self.tags), "EMIT_HALF": str(int(self.half)), "VARIANT": self.variant}
-
-    @property
-    def variant(self) -> str:
-        """Suffix of the kernels' names; it makes every variant recognisable in a profiler."""
-        return f"_y{self.tags}_{'f16' if self.half else 'f32'}"
+        return {"TAGS": str(self.tags), "VARIANT": self.function("")}
 
     def function(self, kernel: str) -> str:
-        """Name of a kernel inside the compiled image."""
-        return kernel + self.variant
+        """Name of a kernel inside the compiled image; a profiler shows it."""
+        return f"{kernel}_y{self.tags}"
 
     def options(self, architecture: str) -> list[str]:
         """Compiler options; `architecture` is `sm_90` for a cubin, `compute_75` for PTX."""
@@ -101,7 +89,7 @@ class KernelSpec:
         suffix = "cubin" if architecture.startswith("sm_") else "ptx"
         short = architecture.replace("_", "")
         digest = self.digest(architecture, compiler)
-        return f"{self.name}-y{self.tags}-{short}-{digest}.{suffix}"
+        return f"{self.source}-y{self.tags}-{short}-{digest}.{suffix}"
 
 
 @lru_cache
@@ -119,7 +107,6 @@ class KernelRecord:
         file: Name inside `kernels/`.
         source: A key of `SOURCES`.
         tags: Y.
-        half: Emissions are float16.
         architecture: `sm_90`, or `compute_75` for PTX.
         compiler: e.g. `nvrtc-13.5`.
     """
@@ -127,13 +114,17 @@ class KernelRecord:
     file: str
     source: str
     tags: int
-    half: bool
     architecture: str
     compiler: str
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "KernelRecord":
+        """Rebuild from the manifest; older ones say more."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     @property
     def number(self) -> int:
@@ -157,7 +148,6 @@ def build_images(
     folder: Path,
     *,
     tags: int,
-    halves: Sequence[bool] = (False, True),
     architectures: Sequence[int] = ARCHITECTURES,
     sources: Iterable[str] = tuple(SOURCES),
     ready: Collection[str] = (),
@@ -167,7 +157,6 @@ def build_images(
     Args:
         folder: The folder; created when missing.
         tags: Y.
-        halves: dtypes of the engine's outputs: False float32, True float16.
         architectures: SM numbers; those the installed NVRTC does not know are left out.
         sources: Keys of `SOURCES`.
         ready: Names of files in the folder that are known to be whole. Those that would come out
@@ -185,7 +174,7 @@ def build_images(
     wanted = [f"sm_{number}" for number in architectures if number in known]
     wanted.append(f"compute_{max(PTX_ARCHITECTURE, known[0])}")
     folder.mkdir(parents=True, exist_ok=True)
-    specs = [KernelSpec(source=s, tags=tags, half=half) for s in sources for half in halves]
+    specs = [KernelSpec(source=source, tags=tags) for source in sources]
 
     def build(job: tuple[KernelSpec, str]) -> KernelRecord:
         spec, architecture = job
@@ -196,7 +185,6 @@ def build_images(
             file=file,
             source=spec.source,
             tags=tags,
-            half=spec.half,
             architecture=architecture,
             compiler=nvrtc.name,
         )
@@ -222,7 +210,7 @@ def find_images(
     """
     fitting: list[tuple[bool, int, Path]] = []
     for record in records:
-        if (record.source, record.tags, record.half) != (spec.source, spec.tags, spec.half):
+        if (record.source, record.tags) != (spec.source, spec.tags):
             continue
         is_cubin = record.architecture.startswith("sm_")
         if record.number > sm or (is_cubin and record.number // 10 != sm // 10):

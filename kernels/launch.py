@@ -82,8 +82,9 @@ class KernelLibrary:
         except AmlrError as error:
             found = "; ".join(refusals) or "no image in the bundle's kernels/ folder fits"
             raise BackendUnavailableError(
-                f"the CUDA decoder {spec.name} (Y = {spec.tags}) cannot run on {self.device.name} "
-                f"({architecture}): {found}; compiling it here failed too: {error}"
+                f"the CUDA decoder {spec.source} (Y = {spec.tags}) cannot run on "
+                f"{self.device.name} ({architecture}): {found}; compiling it here "
+                f"failed too: {error}"
             ) from error
 
 

@@ -23,7 +23,7 @@ class Chains:
     """Linear chains on the device.
 
     Attributes:
-        emissions: (rows, Y) float32 or float16, an engine's output.
+        emissions: (rows, Y) float32, an engine's output.
         lengths: (B,) int32, steps of each sequence, 0..max_steps.
         start: (Y,) float32.
         transitions: (Y, Y) float32, from row to column; -inf forbids.
@@ -55,13 +55,13 @@ class Chains:
 
 
 class LinearKernels:
-    """Linear-chain decoder and its confidence for one tag count and dtype."""
+    """Linear-chain decoder and its confidence for one tag count."""
 
-    def __init__(self, library: KernelLibrary, *, tags: int, half: bool = False) -> None:
+    def __init__(self, library: KernelLibrary, *, tags: int) -> None:
         self._library = library
         self._tags = tags
         self._decode, self._confidence = (
-            library.function(KernelSpec(source=source, tags=tags, half=half), source)
+            library.function(KernelSpec(source=source, tags=tags), source)
             for source in ("linear_viterbi", "linear_confidence")
         )
 

@@ -75,9 +75,9 @@ class JointInputs:
 
     Attributes:
         logit_rows: (U,) int32, row of each unit in `logits`, -1: scored by emissions alone.
-        logits: (rows, 1+C) float32 or float16, "none" first.
+        logits: (rows, 1+C) float32, "none" first.
         emission_rows: (W,) int32, row in `emissions` of each word's first step.
-        emissions: (rows, Y) of the same dtype.
+        emissions: (rows, Y) float32.
         columns: (1+2C,) int32, columns of O, the B-tags and the I-tags.
         bias: b.
         weight: w; 0 reads no emissions.
@@ -93,18 +93,17 @@ class JointInputs:
 
 
 class SegmentalKernels:
-    """Segmental and joint decoder for one tag count and dtype."""
+    """Segmental and joint decoder for one tag count."""
 
-    def __init__(self, library: KernelLibrary, *, tags: int, half: bool = False) -> None:
+    def __init__(self, library: KernelLibrary, *, tags: int) -> None:
         self._library = library
-        spec = KernelSpec(source="segmental_viterbi", tags=tags, half=half)
+        spec = KernelSpec(source="segmental_viterbi", tags=tags)
         self._decode = library.function(spec, "segmental_viterbi")
         self._certify = library.function(spec, "segmental_certify")
-        scores = KernelSpec(source="unit_scores", tags=tags, half=half)
-        self._box = library.function(scores, "box_scores")
+        scores = KernelSpec(source="unit_scores", tags=tags)
         self._joint = library.function(scores, "joint_scores")
         self._joint_box = library.function(scores, "joint_box_scores")
-        sure = KernelSpec(source="segmental_confidence", tags=tags, half=half)
+        sure = KernelSpec(source="segmental_confidence", tags=tags)
         self._confidence = library.function(sure, "segmental_confidence")
 
     def joint_scores(
@@ -172,46 +171,6 @@ class SegmentalKernels:
             *(np.int32(value) for value in (table.classes, table.max_words, width)),
             np.float64(1 / temperature),
             *pointers(confidence),
-        )
-
-    def box_scores(
-        self,
-        stream: Stream,
-        table: UnitTable,
-        winner: Winner,
-        *,
-        scores: int,
-        worst: int,
-        radius: float = 0.0,
-        radii: int = 0,
-    ) -> None:
-        """Enqueue `box_scores`: the worst case for the winner within independent radii of g.
-
-        Args:
-            stream: Where to enqueue.
-            table: Units.
-            winner: What `decode` wrote.
-            scores: (U, C) float32.
-            worst: Out: (U, C) float64.
-            radius: One radius for all.
-            radii: (U, C) float64, or 0 to use `radius`.
-        """
-        cells = table.units * table.classes
-        if not cells:
-            return
-        self._library.device.launch(
-            self._box,
-            grid=-(-cells // 256),
-            block=256,
-            shared_bytes=0,
-            stream=stream,
-            arguments=[
-                *pointers(scores, winner.choice, radii),
-                np.float64(radius),
-                np.int32(table.units),
-                np.int32(table.classes),
-                *pointers(worst),
-            ],
         )
 
     def joint_box_scores(

@@ -1,7 +1,7 @@
 // How sure a decoded path is: forward-backward, one block per sequence, lane j = tag j.
 //
-// Compile-time: TAGS (2..32), EMIT_HALF (0 or 1), VARIANT (suffix of the kernel's name). Like the other
-// sources it holds no host code, and DYNAMIC_SHARED and HALF_TO_FLOAT are its only hooks for the shim.
+// Compile-time: TAGS (2..32), VARIANT (suffix of the kernel's name). Like the other sources it holds no
+// host code, and DYNAMIC_SHARED is its only hook for the host shim.
 //
 // Reads the path that linear_viterbi wrote on the same stream. The path is known beforehand, so of each
 // step only the chosen tag's sums are kept, in the output itself. One warp goes forwards and one backwards
@@ -9,14 +9,11 @@
 //
 // A number is a float32 and an exponent of its own: sums stay exact in scale however long the sequence is
 // and however far apart scores are, and no step takes a logarithm or an exponential.
-#include "emissions.cuh"
-#define ALL_LANES 0xffffffffu
-#define INFINITY_F __int_as_float(0x7f800000)
+#include "common.cuh"
 #define LOG2_E 1.4426950408889634
 #define LN_2 0.693147181f
 // Steps of a window; the host computes the same shared memory.
 #define WINDOW (TAGS <= 16 ? 64 : 32)
-#define MOST_WARPS 4
 
 // value = mantissa * 2^exponent, the mantissa in [1, 2) or 0.
 struct Scaled {
@@ -70,7 +67,7 @@ __device__ __forceinline__ Scaled sum_of_lanes(Scaled value, const Scaled (&fact
 }
 
 extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
-    const emit_t* __restrict__ emissions,  // (rows, TAGS)
+    const float* __restrict__ emissions,   // (rows, TAGS)
     const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * row_stride + t
     const int* __restrict__ lengths_b,
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,
@@ -111,7 +108,7 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
     const bool ahead = warp == first_warp, behind = warp == (first_warp + 1) % warps;
     auto emission = [&](int t, int tag) {
         const long long row = rows_bt ? rows_bt[base + t] : b * row_stride + t;
-        return scale * TO_FLOAT(emissions[row * TAGS + tag]);
+        return scale * emissions[row * TAGS + tag];
     };
     Scaled factors[TAGS];  // transitions into j on the way forwards, out of j on the way back
 #pragma unroll

@@ -1,13 +1,13 @@
 // Linear-chain CRF Viterbi: one block per sequence; one warp of it takes the steps, lane j owns tag j.
 //
-// Compile-time: TAGS (2..32), EMIT_HALF (0 or 1), VARIANT (suffix of the kernel's name, e.g. _y9_f32).
+// Compile-time: TAGS (2..32), VARIANT (suffix of the kernel's name, e.g. _y9).
 // There is no host code here: NVRTC and nvcc compile this file as it stands, and g++ compiles it
-// behind a host shim that defines DYNAMIC_SHARED and HALF_TO_FLOAT, the only two hooks.
+// behind a host shim that defines DYNAMIC_SHARED, the only hook.
 //
 // Order of additions and tie rule, the same as in the NumPy reference:
 //     alpha[t,j] = max_i(alpha[t-1,i] + trans[i,j]) + emission[t,j];   lowest tag, from the end backwards.
 // An emission that is NaN or +inf makes the sequence's score NaN and all of its tags pad_tag.
-#include "emissions.cuh"
+#include "common.cuh"
 
 // A survivor word holds the last STEPS tags of the best path into a tag, TAG_BITS each.
 #if TAGS <= 16
@@ -18,12 +18,9 @@
 #define STEPS 6
 #endif
 #define TAG_MASK ((1u << TAG_BITS) - 1u)
-#define ALL_LANES 0xffffffffu
-#define INFINITY_F __int_as_float(0x7f800000)
 #define CHUNKS(steps) (((steps) + STEPS - 1) / STEPS)
 // Steps between two looks back; the host computes the same shared memory.
 #define WINDOW (16 * STEPS)
-#define MOST_WARPS 4
 
 // Balanced maximum: the only arithmetic on the critical path from step to step.
 __device__ __forceinline__ float tree_max(const float (&values)[TAGS]) {
@@ -38,7 +35,7 @@ __device__ __forceinline__ float tree_max(const float (&values)[TAGS]) {
 }
 
 extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
-    const emit_t* __restrict__ emissions,  // (rows, TAGS), an engine's output buffer
+    const float* __restrict__ emissions,   // (rows, TAGS), an engine's output buffer
     const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * row_stride + t
     const int* __restrict__ lengths_b,     // (batch,), 0..max_steps
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,  // [from][to]
@@ -82,7 +79,7 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     bool bad = false;  // met NaN or +inf
     auto load = [&](int t, int tag) {
         const long long row = rows_bt ? rows_bt[(long long)b * max_steps + t] : b * row_stride + t;
-        const float value = TO_FLOAT(emissions[row * TAGS + tag]);
+        const float value = emissions[row * TAGS + tag];
         bad |= !(value < INFINITY_F);
         return value;
     };

@@ -1,7 +1,7 @@
 // How sure each decoded unit is: forward-backward over units, one block per post.
 //
-// Compile-time: TAGS, EMIT_HALF (both play no part here), VARIANT (suffix of the kernel's name). Like the
-// other sources it holds no host code, and DYNAMIC_SHARED is its only hook for the host shim.
+// Compile-time: TAGS (plays no part here), VARIANT (suffix of the kernel's name). Like the other
+// sources it holds no host code, and DYNAMIC_SHARED is its only hook for the host shim.
 //
 // Reads what segmental_viterbi wrote on the same stream: the scores g and the chosen units. With
 // p(u, c) = exp(g(u, c) / temperature) and p(u) = sum over classes of p(u, c):
@@ -14,12 +14,9 @@
 //
 // Posts with units too long for the table in shared memory take a slower way, in the log domain: sums are
 // float64, since float32 at 500 has steps of 3e-5; exponentials and logarithms see differences only.
-#include "variant.cuh"
-#define ALL_LANES 0xffffffffu
-#define INFINITY_F __int_as_float(0x7f800000)
+#include "common.cuh"
 #define LOG2_E 1.44269504f
 #define LOG2_E_DOUBLE 1.4426950408889634
-#define MOST_WARPS 4  // of a block
 
 // value = mantissa * 2^exponent; 0 has an exponent below every other's.
 struct Scaled {

@@ -1,16 +1,14 @@
 // Segmental decoding of ragged units, one block per post, and the second half of the box certificate.
 //
-// Compile-time: TAGS, EMIT_HALF (both play no part here), VARIANT (suffix of the kernels' names). Like the
-// other sources it holds no host code, and DYNAMIC_SHARED is its only hook for the host shim.
+// Compile-time: TAGS (plays no part here), VARIANT (suffix of the kernels' names). Like the other
+// sources it holds no host code, and DYNAMIC_SHARED is its only hook for the host shim.
 //
 // Order of additions, the same as in the NumPy reference:
 //     best[0] = 0;  best[j+1] = max(best[j], max over units ending at j of (best[start] + max_c g))
 // Tie rule at each end position: no entity ends here, then the longer unit, then the lowest class.
 // A post with NaN, +inf, a unit outside its words or ends that fall gets score NaN and no entity.
-#include "variant.cuh"
+#include "common.cuh"
 
-#define ALL_LANES 0xffffffffu
-#define INFINITY_F __int_as_float(0x7f800000)
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
 #define NO_UNIT (-1)
 
@@ -25,7 +23,6 @@ struct Workspace {
     int *tile_start, *tile_end;  // [32] each
     int* found;        // [12] of each warp what its units are and its verdict; the number of chosen units
 };
-#define MOST_WARPS 4     // of a block
 #define VERDICTS MOST_WARPS
 #define CHOSEN (2 * MOST_WARPS)
 #define UNIT_BAD 1       // a malformed unit, or a score that is NaN or +inf
@@ -272,7 +269,7 @@ extern "C" __global__ void NAMED(segmental_viterbi, VARIANT)(
 extern "C" __global__ void NAMED(segmental_certify, VARIANT)(
     const long long* __restrict__ post_offsets, const int* __restrict__ start_u,
     const int* __restrict__ end_u,
-    const double* __restrict__ worst_uc,  // from box_scores or joint_box_scores
+    const double* __restrict__ worst_uc,  // from joint_box_scores
     const int* __restrict__ lengths_b, const int* __restrict__ counts_b,
     const int* __restrict__ choice_u, const float* __restrict__ scores_b,  // from segmental_viterbi
     int classes, int max_words, int width,

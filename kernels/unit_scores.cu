@@ -1,29 +1,12 @@
 // Scores of ragged units from raw outputs, and their worst cases within the box of a certificate.
 //
-// Compile-time: TAGS (columns of the emissions), EMIT_HALF (0 or 1: logits and emissions in float16),
-// VARIANT (suffix of the kernels' names). Like the other sources it holds no host code, and
-// DYNAMIC_SHARED and HALF_TO_FLOAT are its only hooks for the host shim.
+// Compile-time: TAGS (columns of the emissions), VARIANT (suffix of the kernels' names). Like the other
+// sources it holds no host code, and DYNAMIC_SHARED is its only hook for the host shim.
 //
 // Order of additions, the same as in the NumPy reference (explicit _rn: no fused multiply-add):
 //     S(unit, c) = (em[s, B-c] - em[s, O]) + (em[s+1, I-c] - em[s+1, O]) + ...      left to right
 //     g(unit, c) = ((z_c - z_none) - b) + w * S(unit, c)     a unit without logits: w * S - b
-#include "emissions.cuh"
-
-#define INFINITY_F __int_as_float(0x7f800000)
-
-// Worst case within independent radii of g: minus on the chosen (unit, class), plus on all others.
-extern "C" __global__ void NAMED(box_scores, VARIANT)(
-    const float* __restrict__ scores_uc, const int* __restrict__ choice_u,
-    const double* __restrict__ radii_uc,  // (U, C), or null: `radius` everywhere
-    double radius, int units, int classes,
-    double* __restrict__ worst_uc)
-{
-    const int cell = blockIdx.x * blockDim.x + threadIdx.x;
-    if (cell >= units * classes) return;
-    const double r = radii_uc ? radii_uc[cell] : radius;
-    const bool chosen = choice_u[cell / classes] == cell % classes;
-    worst_uc[cell] = (double)scores_uc[cell] + (chosen ? -r : r);
-}
+#include "common.cuh"
 
 // columns: (1 + 2 * classes,) of the emissions: O, B-0..B-(C-1), I-0..I-(C-1)
 
@@ -54,7 +37,7 @@ struct Cell {
 };
 __device__ __forceinline__ Cell cell_of(
     const Post& post, int cell, int classes, const int* start_u, const int* end_u, const int* logit_row_u,
-    const emit_t* logits)
+    const float* logits)
 {
     Cell found;
     found.row = -1;
@@ -65,9 +48,9 @@ __device__ __forceinline__ Cell cell_of(
     found.start = start_u[found.unit];
     found.end = end_u[found.unit];
     if (found.row >= 0) {
-        const emit_t* const z = logits + found.row * (1 + classes);
-        found.none = TO_FLOAT(z[0]);
-        found.own = TO_FLOAT(z[1 + found.label]);
+        const float* const z = logits + found.row * (1 + classes);
+        found.none = z[0];
+        found.own = z[1 + found.label];
     }
     return found;
 }
@@ -105,10 +88,10 @@ extern "C" __global__ void NAMED(joint_scores, VARIANT)(
     const long long* __restrict__ post_offsets, const int* __restrict__ start_u,
     const int* __restrict__ end_u,
     const int* __restrict__ logit_row_u,         // row in `logits`, or -1: scored by emissions alone
-    const emit_t* __restrict__ logits,           // (rows, 1 + classes) raw, an engine's output buffer
+    const float* __restrict__ logits,            // (rows, 1 + classes) raw, an engine's output buffer
     const long long* __restrict__ word_offsets,  // (posts + 1,)
     const int* __restrict__ emission_row_w,      // row in `emissions` of each word's first step
-    const emit_t* __restrict__ emissions,        // (rows, TAGS) raw, an engine's output buffer
+    const float* __restrict__ emissions,         // (rows, TAGS) raw, an engine's output buffer
     const int* __restrict__ columns, int classes,
     int parts, int room,                         // blocks per post; words whose gains fit shared memory
     float bias, float weight,
@@ -119,8 +102,8 @@ extern "C" __global__ void NAMED(joint_scores, VARIANT)(
     const Post post = post_of(post_offsets, word_offsets, classes, parts, weight > 0.0f);
     const int staged = post.words < room ? post.words : room;
     auto gain = [&](int word, int kind, int label) {
-        const emit_t* const em = emissions + (long long)emission_row_w[post.first_word + word] * TAGS;
-        return TO_FLOAT(em[columns[1 + kind * classes + label]]) - TO_FLOAT(em[columns[0]]);
+        const float* const em = emissions + (long long)emission_row_w[post.first_word + word] * TAGS;
+        return em[columns[1 + kind * classes + label]] - em[columns[0]];
     };
     // The first cell is loaded before the wait for the gains.
     Cell cell = cell_of(post, post.first, classes, start_u, end_u, logit_row_u, logits);
@@ -145,8 +128,8 @@ extern "C" __global__ void NAMED(joint_scores, VARIANT)(
 extern "C" __global__ void NAMED(joint_box_scores, VARIANT)(
     const long long* __restrict__ post_offsets, const int* __restrict__ start_u,
     const int* __restrict__ end_u, const int* __restrict__ logit_row_u,
-    const emit_t* __restrict__ logits, const long long* __restrict__ word_offsets,
-    const int* __restrict__ emission_row_w, const emit_t* __restrict__ emissions,
+    const float* __restrict__ logits, const long long* __restrict__ word_offsets,
+    const int* __restrict__ emission_row_w, const float* __restrict__ emissions,
     const int* __restrict__ columns,
     const int* __restrict__ choice_u, const int* __restrict__ owner_w,  // from segmental_viterbi
     int classes, int parts, int room, double bias, double weight, double unit_radius, double tag_radius,
@@ -161,13 +144,13 @@ extern "C" __global__ void NAMED(joint_box_scores, VARIANT)(
     if (radii) tag_radius += radii[1];
     const int staged = post.words < room ? post.words : room;
     auto gain = [&](int word, int kind, int label) {
-        const emit_t* const em = emissions + (long long)emission_row_w[post.first_word + word] * TAGS;
+        const float* const em = emissions + (long long)emission_row_w[post.first_word + word] * TAGS;
         const int tag = columns[1 + kind * classes + label], outside = columns[0];
         const int owner = owner_w[post.first_word + word];
         int winner = outside;
         if (owner >= 0) winner = columns[1 + (word == start_u[owner] ? 0 : classes) + choice_u[owner]];
-        const double up = (double)TO_FLOAT(em[tag]) + (tag == winner ? -tag_radius : tag_radius);
-        const double base = (double)TO_FLOAT(em[outside]) + (outside == winner ? -tag_radius : tag_radius);
+        const double up = (double)em[tag] + (tag == winner ? -tag_radius : tag_radius);
+        const double base = (double)em[outside] + (outside == winner ? -tag_radius : tag_radius);
         return up - base;
     };
     // The first cell is loaded before the wait for the gains.

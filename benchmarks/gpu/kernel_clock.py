@@ -19,7 +19,6 @@ class Sizes:
     Attributes:
         batches: B of the linear chain.
         steps: T.
-        halves: dtypes of the emissions: False float32, True float16.
         posts: B of the unit decoders.
         units: Word-aligned units of each post.
         launches: Launches captured in one graph.
@@ -30,7 +29,6 @@ class Sizes:
 
     batches: tuple[int, ...] = (1, 32, 256, 528, 4096)
     steps: int = 128
-    halves: tuple[bool, ...] = (False, True)
     posts: tuple[int, ...] = (1, 8, 32, 256)
     units: int = 60
     launches: int = 50

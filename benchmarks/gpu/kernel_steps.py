@@ -202,7 +202,7 @@ def _images(kit: Path, folder: Path, compiler: str) -> Path:
     specs = [KernelSpec(**entry) for entry in listed]
     if compiler == "nvrtc":
         for spec in specs:
-            name = f"{spec.source}{spec.variant}.cubin"
+            name = f"{spec.function(spec.source)}.cubin"
             (folder / name).write_bytes(compile_image(spec, _ARCHITECTURE))
         return folder
     nvcc = shutil.which("nvcc")
@@ -211,7 +211,7 @@ def _images(kit: Path, folder: Path, compiler: str) -> Path:
     running = []
     for spec in specs:
         macros = [f"-D{name}={value}" for name, value in spec.macros.items()]
-        target = folder / f"{spec.source}{spec.variant}.cubin"
+        target = folder / f"{spec.function(spec.source)}.cubin"
         command = [nvcc, "-cubin", f"-arch={_ARCHITECTURE}", "-std=c++17", "-lineinfo", *macros]
         command += [str(KERNELS / f"{spec.source}.cu"), "-o", str(target)]
         running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))

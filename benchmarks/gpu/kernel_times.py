@@ -35,7 +35,6 @@ _SMOKE = Sizes(batches=(1, 528), posts=(32,), launches=5, replays=3, warm_s=0.0,
 _DRY = Sizes(
     batches=(1, 3),
     steps=11,
-    halves=(False,),
     posts=(2,),
     units=12,
     launches=2,
@@ -69,17 +68,14 @@ def kernel_times(*, smoke: bool, dry: bool) -> Rows:
 
 
 def _linear_rows(clock: DeviceClock, library: KernelLibrary, sizes: Sizes) -> Rows:
-    rows: Rows = []
-    for half in sizes.halves:
-        kernels = LinearKernels(library, tags=len(TAGS), half=half)
-        if not half:  # the least a launch takes: one warp that only writes padding
-            nothing = replace(TimedChain.draw(1, sizes.steps), lengths_b=np.zeros(1, np.int64))
-            rows.append(_linear_row(clock, kernels, nothing))
-            rows[-1]["kernel"] = "launch floor"
-        for batch in sizes.batches:
-            chain = TimedChain.draw(batch, sizes.steps, half=half)
-            rows.append(_linear_row(clock, kernels, chain))
-            rows.append(_confidence_row(clock, kernels, chain))
+    kernels = LinearKernels(library, tags=len(TAGS))
+    # The least a launch takes: one warp that only writes padding.
+    nothing = replace(TimedChain.draw(1, sizes.steps), lengths_b=np.zeros(1, np.int64))
+    rows = [_linear_row(clock, kernels, nothing) | {"kernel": "launch floor"}]
+    for batch in sizes.batches:
+        chain = TimedChain.draw(batch, sizes.steps)
+        rows.append(_linear_row(clock, kernels, chain))
+        rows.append(_confidence_row(clock, kernels, chain))
     return rows
 
 
@@ -87,7 +83,7 @@ def _linear_row(clock: DeviceClock, kernels: LinearKernels, chain: TimedChain) -
     batch, steps = chain.emissions_bty.shape[:2]
     tags, scores = np.empty((batch, steps), np.int32), np.empty(batch, np.float32)
     with clock.work() as work:
-        chains = work.chains(chain.checked(), chain.emissions_bty)
+        chains = work.chains(chain.checked())
         tags_at, scores_at = work.room(tags), work.room(scores)
         work.stream.synchronize()
         row = clock.time(
@@ -112,7 +108,7 @@ def _confidence_row(
     table = np.empty((4, batch, steps), np.float32)
     total = np.empty(batch, np.float32)
     with clock.work() as work:
-        chains = work.chains(chain.checked(), chain.emissions_bty)
+        chains = work.chains(chain.checked())
         path_at, total_at = work.put(path), work.room(total)
         at = [work.room(part) for part in table]
         work.stream.synchronize()

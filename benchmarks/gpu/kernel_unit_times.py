@@ -5,6 +5,7 @@ Shape letters: B posts, U units and runs, C classes, Y tags, W words.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,6 @@ def unit_rows(
         "joint_scores": read + 4 * cells,
         "segmental_viterbi": 4 * cells + 12 * count,
         "segmental_confidence": 4 * cells + 8 * count,
-        "box re-decode": 4 * cells + 2 * 8 * cells + 12 * count,
         "joint box re-decode": read + 2 * 8 * cells + 12 * count,
         "joint and segmental": read + 12 * count,
     }
@@ -141,7 +141,6 @@ _UNIT_SEQUENCES = {
     "joint box re-decode": ("joint_box_scores", "certify"),
     "joint and segmental": ("joint_scores", "decode"),
     "joint, segmental, confidence": ("joint_scores", "decode", "confidence"),
-    "box re-decode": ("box_scores", "certify"),
 }
 
 
@@ -154,9 +153,6 @@ def _unit_parts(
         "decode": lambda: kernels.decode(stream, table, winner, scores=joint.g),
         "confidence": lambda: kernels.confidence(
             stream, table, winner, scores=joint.g, confidence=joint.sure
-        ),
-        "box_scores": lambda: kernels.box_scores(
-            stream, table, winner, scores=joint.g, worst=joint.worst, radius=_RADIUS
         ),
         "joint_box_scores": lambda: kernels.joint_box_scores(
             stream,
@@ -178,7 +174,15 @@ def _unit_checks(joint: _Joint) -> tuple[dict[str, Any], dict[str, float]]:
     units, lengths = joint.units, joint.lengths_b
     entities, best_b = segmental_decode(units, lengths)
     answers = joint.outputs.entities(units)
-    certified = box_redecode(units, lengths, radius=_RADIUS, answer=entities)
+    box = partial(
+        box_redecode,
+        units,
+        lengths,
+        unit_logit_radius=_RADIUS,
+        token_radius=_RADIUS,
+        weight=_WEIGHT,
+        answer=entities,
+    )
     marginals = entity_marginals(units, lengths)
     error = 0.0
     for b, count in enumerate(joint.outputs.counts_b.tolist()):
@@ -190,13 +194,11 @@ def _unit_checks(joint: _Joint) -> tuple[dict[str, Any], dict[str, float]]:
         "equal": np.array_equal(joint.scores_uc, units.scores_uc)
         and np.array_equal(joint.outputs.scores_b, best_b)
         and all(np.array_equal(a, b) for a, b in zip(answers, entities, strict=True))
-        and np.array_equal(joint.certified_b.astype(np.bool_), certified),
+        and np.array_equal(joint.certified_b.astype(np.bool_), box()),
         "max_abs_error": error,
     }
     return checks, {
         "segmental_viterbi": host_us(lambda: segmental_decode(units, lengths)),
         "segmental_confidence": host_us(lambda: entity_marginals(units, lengths)),
-        "box re-decode": host_us(
-            lambda: box_redecode(units, lengths, radius=_RADIUS, answer=entities)
-        ),
+        "joint box re-decode": host_us(box),
     }

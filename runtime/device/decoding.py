@@ -195,7 +195,7 @@ class UnitDecoder:
             end=at["end"],
             lengths=at["lengths"],
             posts=bucket.posts,
-            units=0,  # only the certificate of single radii reads it
+            units=0,  # one block for each post
             classes=self._classes,
             max_words=bucket.tokens,
             word_offsets=at["word_offsets"],

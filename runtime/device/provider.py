@@ -218,7 +218,7 @@ class DeviceProvider:
                 self._kernels = KernelLibrary(
                     self._device,
                     folder=folder if folder.is_dir() else None,
-                    records=[KernelRecord(**values) for values in manifest.kernels],
+                    records=[KernelRecord.from_dict(values) for values in manifest.kernels],
                     compile_with=self._compile_with,
                 )
         return make_decoder(

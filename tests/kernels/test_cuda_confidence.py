@@ -71,8 +71,7 @@ def test_long_sequences_keep_their_digits(decoders: FullDecoders) -> None:
     assert_close(decoders, chain_case(0, 1, 512, 9))
 
 
-def test_half_precision_and_temperature(decoders: FullDecoders) -> None:
-    assert_close(decoders, chain_case(1, 4, 11, 9, half=True))
+def test_temperature(decoders: FullDecoders) -> None:
     assert_close(decoders, chain_case(2, 4, 11, 9), temperature=1.7)
 
 

@@ -39,7 +39,6 @@ def record(architecture: str, spec: KernelSpec = SPEC, compiler: str = "nvrtc-1.
         file=spec.file_name(architecture, compiler),
         source=spec.source,
         tags=spec.tags,
-        half=spec.half,
         architecture=architecture,
         compiler=compiler,
     )
@@ -47,12 +46,17 @@ def record(architecture: str, spec: KernelSpec = SPEC, compiler: str = "nvrtc-1.
 
 def test_file_names() -> None:
     name = SPEC.file_name("sm_90", "nvrtc-13.5")
-    assert name == f"linear_viterbi_f32-y9-sm90-{SPEC.digest('sm_90', 'nvrtc-13.5')}.cubin"
-    half = KernelSpec(source="segmental_viterbi", tags=13, half=True)
-    name = half.file_name("compute_75", "nvrtc-13.5")
-    assert name.startswith("segmental_viterbi_f16-y13-compute75-")
+    assert name == f"linear_viterbi-y9-sm90-{SPEC.digest('sm_90', 'nvrtc-13.5')}.cubin"
+    other = KernelSpec(source="segmental_viterbi", tags=13)
+    name = other.file_name("compute_75", "nvrtc-13.5")
+    assert name.startswith("segmental_viterbi-y13-compute75-")
     assert name.endswith(".ptx")
-    assert half.function("joint_scores") == "joint_scores_y13_f16"
+    assert other.function("segmental_certify") == "segmental_certify_y13"
+
+
+def test_records_of_older_bundles_are_read() -> None:
+    # They named the dtype of the emissions, and their hashes are of other sources.
+    assert KernelRecord.from_dict(record("sm_90").to_dict() | {"half": True}) == record("sm_90")
 
 
 def test_digest_covers_source_options_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +65,11 @@ def test_digest_covers_source_options_and_compiler(monkeypatch: pytest.MonkeyPat
         SPEC.digest("sm_90", "nvrtc-13.4"),
         SPEC.digest("sm_89", "nvrtc-13.5"),
         KernelSpec(source="linear_viterbi", tags=10).digest("sm_90", "nvrtc-13.5"),
-        KernelSpec(source="linear_viterbi", tags=9, half=True).digest("sm_90", "nvrtc-13.5"),
     }
     original = SPEC.text
     monkeypatch.setattr(images, "_read_source", lambda source: original + "\n")
     digests.add(SPEC.digest("sm_90", "nvrtc-13.5"))
-    assert len(digests) == 6
+    assert len(digests) == 5
 
 
 def test_lookup_prefers_the_nearest_cubin(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_lookup_prefers_the_nearest_cubin(tmp_path: Path) -> None:
 def test_lookup_ignores_what_does_not_fit(tmp_path: Path) -> None:
     stale = record("sm_90")
     stale = KernelRecord(**{**stale.to_dict(), "file": stale.file.replace("y9", "y9x")})
-    other = record("sm_90", KernelSpec(source="linear_viterbi", tags=9, half=True))
+    other = record("sm_90", KernelSpec(source="linear_viterbi", tags=10))
     absent = record("sm_90", compiler="nvrtc-9.9")
     for one in (stale, other):
         (tmp_path / one.file).touch()
@@ -109,7 +112,7 @@ def test_missing_compiler_and_image_are_named(shim: ShimDevice, tmp_path: Path) 
     library = KernelLibrary(shim, folder=tmp_path, compile_with=no_compiler)
     with pytest.raises(BackendUnavailableError) as caught:
         LinearKernels(library, tags=9)
-    for part in ("linear_viterbi_f32", "sm_90", "no image", "pip install nvidia-cuda-nvrtc"):
+    for part in ("linear_viterbi", "sm_90", "no image", "pip install nvidia-cuda-nvrtc"):
         assert part in str(caught.value)
 
 
@@ -117,7 +120,6 @@ def test_build_images_writes_what_its_records_say(nvrtc: Nvrtc, tmp_path: Path) 
     records = build_images(
         tmp_path / "kernels",
         tags=3,
-        halves=[True],
         architectures=[86, 90, 999],
         sources=["linear_viterbi"],
     )
@@ -125,11 +127,11 @@ def test_build_images_writes_what_its_records_say(nvrtc: Nvrtc, tmp_path: Path) 
     assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == sorted(
         one.file for one in records
     )
-    spec = KernelSpec(source="linear_viterbi", tags=3, half=True)
+    spec = KernelSpec(source="linear_viterbi", tags=3)
     best = find_images(tmp_path / "kernels", records, spec, 90)[0]
     assert best.read_bytes() == compile_image(spec, "sm_90", nvrtc)  # compiling is deterministic
     ptx = (tmp_path / "kernels" / records[-1].file).read_text()
-    assert ".entry linear_viterbi_y3_f16" in ptx
+    assert ".entry linear_viterbi_y3" in ptx
 
 
 def test_compile_errors_carry_the_log(nvrtc: Nvrtc) -> None:
@@ -158,7 +160,7 @@ def test_no_kernel_spills_or_has_a_stack_frame(nvrtc: Nvrtc, sm: int) -> None:
         KernelSpec(source="segmental_viterbi", tags=9),
     ]
     if sm == 90:
-        specs += [KernelSpec(source=source, tags=9, half=True) for source in SOURCES]
+        specs += [KernelSpec(source=source, tags=9) for source in SOURCES]
     for spec in specs:
         kernels, size = memory_use(nvrtc, spec.text, spec.options(f"sm_{sm}"))
         assert sorted(kernels) == sorted(spec.function(name) for name in SOURCES[spec.source])

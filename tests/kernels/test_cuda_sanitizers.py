@@ -34,21 +34,21 @@ def replay(program: Path, recording: Path, *seeds: int) -> None:
     assert "all equal" in done.stdout
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.source + spec.variant)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.function(spec.source))
 def test_random_schedules_change_nothing(
     host_builder: HostBuilder, recording: Path, spec: KernelSpec
 ) -> None:
     replay(host_builder.replay(spec), recording, 1, 2, 3)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.source + spec.variant)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.function(spec.source))
 def test_address_sanitizer(host_builder: HostBuilder, recording: Path, spec: KernelSpec) -> None:
     replay(host_builder.replay(spec, "asan"), recording)
 
 
 # 17 tags differ from 9 only in the survivors' packing.
 @pytest.mark.parametrize(
-    "spec", [spec for spec in SPECS if spec.tags != 17], ids=lambda spec: spec.source + spec.variant
+    "spec", [spec for spec in SPECS if spec.tags != 17], ids=lambda spec: spec.function(spec.source)
 )
 def test_thread_sanitizer(
     host_builder: HostBuilder, small_recording: Path, spec: KernelSpec
@@ -69,7 +69,7 @@ def test_compute_sanitizer(
     require("compute-sanitizer")
     for spec in SPECS:
         image = compile_once(spec, f"sm_{opened_device.sm}")
-        (tmp_path / f"{spec.source}{spec.variant}.cubin").write_bytes(image)
+        (tmp_path / f"{spec.function(spec.source)}.cubin").write_bytes(image)
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     command += [str(host_builder.device_replay()), str(recording), str(tmp_path)]
     command += ["--unwritten"] if tool == "initcheck" else []

@@ -150,10 +150,9 @@ def test_bad_radius_is_refused(decoders: FullDecoders) -> None:
             decoders.certify(units, lengths, radius)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("weight", [0.0, 0.7])
-def test_joint_scores_are_bit_equal(library: KernelLibrary, half: bool, weight: float) -> None:
-    case = joint_case(3, half=half, weight=weight)
+def test_joint_scores_are_bit_equal(library: KernelLibrary, weight: float) -> None:
+    case = joint_case(3, weight=weight)
     found = run_joint(library, case)
     np.testing.assert_array_equal(found.scores_uc, case.expected.scores_uc)
     entities, scores = segmental_decode(case.expected, case.lengths_b)
@@ -196,15 +195,14 @@ def test_joint_box_certificate(library: KernelLibrary) -> None:
     assert not all(verdicts)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_joint_box_certificate_with_radii_of_each_post(
-    library: KernelLibrary, half: bool, weight: float
+    library: KernelLibrary, weight: float
 ) -> None:
     """What an engine measures: errors of g and of emissions, by kind of post."""
     verdicts = []
     for seed in range(5):
-        case = joint_case(seed, half=half, weight=weight)
+        case = joint_case(seed, weight=weight)
         units, posts = case.expected, len(case.lengths_b)
         radii_b2 = np.random.default_rng(seed).choice([0.0, 0.01, 0.1], (posts, 2))
         found = run_joint(library, case, radii_b2=radii_b2)

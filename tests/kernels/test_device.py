@@ -294,7 +294,6 @@ def built(
     records = build_images(
         folder,
         tags=9,
-        halves=[False],
         architectures=[75, opened_device.sm],
         sources=["linear_viterbi", "linear_confidence"],
     )

@@ -33,5 +33,5 @@ def test_a_result_that_depends_on_unwritten_memory_is_an_error(host_builder: Hos
         max_steps=6,
     )
     outputs = {"tags": work.room(np.zeros((3, 6), np.int32)), "scores": work.room(np.zeros(3, "f"))}
-    with pytest.raises(AssertionError, match="linear_viterbi_y9_f32 depends on memory"):
+    with pytest.raises(AssertionError, match="linear_viterbi_y9 depends on memory"):
         kernels.decode(work.stream, chains, **outputs)

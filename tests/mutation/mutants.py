@@ -199,7 +199,6 @@ MUTANTS = (
     Mutant("tile read too early", UNITS, "__syncwarp(ALL_LANES);  // the tile is", "//"),
     Mutant("tile filled too early", UNITS, "__syncwarp(ALL_LANES);  // the tile may", "//"),
     # Box and joint scores
-    Mutant("the box moves the winner up", SCORES, "chosen ? -r : r", "r"),
     Mutant(
         "the certificate compares numbers of entities only",
         UNITS,

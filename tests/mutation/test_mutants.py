@@ -44,7 +44,7 @@ def run(program: Path, recording: Path, job: str) -> str:
     return found[0].strip() if found else f"exit code {done.returncode}"
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.source + spec.variant)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.function(spec.source))
 def test_the_real_kernels_pass(spec: object, recordings: dict[str, Path], tmp_path: Path) -> None:
     builder = HostBuilder(tmp_path)
     assert run(builder.replay(spec), recordings["plain"], "plain") == ""  # type: ignore[arg-type]

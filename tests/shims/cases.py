@@ -53,7 +53,6 @@ def chain_case(
     *,
     integers: bool = False,
     constrained: bool = False,
-    half: bool = False,
 ) -> ChainCase:
     """Random chains; small integers are exact in float32 and full of ties."""
     rng = np.random.default_rng(seed)
@@ -78,7 +77,7 @@ def chain_case(
         np.fill_diagonal(allowed, True)  # so that some path always exists
         start[1:][rng.random(tags - 1) < 0.3] = -np.inf
     return ChainCase(
-        emissions_bty=emissions.astype(np.float16) if half else emissions,
+        emissions_bty=emissions,
         lengths_b=lengths,
         start_y=start,
         transitions_yy=transitions,

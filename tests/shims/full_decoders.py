@@ -32,7 +32,7 @@ class FullDecoders(HostDecoders):
         """How sure each tag of a path is.
 
         Args:
-            emissions_bty: Tag scores (B, T, Y), float32 or float16.
+            emissions_bty: Tag scores (B, T, Y).
             lengths_b: Valid steps (B,).
             tags_bt: The path (B, T), as `viterbi_decode` returned it.
             start_y: Score of starting with a tag (Y,).
@@ -44,21 +44,19 @@ class FullDecoders(HostDecoders):
         Raises:
             ShapeError: As `viterbi_decode`, or the path or temperature does not fit.
         """
-        chain, emissions = checked_chain(
-            emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy
-        )
-        batch, steps, tags = emissions.shape
+        chain = checked_chain(emissions_bty, lengths_b, start_y, transitions_yy, end_y, allowed_yy)
+        batch, steps, tags = chain.emissions_bty.shape
         path = check_path("tags_bt", tags_bt, chain).astype(np.int32)
         check_temperature(temperature)
         found = PathConfidence.zeros(batch, steps)
         if not batch or not steps:
             return found
-        kernels = LinearKernels(self.library, tags=tags, half=emissions.dtype == np.float16)
+        kernels = LinearKernels(self.library, tags=tags)
         with self.work() as work:
             outputs = {name: work.room(array) for name, array in found._asdict().items()}
             kernels.confidence(
                 work.stream,
-                work.chains(chain, emissions),
+                work.chains(chain),
                 tags=work.put(path),
                 forward=outputs["forward_bt"],
                 link=outputs["link_bt"],
@@ -97,20 +95,21 @@ class FullDecoders(HostDecoders):
         kernels = SegmentalKernels(self.library, tags=self.unit_tags)
         certified = np.zeros(len(lengths), np.int32)
         with self.work() as work:
-            table, scores_at, outputs = start_decoding(work, kernels, units, lengths)
-            worst = work.room(np.empty(units.scores_uc.shape, np.float64))
+            table, _, outputs = start_decoding(work, kernels, units, lengths)
+            outputs.fetch()
+            # Engines build the corner on the device, from raw scores; what decodes it is the same.
+            corner = units.scores_uc + np.broadcast_to(radii, units.scores_uc.shape)
+            for first, count in zip(units.post_offsets[:-1], outputs.counts_b, strict=True):
+                unit, label = outputs.chosen_u2[first : first + count].T
+                corner[unit, label] -= 2 * np.broadcast_to(radii, corner.shape)[unit, label]
             certified_at = work.room(certified)
-            stream, winner = work.stream, outputs.winner
-            kernels.box_scores(
-                stream,
+            kernels.certify(
+                work.stream,
                 table,
-                winner,
-                scores=scores_at,
-                worst=worst,
-                radius=float(radii) if radii.ndim == 0 else 0.0,
-                radii=work.put(radii) if radii.ndim else 0,
+                outputs.winner,
+                worst=work.put(corner),
+                certified=certified_at,
             )
-            kernels.certify(stream, table, winner, worst=worst, certified=certified_at)
             outputs.fetch((certified, certified_at))
         return outputs.entities(units), certified.astype(np.bool_)
 

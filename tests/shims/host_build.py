@@ -39,7 +39,7 @@ class HostBuilder:
 
     def library(self, spec: KernelSpec) -> Path:
         """A shared library that exports `host_<function>` for every kernel of the source."""
-        target = self.folder / f"{spec.source}{spec.variant}.so"
+        target = self.folder / f"{spec.function(spec.source)}.so"
         return self._compile(spec, "host_kernel.cpp", target, ("-fPIC", "-shared"))
 
     def driver_double(self, stubs: Iterable[str] = ()) -> Path:
@@ -65,7 +65,7 @@ class HostBuilder:
 
     def replay(self, spec: KernelSpec, sanitizer: str = "plain") -> Path:
         """The program that replays recorded launches."""
-        target = self.folder / f"replay_{spec.source}{spec.variant}_{sanitizer}"
+        target = self.folder / f"replay_{spec.function(spec.source)}_{sanitizer}"
         return self._compile(spec, "replay.cpp", target, SANITIZERS[sanitizer])
 
     def device_replay(self) -> Path:

@@ -23,9 +23,9 @@ class JointCase:
 
     expected: Units
     lengths_b: npt.NDArray[np.int64]
-    logits: npt.NDArray[np.floating[Any]]
+    logits: npt.NDArray[np.float32]
     logit_rows_u: npt.NDArray[np.int32]
-    emissions: npt.NDArray[np.floating[Any]]
+    emissions: npt.NDArray[np.float32]
     emission_rows_w: npt.NDArray[np.int32]
     word_emissions_wy: npt.NDArray[np.float32]
     word_offsets: npt.NDArray[np.int64]
@@ -44,10 +44,9 @@ class JointCase:
         return found
 
 
-def joint_case(seed: int, *, half: bool = False, weight: float = 0.7) -> JointCase:
+def joint_case(seed: int, *, weight: float = 0.7) -> JointCase:
     """A batch of posts; some runs of words have no unit and are scored by emissions alone."""
     rng = np.random.default_rng(seed)
-    dtype: type[np.floating[Any]] = np.float16 if half else np.float32
     lengths = np.array([13, 1, 21, 10])
     spans, offsets = [], [0]
     for length in lengths:
@@ -61,16 +60,16 @@ def joint_case(seed: int, *, half: bool = False, weight: float = 0.7) -> JointCa
     start, end = np.array(spans).T
     word_offsets = np.concatenate([[0], np.cumsum(lengths)])
     # The engine's rows: other rows in between, and in another order.
-    logits = (2 * rng.standard_normal((len(spans) + 9, 1 + len(LABELS)))).astype(dtype)
+    logits = (2 * rng.standard_normal((len(spans) + 9, 1 + len(LABELS)))).astype(np.float32)
     rows = rng.permutation(len(logits))[: len(spans)]
-    emissions = rng.standard_normal((int(word_offsets[-1]) + 11, len(TAGS))).astype(dtype)
+    emissions = rng.standard_normal((int(word_offsets[-1]) + 11, len(TAGS))).astype(np.float32)
     emission_rows = rng.permutation(len(emissions))[: word_offsets[-1]]
-    word_emissions = emissions[emission_rows].astype(np.float32)
+    word_emissions = emissions[emission_rows]
     expected = joint_scores(
         post_offsets=np.array(offsets),
         start_u=start,
         end_u=end,
-        unit_logits_uc=logits[rows].astype(np.float32),
+        unit_logits_uc=logits[rows],
         bias=1.3,
         weight=weight,
         word_offsets=word_offsets,
@@ -127,8 +126,7 @@ def run_joint(
 ) -> JointResult:
     """Scores, decoding and certificate in one go: one wait, at the end."""
     units = case.expected
-    half = case.logits.dtype == np.float16
-    kernels = SegmentalKernels(library, tags=len(case.tags), half=half)
+    kernels = SegmentalKernels(library, tags=len(case.tags))
     with library.device.current():
         work = DeviceWork(library.device)
         try:

@@ -37,7 +37,7 @@ def write_kernel_kit(folder: Path, builder: HostBuilder) -> None:
         shutil.copyfile(HERE / name, folder / name)
     for spec in SPECS:
         image = compile_image(spec, ARCHITECTURE)
-        (cubins / f"{spec.source}{spec.variant}.cubin").write_bytes(image)
+        (cubins / f"{spec.function(spec.source)}.cubin").write_bytes(image)
     # Last: its presence says that the kit is whole.
     listed = json.dumps([asdict(spec) for spec in SPECS], indent=1)
     (folder / "specs.json").write_text(listed + "\n", encoding="utf-8")

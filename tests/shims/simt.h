@@ -29,7 +29,6 @@
 #define __device__
 #define __forceinline__ inline
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(simt::self().block->shared)
-#define HALF_TO_FLOAT(bits) simt::half_to_float(bits)
 
 #if defined(SIMT_THREADS) && defined(__SANITIZE_THREAD__)
 extern "C" {
@@ -212,14 +211,6 @@ T from_bits(uint64_t bits) {
     T value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
-}
-
-inline float half_to_float(unsigned short half) {
-    const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) return from_bits<float>(sign | 0x7f800000u | fraction << 13);
-    const float size = exponent ? std::ldexp(1.0f + fraction / 1024.0f, (int)exponent - 15)
-                                : std::ldexp((float)fraction, -24);
-    return sign ? -size : size;
 }
 
 #ifdef SIMT_THREADS
