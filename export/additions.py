@@ -20,7 +20,7 @@ from amlr.export.tensorrt.engines import add_engines, target_sms
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest
-from amlr.runtime.tensorrt_library import family_of, load_tensorrt
+from amlr.runtime.tensorrt_library import load_tensorrt
 
 if TYPE_CHECKING:  # adding to a bundle needs no torch
     from amlr.training.model import AmlrModel
@@ -64,7 +64,7 @@ def prepare(options: ExportOptions) -> CalibrationPosts | None:
         InputError: The calibration posts cannot be used.
     """
     for target in options.engine_targets:
-        load_tensorrt(family_of(target))
+        load_tensorrt(target)
     if not set(options.precisions) - {"fp32"}:
         return None
     return read_posts(options.calib, options.images, most=options.max_posts)
@@ -103,7 +103,7 @@ def steps_to_add(
         has_fp16 = True
     for target in options.engine_targets:
         # fp16 is what engines are for; fp32 ones are built where there is nothing else.
-        variant, library = "fp16" if has_fp16 else "fp32", load_tensorrt(family_of(target))
+        variant, library = "fp16" if has_fp16 else "fp32", load_tensorrt(target)
         label = f"building {library.name}, {variant}, for {target_sms(library, options)}"
         build = partial(add_engines, bundle, library, variant, options, reuse=reuse)
         steps.append(Step(label=label, run=build, posts=None))

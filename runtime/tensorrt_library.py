@@ -9,12 +9,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from amlr.errors import BackendUnavailableError, InputError
+from amlr.errors import BackendUnavailableError
 
-Family = Literal["tensorrt", "tensorrt-rtx"]
-FAMILIES: tuple[Family, ...] = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MESSAGES_KEPT = 100
 _LOGGERS: dict[int, Any] = {}
@@ -31,7 +29,7 @@ class TensorRT:
         api: The module.
     """
 
-    family: Family
+    family: str
     version: str
     api: Any
 
@@ -55,23 +53,11 @@ class TensorRT:
         return _LOGGERS[id(self.api)]
 
 
-def family_of(name: str) -> Family:
-    """Check a target's name.
-
-    Raises:
-        InputError: Neither `tensorrt` nor `tensorrt-rtx`.
-    """
-    for family in FAMILIES:
-        if name == family:
-            return family
-    raise InputError(f"no TensorRT family {name!r}; use {' or '.join(FAMILIES)}")
-
-
-def load_tensorrt(family: Family, module: Any = None) -> TensorRT:
+def load_tensorrt(family: str, module: Any = None) -> TensorRT:
     """Import a family's Python module.
 
     Args:
-        family: Which of the two.
+        family: `tensorrt` or `tensorrt-rtx`.
         module: Stands in for the import; for tests.
 
     Raises:

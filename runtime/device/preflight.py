@@ -17,7 +17,7 @@ from amlr.kernels.images import compile_image
 from amlr.kernels.launch import Compile
 from amlr.runtime.bundle import Bundle, check_file
 from amlr.runtime.engine_record import EngineRecord, choose_engine, rebuild_command
-from amlr.runtime.tensorrt_library import Family, TensorRT, last_errors, load_tensorrt
+from amlr.runtime.tensorrt_library import TensorRT, last_errors, load_tensorrt
 
 # Kept free for the library's own allocations and for neighbours.
 RESERVED_BYTES = 256 << 20
@@ -61,9 +61,7 @@ class Host:
     compile_with: Compile = compile_image
 
 
-def check_host(
-    bundle: Bundle, family: Family, precision: str, tools: HostTools | None = None
-) -> Host:
+def check_host(bundle: Bundle, family: str, precision: str, tools: HostTools | None = None) -> Host:
     """Look at everything that could stop an engine.
 
     Args:

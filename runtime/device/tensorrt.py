@@ -5,6 +5,7 @@ which verify our calls and nothing of TensorRT's behaviour.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,20 @@ from amlr.runtime.device.shapes import Limits, profile_index
 from amlr.runtime.engine_record import GRAPHS, GraphEngine, Shape, rebuild_command
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.tensorrt_library import Family, TensorRT, last_errors
+from amlr.runtime.tensorrt_library import TensorRT, last_errors
 
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
 
 
-def open_tensorrt(bundle: Bundle, variant: Variant, options: ProviderOptions) -> DeviceProvider:
-    """Serve with enterprise TensorRT; raises as `check_host`."""
-    return open_family("tensorrt", bundle, variant, options)
-
-
-def open_tensorrt_rtx(bundle: Bundle, variant: Variant, options: ProviderOptions) -> DeviceProvider:
-    """Serve with TensorRT-RTX; raises as `check_host`."""
-    return open_family("tensorrt-rtx", bundle, variant, options)
-
-
 def open_family(
-    family: Family,
+    family: str,
     bundle: Bundle,
     variant: Variant,
     options: ProviderOptions,
     tools: HostTools | None = None,
 ) -> DeviceProvider:
-    """Check the machine, then load and warm up."""
+    """Check the machine, then load and warm up; raises as `check_host`."""
     host = check_host(bundle, family, variant.precision, tools)
     try:
         with host.device.current():
@@ -56,6 +47,11 @@ def open_family(
         free_bytes=host.free_bytes,
         compile_with=host.compile_with,
     )
+
+
+open_tensorrt, open_tensorrt_rtx = (
+    partial(open_family, family) for family in ("tensorrt", "tensorrt-rtx")
+)
 
 
 class TensorRtEngines:

@@ -1,6 +1,7 @@
 """What an engine library must offer to serve a bundle.
 
-A provider module holds one factory, named in `amlr.runtime.providers.registry`:
+A provider module holds one factory, or a class that is one, named in
+`amlr.runtime.providers.registry`:
 
     open_xyz(bundle: Bundle, variant: Variant, options: ProviderOptions) -> Provider
 

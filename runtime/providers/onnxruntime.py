@@ -22,15 +22,6 @@ LOG = logging.getLogger("amlr.runtime")
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
-def open_cpu(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OnnxRuntimeProvider":
-    """Serve on the CPU.
-
-    Raises:
-        BackendUnavailableError: onnxruntime is not installed.
-    """
-    return OnnxRuntimeProvider(bundle, variant, options)
-
-
 class OnnxRuntimeProvider(ByGraphs):
     """Runs a variant's ONNX graphs; a session is made when its graph is first needed."""
 
@@ -51,6 +42,9 @@ class OnnxRuntimeProvider(ByGraphs):
             variant: Graphs to run.
             options: Threads; nothing is cached on disk.
             packed: Whether to run the packed graphs where the variant has them.
+
+        Raises:
+            BackendUnavailableError: onnxruntime is not installed.
         """
         super().__init__(bundle, variant, packed=packed)
         self._library = import_library("cpu")

@@ -21,16 +21,6 @@ TRANSFORMER_PICTURES = 4
 _TAIL = "heads"
 
 
-def open_openvino(bundle: Bundle, variant: Variant, options: ProviderOptions) -> "OpenVinoProvider":
-    """Serve on the CPU through OpenVINO.
-
-    Raises:
-        BackendUnavailableError: openvino is not installed, or this CPU lacks what the variant
-            computes in.
-    """
-    return OpenVinoProvider(bundle, variant, options)
-
-
 class OpenVinoProvider(ByGraphs):
     """Runs a variant's graphs; each is compiled when it is first needed."""
 
@@ -44,6 +34,10 @@ class OpenVinoProvider(ByGraphs):
             variant: Graphs to run, and what each computes in.
             options: `threads` for one call; what is left of the cores serves further calls at
                 the same time. Compiled graphs are kept in `cache_dir`.
+
+        Raises:
+            BackendUnavailableError: openvino is not installed, or this CPU lacks what the variant
+                computes in.
         """
         super().__init__(bundle, variant, round_up=bucket)
         self._core, self._cache_dir = _open_core(), options.cache_dir

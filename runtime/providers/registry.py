@@ -16,8 +16,8 @@ PROVIDERS = {
     "tensorrt": "amlr.runtime.device.tensorrt:open_tensorrt",
     "tensorrt-rtx": "amlr.runtime.device.tensorrt:open_tensorrt_rtx",
     "onnxruntime-cuda": "amlr.runtime.device.onnxruntime:open_cuda",
-    "openvino": "amlr.runtime.providers.openvino:open_openvino",
-    "onnxruntime-cpu": "amlr.runtime.providers.onnxruntime:open_cpu",
+    "openvino": "amlr.runtime.providers.openvino:OpenVinoProvider",
+    "onnxruntime-cpu": "amlr.runtime.providers.onnxruntime:OnnxRuntimeProvider",
 }
 # `auto` takes the first of the devices that serves, and without one the fastest of the CPU's: it
 # times them once, and again when the package changes. A name in neither is taken only if asked for.

@@ -19,7 +19,6 @@ from amlr.runtime.engine_record import (
     host_platform,
 )
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.tensorrt_library import Family
 from doubles.device import DoubleDevice
 from doubles.tensorrt import TensorRtDouble, plan_bytes
 
@@ -93,7 +92,7 @@ def double_tools(
 
 
 def open_double(
-    bundle: Bundle, tools: Any, family: Family = "tensorrt", cache: Path | None = None
+    bundle: Bundle, tools: Any, family: str = "tensorrt", cache: Path | None = None
 ) -> DeviceProvider:
     """A provider on the doubles' machine."""
     variant = bundle.manifest.variants["fp32"]

@@ -12,7 +12,8 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Manifest
 from amlr.runtime.options import EngineOptions
 from amlr.runtime.providers import registry
-from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider, open_cpu
+from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
+from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.tier_timing import TierTime
 from amlr.runtime.tiers import list_tiers
 from bundles import relist
@@ -199,6 +200,8 @@ def test_cpu_factory_reports_its_tier(tiny_plan: Path) -> None:
     from amlr.runtime.providers.base import ProviderOptions
 
     bundle = Bundle.open(tiny_plan)
-    provider = open_cpu(bundle, bundle.manifest.variants["fp32"], ProviderOptions())
+    variant = bundle.manifest.variants["fp32"]
+    provider = open_provider("onnxruntime-cpu", bundle, variant, ProviderOptions())
+    assert isinstance(provider, OnnxRuntimeProvider)
     assert (provider.name, provider.precision) == ("onnxruntime-cpu", "fp32")
     assert provider.loaded_graphs == ()
