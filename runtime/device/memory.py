@@ -1,4 +1,4 @@
-"""Device memory of a session: blocks that are copied whole, and buffers that stay on the device."""
+"""Device memory of a session: blocks whose parts cross together, or stay on the device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,32 +83,6 @@ class Block:
         self.host.clear()
         self._pinned = np.zeros(0, np.uint8)
         self._device.free(self._pointer)
-
-
-class Buffers:
-    """Device memory by tensor name, at addresses that stay for the life of a session.
-
-    Attributes:
-        at: Device address of each buffer.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.at: dict[str, int] = {}
-
-    def add(self, name: str, nbytes: int) -> int:
-        """Allocate a buffer.
-
-        Raises:
-            DeviceMemoryError: No room.
-        """
-        self.at[name] = self._device.alloc(nbytes)
-        return self.at[name]
-
-    def close(self) -> None:
-        """Free everything; the device's context must be current."""
-        while self.at:
-            self._device.free(self.at.popitem()[1])
 
 
 def _aligned(nbytes: int) -> int:

@@ -17,14 +17,15 @@ from amlr.runtime.batching import Batch, BatchSizes, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.decoding import DeviceDecoder, make_decoder
 from amlr.runtime.device.engines import DeviceEngines
-from amlr.runtime.device.pool import ImagePool
+from amlr.runtime.device.pool import HostImage, ImagePool
 from amlr.runtime.device.preflight import RESERVED_BYTES
-from amlr.runtime.device.runs import padding_batch, part_of, split_runs
 from amlr.runtime.device.session import Image, Session
 from amlr.runtime.device.shapes import Sizes
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
 from amlr.runtime.radii import Radii
+from amlr.runtime.text import TextWindow
+from amlr.runtime.units import all_units
 
 LOG = logging.getLogger("amlr.runtime")
 Floats = npt.NDArray[np.float32]
@@ -159,10 +160,10 @@ class DeviceProvider:
         """Raw logits of a batch; more windows than the graphs take go in several runs."""
         self._check(batch)
         with self._session() as session:
-            runs = split_runs(images, self.limits.posts, session.passing)
+            runs = _split_runs(images, self.limits.posts, session.passing)
             if len(runs) == 1:
                 return session.score(batch, images)
-            parts = [session.score(part_of(batch, run), images[run]) for run in runs]
+            parts = [session.score(_part_of(batch, run), images[run]) for run in runs]
         return Scores(
             unit_logits_mc=np.concatenate([part.unit_logits_mc for part in parts]),
             emissions_ny=np.concatenate([part.emissions_ny for part in parts]),
@@ -204,8 +205,8 @@ class DeviceProvider:
         self._check(batch)
         decoded: list[Decoded] = []
         with self._session() as session:
-            for run in split_runs(images, self.limits.posts, session.passing):
-                part = part_of(batch, run)
+            for run in _split_runs(images, self.limits.posts, session.passing):
+                part = _part_of(batch, run)
                 of_run = None if radii is None else radii[run]
                 decoded += session.decode(part, images[run], settings, self._make_decoder, of_run)
         return decoded
@@ -247,7 +248,7 @@ class DeviceProvider:
         side = self._sizes.image
         (image,) = self.encode_images(np.zeros((1, 3, side, side), np.float32))
         for posts, tokens in self.limits.usual:
-            batch = padding_batch(posts, tokens, self._sizes)
+            batch = _padding_batch(posts, tokens, self._sizes)
             for _ in range(2):  # the second run captures
                 self.score(batch, [image] * posts)
 
@@ -270,3 +271,38 @@ class DeviceProvider:
             self._kernels = None
             self._engines.close()
         self._device.close()
+
+
+def _padding_batch(posts: int, tokens: int, sizes: Sizes) -> Batch:
+    """Windows of padding."""
+    ids = np.full(tokens, sizes.pad_id, np.int64)
+    nothing = np.zeros(0, np.int32)
+    window = TextWindow(
+        input_ids_t=ids,
+        shape_ids_t=np.zeros_like(ids),
+        first_n=nothing,
+        last_n=nothing,
+        word_start=0,
+    )
+    units = [all_units(tokens, 1)] * posts
+    return Batch([window] * posts, units, scales=sizes.scales, pad_id=sizes.pad_id)
+
+
+def _part_of(batch: Batch, run: slice) -> Batch:
+    """The windows of one run."""
+    return Batch(batch.windows[run], batch.units[run], scales=batch.scales, pad_id=batch.pad_id)
+
+
+def _split_runs(images: Sequence[Image | None], posts: int, passing: int) -> list[slice]:
+    """Split a batch by windows and by pictures that must visit a slot."""
+    runs: list[slice] = []
+    start = 0
+    visiting: set[int] = set()
+    for index, image in enumerate(images):
+        is_new = isinstance(image, HostImage) and id(image) not in visiting
+        if index - start == posts or (is_new and len(visiting) == passing and index > start):
+            runs.append(slice(start, index))
+            start, visiting = index, set()
+        if isinstance(image, HostImage):
+            visiting.add(id(image))
+    return [*runs, slice(start, len(images))]

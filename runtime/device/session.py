@@ -17,7 +17,7 @@ from amlr.kernels.device import Device, DeviceMemoryError
 from amlr.runtime.batching import Batch, Scores, unit_table
 from amlr.runtime.device.decoding import DeviceDecoder
 from amlr.runtime.device.engines import BoundGraph, DeviceEngines, LoadedGraph
-from amlr.runtime.device.memory import Block, Buffers, Part
+from amlr.runtime.device.memory import Block, Part
 from amlr.runtime.device.pool import DeviceImage, HostImage, ImagePool
 from amlr.runtime.device.replay import Replay
 from amlr.runtime.device.shapes import Bucket, Sizes, round_posts
@@ -122,7 +122,9 @@ class Session:
         self._decoders: dict[str, DeviceDecoder] = {}
         self._pictures: dict[int, tuple[BoundGraph, Replay]] = {}
         self._graphs: Mapping[str, LoadedGraph] = {}
-        self._buffers = Buffers(device)
+        # Tensors at addresses that stay for the life of the session, in one block.
+        self._blocks: list[Block] = []
+        self._at: Mapping[str, int] = {}
         self._pixels: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._passing: list[int] = []
         self.stream = device.stream()
@@ -134,20 +136,23 @@ class Session:
             raise
 
     def _allocate(self) -> None:
-        limits, sizes, buffers = self._limits, self._sizes, self._buffers
-        largest = Bucket(limits.posts, limits.tokens, limits.units)
-        for name, shape in sizes.outputs(largest).items():
-            buffers.add(name, Part(shape, np.float32).nbytes)
+        limits, sizes = self._limits, self._sizes
         pixels = (limits.pictures, 3, sizes.image, sizes.image)
-        self._pixels = self._device.pinned_empty(pixels, np.float32)
-        buffers.add("pixel_values", self._pixels.nbytes)
-        buffers.add("regions_bpd", limits.pictures * self._pool.slot_bytes)
+        shapes: dict[str, Shape] = {
+            **sizes.outputs(Bucket(limits.posts, limits.tokens, limits.units)),
+            "pixel_values": pixels,
+            "regions_bpd": (limits.pictures, *self._pool.shape[1:]),
+        }
         first = self._graphs[self._engines.stages[0]]
         if "hidden_btd" in first.outputs:
-            buffers.add("hidden_btd", limits.posts * limits.tokens * sizes.width * 4)
+            shapes["hidden_btd"] = (limits.posts, limits.tokens, sizes.width)
         # Graphs of one session never run at the same time, so they share their scratch memory.
         size = max(graph.scratch_bytes for graph in self._graphs.values())
-        self._scratch = (buffers.add("scratch", size), size)
+        parts = {name: Part(shape, np.float32) for name, shape in shapes.items()}
+        block = Block(self._device, {}, parts | {"scratch": Part((size,), np.uint8)})
+        self._blocks.append(block)
+        self._at, self._scratch = block.at, (block.at["scratch"], size)
+        self._pixels = self._device.pinned_empty(pixels, np.float32)
         self._passing = self._pool.reserve(min(limits.posts, max(1, self._pool.slots // 8)))
 
     @property
@@ -242,7 +247,7 @@ class Session:
             graph.enqueue(self.stream)
         shape = run.shape
         if run.decoder is not None and shape.settings is not None:
-            at = run.inputs.at | run.outputs.at | self._buffers.at
+            at = {**run.inputs.at, **run.outputs.at, **self._at}
             run.decoder.enqueue(self.stream, at, shape.bucket, shape.settings)
         run.outputs.download(self.stream)
 
@@ -267,7 +272,7 @@ class Session:
     def _bound(self, name: str, run: Run) -> BoundGraph:
         graph, bucket = self._graphs[name], run.shape.bucket
         shapes = self._sizes.inputs(bucket, self._pool.slots) | self._sizes.outputs(bucket)
-        at = dict(run.inputs.at) | {"pool_npd": self._pool.address} | self._buffers.at
+        at = {**run.inputs.at, "pool_npd": self._pool.address, **self._at}
         # Scores that come back are written where the download reads them.
         at |= {n: address for n, address in run.outputs.at.items() if n in graph.outputs}
         inputs = {tensor: shapes[tensor] for tensor in graph.inputs}
@@ -289,12 +294,12 @@ class Session:
         pixels[count:] = 0
 
         def enqueue() -> None:
-            self._device.upload(self._buffers.at["pixel_values"], pixels, self.stream)
+            self._device.upload(self._at["pixel_values"], pixels, self.stream)
             graph.enqueue(self.stream)
 
         replay.start(self.stream, enqueue)
         images: list[Image] = []
-        size, source = self._pool.slot_bytes, self._buffers.at["regions_bpd"]
+        size, source = self._pool.slot_bytes, self._at["regions_bpd"]
         for index in range(count):
             image = self._pool.take()
             if image is not None:
@@ -315,7 +320,7 @@ class Session:
             side = self._sizes.image
             pixels: dict[str, Shape] = {"pixel_values": (rows, 3, side, side)}
             regions: dict[str, Shape] = {"regions_bpd": (rows, *self._pool.shape[1:])}
-            addresses = {name: self._buffers.at[name] for name in (*pixels, *regions)}
+            addresses = {name: self._at[name] for name in (*pixels, *regions)}
             graph = self._graphs["image"]
             bound = graph.bound()
             bound.bind(pixels, regions, addresses, self._scratch, self.stream)
@@ -335,5 +340,6 @@ class Session:
         self._pool.release(self._passing)
         self._passing = []
         self._pixels = np.zeros(0, np.float32)
-        self._buffers.close()
+        while self._blocks:
+            self._blocks.pop().close()
         self.stream.close()
