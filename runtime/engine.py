@@ -23,7 +23,6 @@ from amlr.runtime.pipeline import Pipeline
 from amlr.runtime.providers.base import Provider
 from amlr.runtime.providers.registry import CPUS, open_provider, provider_names
 from amlr.runtime.radii import PICTURE_ONLY, calibrated_radii
-from amlr.runtime.raw import raw_of
 from amlr.runtime.results import Alternative, Post, Raw, Result, error_of, problem
 from amlr.runtime.strategies import Always, Answer, Strategy, WhenNeeded, measured_margin
 from amlr.runtime.text import Spans
@@ -345,7 +344,7 @@ class Engine:
         """
         self._check_usable()
         return [
-            raw_of(scored, self._bundle)
+            scored.raw(self._bundle)
             for scored in self.strategy.exact().score(list(posts), every=all_units)
         ]
 

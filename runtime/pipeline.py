@@ -19,7 +19,7 @@ from amlr.runtime.known_files import read_keyed
 from amlr.runtime.manifest import DecoderSettings, Variant
 from amlr.runtime.providers.base import DecodesItself, ImageFeatures, Provider
 from amlr.runtime.radii import Radii
-from amlr.runtime.results import Post, Problem, problem
+from amlr.runtime.results import Post, Problem, Raw, problem
 from amlr.runtime.scoring import Decode, own_decoder, score_texts
 from amlr.runtime.text import EncodedText
 from amlr.runtime.windows import DecodedPost, PostScores
@@ -48,6 +48,37 @@ class ScoredPost:
     image_used: bool = False
     warnings: tuple[Problem, ...] = ()
     error: AmlrError | None = None
+
+    def raw(self, bundle: Bundle) -> Raw:
+        """The model's own numbers in the public form; empty arrays where there are no words.
+
+        Raises:
+            AmlrError: Why the post could not be scored.
+        """
+        if self.error is not None:
+            raise self.error
+        manifest, scores = bundle.manifest, self.scores
+        nothing = np.zeros(0, np.int32)
+        if scores is None:
+            logits = np.zeros((0, len(manifest.classes)), np.float32)
+            emissions = np.zeros((0, len(manifest.tags)), np.float32)
+        else:
+            logits, emissions = scores.unit_logits_uc, scores.emissions_ty
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+        return Raw(
+            input_ids=scores.sequence.input_ids_t if scores else nothing.astype(np.int64),
+            token_offsets=(
+                bundle.encoder.token_offsets(scores.encoded) if scores else nothing.reshape(0, 2)
+            ),
+            unit_starts=scores.units.start_step_u if scores else nothing,
+            unit_ends=scores.units.end_step_u if scores else nothing,
+            unit_probs=shares / shares.sum(axis=1, keepdims=True),
+            unit_logits=logits,
+            emissions=emissions,
+            classes=manifest.classes,
+            tags=manifest.tags,
+            image_used=self.image_used,
+        )
 
 
 class _Prepared(NamedTuple):
