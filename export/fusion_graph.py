@@ -151,12 +151,16 @@ class Block(nn.Module):
         return regions_npd - mean, self.cross.mean_out(mean[:, 0])
 
 
-class PaddedFusion(nn.Module):
-    """Graph `fusion`: padded hidden states, chosen units by index, one picture slot a post."""
+class _OnBlock(nn.Module):
+    """A graph of a block."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.scales = block, block.model.config.scales
+
+
+class PaddedFusion(_OnBlock):
+    """Graph `fusion`: padded hidden states, chosen units by index, one picture slot a post."""
 
     def forward(
         self, hidden_btd: Tensor, unit_index_bs: Tensor, pool_npd: Tensor, slot_b: Tensor
@@ -194,12 +198,8 @@ class PaddedFusion(nn.Module):
         )
 
 
-class PackedFusion(nn.Module):
+class PackedFusion(_OnBlock):
     """Graph `fusion_packed`: only the chosen windows, no padding in any matrix product."""
-
-    def __init__(self, block: Block, scales: int) -> None:
-        super().__init__()
-        self.block, self.scales = block, scales
 
     def forward(self, hidden_nd: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Unit logits (M, 1+C) and emissions (N, Y).
@@ -227,12 +227,8 @@ class PackedFusion(nn.Module):
         return model.classify(units, taken), model.token_head(hidden_nd)
 
 
-class ClosedFusion(nn.Module):
+class ClosedFusion(_OnBlock):
     """Graph `fusion_closed`: as `fusion_packed` where no post has a picture, without attention."""
-
-    def __init__(self, block: Block, scales: int) -> None:
-        super().__init__()
-        self.block, self.scales = block, scales
 
     def forward(self, hidden_nd: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         """Unit logits (M, 1+C) and emissions (N, Y); `rows_k` (n_k, k) as in `fusion_packed`."""
@@ -242,12 +238,8 @@ class ClosedFusion(nn.Module):
         return model.classify(units, constant), model.token_head(hidden_nd)
 
 
-class AttentionMap(nn.Module):
+class AttentionMap(_OnBlock):
     """Graph `attention`: where in the picture each chosen unit looked, mean over heads."""
-
-    def __init__(self, block: Block, scales: int) -> None:
-        super().__init__()
-        self.block, self.scales = block, scales
 
     def forward(self, hidden_nd: Tensor, *inputs: Tensor) -> Tensor:
         """Attention (I, S, P); inputs as `fusion_packed` without unpadding and context index."""

@@ -1,7 +1,7 @@
 """The graphs of a bundle: which modules they are, their inputs, outputs and dynamic axes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -66,19 +66,14 @@ def build_graphs(
         fold = fold_pays(config.width, config.heads, config.head_width, regions)
     block = Block(model, fold=fold, centre=centre).eval()
     pool = torch.randn(2, regions, config.width)
-    graphs = [*_text_graphs(model)]
-    graphs.append(
-        GraphSpec(
-            name="image",
-            module=model.image,
-            inputs={"pixel_values": torch.randn(2, 3, image_size, image_size)},
-            outputs=("regions_bpd",),
-            axes={"pixel_values": {0: "B"}, "regions_bpd": {0: "B"}},
-        )
+    image = GraphSpec(
+        name="image",
+        module=model.image,
+        inputs={"pixel_values": torch.randn(2, 3, image_size, image_size)},
+        outputs=("regions_bpd",),
+        axes={"pixel_values": {0: "B"}, "regions_bpd": {0: "B"}},
     )
-    graphs.append(_padded_fusion(block, pool))
-    graphs.extend(_packed_fusion(block, pool))
-    return graphs
+    return [*_text_graphs(model), image, _padded_fusion(block, pool), *_packed_fusion(block, pool)]
 
 
 def _text_graphs(model: AmlrModel) -> list[GraphSpec]:
@@ -180,28 +175,25 @@ def _packed_fusion(block: Block, pool: Tensor) -> list[GraphSpec]:
     }
     fusion = GraphSpec(
         name="fusion_packed",
-        module=PackedFusion(block, scales),
+        module=PackedFusion(block),
         inputs=inputs,
         outputs=("unit_logits_mc", "emissions_ny"),
         axes={**axes, "unit_logits_mc": {0: "M"}, "emissions_ny": {0: "N"}},
     )
     closed_inputs = ("hidden_nd", *rows)
-    closed = GraphSpec(
+    closed = replace(
+        fusion,
         name="fusion_closed",
-        module=ClosedFusion(block, scales),
-        inputs={n: t for n, t in inputs.items() if n in closed_inputs},
-        outputs=fusion.outputs,
-        axes={n: a for n, a in fusion.axes.items() if n in (*closed_inputs, *fusion.outputs)},
+        module=ClosedFusion(block),
+        inputs={n: inputs[n] for n in closed_inputs},
+        axes={n: fusion.axes[n] for n in (*closed_inputs, *fusion.outputs)},
     )
-    left_out = ("attend_unpad_r", "context_index_m")
+    kept = [n for n in inputs if n not in ("attend_unpad_r", "context_index_m")]
     attention = GraphSpec(
         name="attention",
-        module=AttentionMap(block, scales),
-        inputs={n: t for n, t in inputs.items() if n not in left_out},
+        module=AttentionMap(block),
+        inputs={n: inputs[n] for n in kept},
         outputs=("attention_isp",),
-        axes={
-            **{n: a for n, a in axes.items() if n not in left_out},
-            "attention_isp": {0: "I", 1: "S"},
-        },
+        axes={**{n: axes[n] for n in kept}, "attention_isp": {0: "I", 1: "S"}},
     )
     return [fusion, closed, attention]

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from amlr import __version__
 from amlr.export.additions import prepare, steps_to_add
 from amlr.export.eager import EagerProvider, write_reference
-from amlr.export.golden import save_golden, write_golden
+from amlr.export.golden import write_golden
 from amlr.export.graphs import build_graphs, regions_of
 from amlr.export.options import ExportOptions
 from amlr.export.parity import ask, compare, require
@@ -134,8 +134,6 @@ def _write_fp32(
     (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
     if options.keep_reference:
         write_reference(folder / REFERENCE, checkpoint.config, model.state_dict())
-    # A bundle always has golden samples; they come from the engine that needs a bundle.
-    save_golden(folder / GOLDEN, [], {})
     bundle.save(variants={"fp32": Variant(precision="fp32", graphs=graphs)})
 
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from amlr.export.ladder.scales import Feeds, Scale, fit_products, fit_values, observe, round_weight
-from amlr.export.precision.graph_tools import PRODUCTS, open_session, prepare
+from amlr.export.precision.graph_tools import PRODUCTS, is_flipped, open_session, prepare
 from amlr.export.steps import counted
 from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
@@ -111,7 +111,7 @@ class _Writer:
             weight = self._weight(node.input[1], axis=0)
         else:
             smooth = self._scales[node.input[0]].smooth_d
-            weight = self._weight(node.input[1], axis=1, flip=_is_flipped(node), smooth_d=smooth)
+            weight = self._weight(node.input[1], axis=1, flip=is_flipped(node), smooth_d=smooth)
         inputs = [source, weight]
         if len(node.input) > 2:
             inputs.append(self._bias(node.input[2], node.input[0], node.input[1]))
@@ -193,10 +193,6 @@ class _Writer:
         graph.initializer.extend(self._new.values())
         del graph.value_info[:]
         return prepare(self._model)
-
-
-def _is_flipped(node: NodeProto) -> bool:
-    return any(a.name == "transB" and a.i for a in node.attribute)
 
 
 class RecordingProvider(OnnxRuntimeProvider):
@@ -281,7 +277,7 @@ def fit_scales(
         weights = weights_of.setdefault(node.input[0], [])
         if node.op_type != "Conv":
             weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
-            weights.append(weight.T if _is_flipped(node) else weight)
+            weights.append(weight.T if is_flipped(node) else weight)
     sums = residuals(model) if any(node.op_type == "Conv" for node in products) else set()
     samples = observe(model, {*weights_of, *sums}, feeds)
     return {

@@ -13,7 +13,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from amlr.export.ladder.int8 import find_products
-from amlr.export.precision.graph_tools import drop_unused, infer, prepare
+from amlr.export.precision.graph_tools import drop_unused, infer, is_flipped, prepare
 
 # What may be computed between the two products: each value from one value of the wide tensor.
 _POINTWISE = {"Add", "Div", "Erf", "Gelu", "Mul", "Pow", "Relu", "Sigmoid", "Sub", "Tanh"}
@@ -114,11 +114,7 @@ def _pays(width: int, wide: int) -> bool:
 def _sizes(product: NodeProto, constants: Constants) -> tuple[int, int]:
     """How many columns a product of matrices reads and gives."""
     rows, columns = constants[product.input[1]].dims
-    return (columns, rows) if _flips(product) else (rows, columns)
-
-
-def _flips(product: NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in product.attribute)
+    return (columns, rows) if is_flipped(product) else (rows, columns)
 
 
 def _is_row(tensor: TensorProto | None, wide: int) -> bool:
@@ -144,7 +140,10 @@ def _rows(tensor: TensorProto, names: list[str]) -> Iterator[TensorProto]:
 def _cut(mlp: _Mlp, constants: Constants, rows: list[TensorProto]) -> list[NodeProto]:
     """The nodes that take the place of an MLP; what they read of files is added to `rows`."""
     first, second = mlp.first, mlp.second
-    axes = {first.input[1]: 0 if _flips(first) else 1, second.input[1]: 1 if _flips(second) else 0}
+    axes = {
+        first.input[1]: 0 if is_flipped(first) else 1,
+        second.input[1]: 1 if is_flipped(second) else 0,
+    }
     _, wide = _sizes(first, constants)
     for node in (first, *mlp.between):
         for name in node.input:

@@ -109,6 +109,11 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
+def is_flipped(product: NodeProto) -> bool:
+    """Whether a product of matrices reads its second one transposed."""
+    return any(attribute.name == "transB" and attribute.i for attribute in product.attribute)
+
+
 def producers(model: onnx.ModelProto) -> dict[str, NodeProto]:
     """The node that makes each tensor."""
     return {name: node for node in model.graph.node for name in node.output if name}

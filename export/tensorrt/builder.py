@@ -62,7 +62,8 @@ def build_plan(
     options = options or ExportOptions()
     started = time.monotonic()
     builder, logger = _builder(library)
-    network = builder.create_network(_strongly_typed(library.api))
+    typed = 1 << int(library.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(typed)
     parser = library.api.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise ExportError(parser_errors(graph, parser))
@@ -99,10 +100,6 @@ def _builder(library: TensorRT) -> tuple[Any, Any]:
             f"{library.name} cannot start a builder here; enterprise TensorRT needs an NVIDIA GPU "
             "and its driver to build; use --target tensorrt-rtx, which builds anywhere"
         ) from error
-
-
-def _strongly_typed(api: Any) -> int:
-    return 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _config(library: TensorRT, builder: Any, options: ExportOptions, precision: str) -> Any:

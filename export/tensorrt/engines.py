@@ -25,7 +25,7 @@ from amlr.runtime.engine_record import (
     describe_engine,
     host_platform,
 )
-from amlr.runtime.manifest import Manifest, Variant
+from amlr.runtime.manifest import Manifest
 from amlr.runtime.tensorrt_library import TensorRT
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def add_engines(
         )
     opened = bundle.open()
     sms = options.sms if library.is_rtx else (device_sm(),)
-    place = f"engines/{library.name}-{_sms_name(sms)}/{chosen.precision}"
+    place = f"engines/{library.name}-{'-'.join(f'sm{sm}' for sm in sms)}/{chosen.precision}"
     old = _reusable(reuse)
     engines: dict[str, GraphEngine] = {}
     for graph in GRAPHS:
@@ -80,7 +80,7 @@ def add_engines(
             graph=graph,
             shapes=shapes,
             precision=chosen.precision,
-            islands=_islands(chosen, graph),
+            islands=[row[0] for row in chosen.parity.get("islands", {}).get(graph, ())],
             options=options,
         )
         target.write_bytes(plan.data)
@@ -126,10 +126,6 @@ def _merged(engines: Sequence[dict[str, Any]], record: EngineRecord) -> tuple[di
     wanted = json.dumps([new[name] for name in same])
     kept = [e for e in engines if json.dumps([e.get(name) for name in same]) != wanted]
     return (*kept, new)
-
-
-def _islands(variant: Variant, graph: str) -> list[str]:
-    return [row[0] for row in variant.parity.get("islands", {}).get(graph, ())]
 
 
 def _fitting(profile: Profile, manifest: Manifest) -> Profile:
@@ -184,7 +180,3 @@ def target_sms(library: TensorRT, options: ExportOptions) -> str:
     if not library.is_rtx:
         return "the device at hand"
     return "SM " + ", ".join(f"{sm / 10:.1f}" for sm in options.sms)
-
-
-def _sms_name(sms: Sequence[int]) -> str:
-    return "-".join(f"sm{sm}" for sm in sms)
