@@ -17,7 +17,6 @@ from amlr.cli_support import progress
 from amlr.export.parity import (
     FP32_TOLERANCE,
     Answer,
-    Doubles,
     ask,
     change_bound,
     compare,
@@ -26,6 +25,7 @@ from amlr.export.parity import (
     leads,
 )
 from amlr.kernels import is_tuning_half
+from amlr.kernels.arrays import Doubles
 from amlr.runtime.engine import Engine
 from amlr.runtime.results import Post
 from amlr.runtime.sentinel import UNDECIDABLE

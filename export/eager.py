@@ -10,22 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from amlr.errors import BundleError
+from amlr.kernels.arrays import Floats
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import REFERENCE
 from amlr.runtime.units import scale_major_index
 from amlr.training.config import AmlrConfig
 from amlr.training.model import AmlrModel
-
-Floats = npt.NDArray[np.float32]
 
 
 class EagerProvider:

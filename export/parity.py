@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import ParityError
 from amlr.export.steps import counted
+from amlr.kernels.arrays import Doubles, Floats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -28,8 +28,6 @@ _NEAR_SHARE = 0.05
 _NEAR_LEAST = 5
 NEAREST = 32
 Key = tuple[int, int, str]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 
 def entity_keys(entities: Iterable[Entity]) -> frozenset[Key]:

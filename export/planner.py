@@ -24,12 +24,11 @@ import numpy.typing as npt
 from amlr.errors import InputError
 from amlr.export.posts import read_lines
 from amlr.export.profiles import Extent, Profile
+from amlr.kernels.arrays import Doubles, Ints
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.results import Post
 from amlr.runtime.windows import window_units
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 GRAPHS = (1, 4, 8, 16)
 FILL_STEPS = 256
 TOKEN_STEP, UNIT_STEP = 4, 8
@@ -107,13 +106,13 @@ def measure_traffic(bundle: Bundle, posts: Iterable[Post]) -> tuple[Ints, Ints]:
     return np.array(tokens, np.int64), np.array(units, np.int64)
 
 
-def work_of(tokens: npt.ArrayLike, width: int) -> Floats:
+def work_of(tokens: npt.ArrayLike, width: int) -> Doubles:
     """Work of padded lengths, up to a constant."""
     t = np.asarray(tokens, np.float64)
     return np.asarray(t * (1 + t / (6 * width)))
 
 
-def best_edges(lengths_n: Ints, candidates_k: Ints, cost_k: Floats, graphs: int) -> list[int]:
+def best_edges(lengths_n: Ints, candidates_k: Ints, cost_k: Doubles, graphs: int) -> list[int]:
     """Choose bucket lengths that minimise the summed cost of every window's bucket; exact.
 
     Args:

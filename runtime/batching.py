@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.arrays import Floats, Ints
 from amlr.runtime.text import TextWindow
 from amlr.runtime.units import UnitTable, scale_major_index
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 RoundUp = Callable[[int], int]
 
 

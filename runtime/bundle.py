@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import AmlrError, BundleError, InputError
+from amlr.kernels.arrays import Floats
 from amlr.runtime.known_files import FileStamp, file_stamp
 from amlr.runtime.manifest import (
     DECODER,
@@ -23,7 +24,6 @@ from amlr.runtime.manifest import (
 )
 from amlr.runtime.text import TextEncoder, load_tokenizer
 
-Floats = npt.NDArray[np.float32]
 _MANIFEST_LIMIT = 32_000_000
 _MAGIC = {
     b"PK": "a zip or PyTorch file; make a bundle of a checkpoint with: amlr-export --ckpt FILE",

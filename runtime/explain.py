@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import BackendUnavailableError, InputError
+from amlr.kernels.arrays import Floats
 from amlr.runtime.batching import Batch
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import load_pixels
@@ -23,8 +23,6 @@ from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Entity, Post, Result
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.windows import window_units
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Union
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.kernels.arrays import Floats
 from amlr.runtime.image_modes import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Floats = npt.NDArray[np.float32]
 # A Union, because a name that is not imported at run time cannot stand beside a `|`.
 ImageSource: TypeAlias = Union[str, Path, bytes, bytearray, memoryview, "Image"]
 # Raised whenever the steps above change: part of every cache key and of the manifest.

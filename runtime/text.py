@@ -14,14 +14,12 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import InputError
+from amlr.kernels.arrays import Ints, Ints32
 from amlr.runtime.chunks import ChunkReader, PlacedChunks
 from amlr.runtime.words import WORD_RULES, WORDS_1, WORDS_2, WordSplitter
 
-Ints = npt.NDArray[np.int64]
-Ints32 = npt.NDArray[np.int32]
 Spans = Sequence[tuple[int, int]] | Ints32
 AnyInts = TypeVar("AnyInts", Ints, Ints32)
 

@@ -13,8 +13,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Ints32 = npt.NDArray[np.int32]
+from amlr.kernels.arrays import Ints, Ints32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.arrays import Floats
 from amlr.runtime.batching import Scores
 from amlr.runtime.providers.base import Decoded
 from amlr.runtime.text import EncodedText, TextWindow
 from amlr.runtime.units import UnitTable, aligned_units_of, all_units
-
-Floats = npt.NDArray[np.float32]
-Ints32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

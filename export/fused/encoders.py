@@ -7,13 +7,12 @@ the number of steps, whose bounds onnxruntime computes on the CPU and passes by 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
 from amlr.export.fused.reader import Attention, Linear, Norm, Reader, attributes
 from amlr.export.fused.writer import BATCH, MASKED, STEPS, Arithmetic, Mask, Writer
+from amlr.kernels.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 # What the CUDA provider's memory-efficient attention wants of a head's width.
 _HEAD_MULTIPLE = 8
 

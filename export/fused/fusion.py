@@ -14,9 +14,7 @@ from onnx import NodeProto, TensorProto
 
 from amlr.export.fused.reader import Attention, Linear, Norm, Reader
 from amlr.export.fused.writer import BATCH, SLOTS, STEPS, UNITS, Writer
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from amlr.kernels.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from amlr.errors import ExportError
 from amlr.export.precision.graph_tools import prepare
+from amlr.kernels.arrays import AnyArray
 
-Array = npt.NDArray[Any]
 # They change how values lie in memory, and no value.
 _LAYOUT = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten"}
 
@@ -34,8 +33,8 @@ class Linear:
         source: Tensor it reads.
     """
 
-    weight: Array
-    bias: Array
+    weight: AnyArray
+    bias: AnyArray
     source: str = ""
 
 
@@ -43,8 +42,8 @@ class Linear:
 class Norm:
     """A LayerNormalization over the last axis."""
 
-    gamma: Array
-    beta: Array
+    gamma: AnyArray
+    beta: AnyArray
     epsilon: float
     source: str
 
@@ -120,7 +119,7 @@ class Reader:
 
     # Single steps --------------------------------------------------------------------------------
 
-    def constant(self, name: str) -> Array | None:
+    def constant(self, name: str) -> AnyArray | None:
         """Value of a constant tensor, or None."""
         tensor = self._constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
@@ -140,7 +139,7 @@ class Reader:
         """Whether two tensors hold the same values, whatever their layout."""
         return self.before(a) == self.before(b)
 
-    def combined(self, name: str, *kinds: str) -> tuple[str, Array] | None:
+    def combined(self, name: str, *kinds: str) -> tuple[str, AnyArray] | None:
         """The tensor and the constant that a node of these kinds combines into one, or None."""
         node = self.maker(self.before(name), *kinds)
         for variable, fixed in () if node is None else (node.input, node.input[::-1]):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -15,8 +14,8 @@ from amlr.export.fused.reader import Linear, Norm
 from amlr.export.precision.graph_tools import FLOAT, HALF, MOVES
 from amlr.export.precision.half import HALF_MAX
 from amlr.export.to_onnx import OPSET
+from amlr.kernels.arrays import AnyArray
 
-Array = npt.NDArray[Any]
 Shape = Sequence[int | str]
 CONTRIB = "com.microsoft"
 # Readable by every onnxruntime since 1.16, whatever onnx writes it.
@@ -117,7 +116,7 @@ class Writer:
 
     # Nodes and weights -----------------------------------------------------------------------
 
-    def weight(self, name: str, value: Array) -> str:
+    def weight(self, name: str, value: AnyArray) -> str:
         """Store a constant, floats in the graph's arithmetic.
 
         Raises:
@@ -136,7 +135,7 @@ class Writer:
                 value = value.astype(np.float32)
         return self.constant(name, value)
 
-    def constant(self, name: str, value: Array) -> str:
+    def constant(self, name: str, value: AnyArray) -> str:
         """Store a constant as it is."""
         if name not in self._store:
             self._store[name] = numpy_helper.from_array(np.array(value, order="C"), name)

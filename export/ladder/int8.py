@@ -20,6 +20,7 @@ from amlr.export.ladder.scales import Feeds, Scale, fit_products, fit_values, ob
 from amlr.export.precision.graph_tools import PRODUCTS, is_flipped, open_session, prepare
 from amlr.export.steps import counted
 from amlr.export.to_onnx import write_models
+from amlr.kernels.arrays import Floats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
@@ -34,7 +35,6 @@ LARGEST_ERROR = 0.04
 FEEDS, IMAGES = 4, 4
 Feed = dict[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
-Floats = npt.NDArray[np.float32]
 
 
 def find_products(model: onnx.ModelProto) -> list[NodeProto]:

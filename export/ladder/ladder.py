@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import BackendUnavailableError, ExportError, ParityError
 from amlr.export.ladder.int8 import record_feeds, write_int8
@@ -23,6 +22,7 @@ from amlr.export.radii import Pair, radii_record
 from amlr.export.samples import sample_posts
 from amlr.export.staging import StagedBundle
 from amlr.export.steps import Step, counted
+from amlr.kernels.arrays import Bools, Doubles
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.decode import Decoder
 from amlr.runtime.engine import Engine
@@ -58,8 +58,6 @@ VARIANTS = {
 }
 _CPUS = {"openvino": "openvino", None: "onnxruntime-cpu"}
 log = logging.getLogger(__name__)
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 def steps_of_cpu_variants(

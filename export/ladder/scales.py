@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from amlr.export.precision.graph_tools import open_session
+from amlr.kernels.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 # Enough to see the shape of a distribution, little enough for hundreds of tensors.
 ROWS, VALUES = 1024, 60_000

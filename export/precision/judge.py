@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
@@ -14,12 +13,12 @@ from amlr.export.precision.emulate import RangeScan, emulate
 from amlr.export.precision.graph_tools import Feed, Run, session_runner
 from amlr.export.precision.half import HalfGraph
 from amlr.export.radii import Pair
+from amlr.kernels.arrays import Floats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.results import Post
 
-Floats = npt.NDArray[np.float32]
 # A device adds in another order than the emulation does.
 EMULATED = 2.0
 GRAPHS = ("text", "image", "fusion")

@@ -10,12 +10,8 @@ import weakref
 from collections import deque
 from contextlib import suppress
 
-import numpy as np
-import numpy.typing as npt
-
+from amlr.kernels.arrays import Floats
 from amlr.kernels.device import Device
-
-Floats = npt.NDArray[np.float32]
 
 
 class DeviceImage:

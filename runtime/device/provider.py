@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import AmlrError, BackendUnavailableError, PlanMismatchError
+from amlr.kernels.arrays import Floats
 from amlr.kernels.device import Device, DeviceError, DeviceMemoryError
 from amlr.kernels.images import KernelRecord
 from amlr.kernels.launch import Compile, KernelLibrary
@@ -28,7 +28,6 @@ from amlr.runtime.text import TextWindow
 from amlr.runtime.units import all_units
 
 LOG = logging.getLogger("amlr.runtime")
-Floats = npt.NDArray[np.float32]
 RUNS_KEPT = 32
 # Steps of one run, padding counted: bounds the memory of activations.
 DEVICE_TOKENS = 16_384

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amlr.kernels.arrays import Floats
 from amlr.kernels.device import Device, DeviceMemoryError
 from amlr.runtime.batching import Batch, Scores, unit_table
 from amlr.runtime.device.decoding import DeviceDecoder
@@ -26,7 +27,6 @@ from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.providers.base import Decoded
 from amlr.runtime.radii import Radii
 
-Floats = npt.NDArray[np.float32]
 Image = DeviceImage | HostImage
 MakeDecoder = Callable[[DecoderSettings], DeviceDecoder]
 

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amlr.errors import BackendUnavailableError
+from amlr.kernels.arrays import Floats, Ints
 from amlr.runtime.batching import CPU_BATCHES, Batch, RoundUp, Scores, exact, pool_images
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Variant
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 ATTENTION = "attention"
 
 

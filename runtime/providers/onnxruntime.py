@@ -10,12 +10,13 @@ import threading
 from typing import Any
 
 from amlr.errors import BackendUnavailableError, PlanMismatchError
+from amlr.kernels.arrays import Floats, Ints
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.by_graphs import ByGraphs, Floats, Ints
+from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
 LOG = logging.getLogger("amlr.runtime")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from amlr.errors import BackendUnavailableError, InputError
+from amlr.kernels.arrays import Floats
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.cpu import usable_cores
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.by_graphs import ByGraphs, Floats
+from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.providers.openvino_graph import CompiledGraph, read_graph, split_heads
 
 TRANSFORMER_PICTURES = 4

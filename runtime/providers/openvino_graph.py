@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amlr.errors import PlanMismatchError
+from amlr.kernels.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 # What a body hands to its tail: units plus what they took from the picture, before LayerNorm.
 JOINED = "joined_units"
 
