@@ -21,7 +21,7 @@ import numpy.typing as npt
 from amlr.errors import ShapeError
 from amlr.kernels.arrays import AnyInts, Bools, Doubles, Indices
 from amlr.kernels.confidence import chain_sums, maximum, outside_scores
-from amlr.kernels.segmental import decode_table
+from amlr.kernels.segmental import Found, decode_table
 from amlr.kernels.units import Units
 from amlr.kernels.validation import (
     Chain,
@@ -31,6 +31,8 @@ from amlr.kernels.validation import (
     check_path,
 )
 from amlr.kernels.viterbi import advance, viterbi_decode
+
+Answer = Sequence[AnyInts] | npt.ArrayLike | Found
 
 
 def box_redecode(
@@ -45,7 +47,7 @@ def box_redecode(
     transitions_yy: npt.ArrayLike | None = None,
     end_y: npt.ArrayLike | None = None,
     allowed_yy: npt.ArrayLike | None = None,
-    answer: Sequence[AnyInts] | npt.ArrayLike | None = None,
+    answer: Answer | None = None,
 ) -> Bools:
     """Certify answers: True where no error within the radii can change one.
 
@@ -99,20 +101,19 @@ def box_redecode(
     return ~_posts_that_differ(scores, unit, label, found.unit_e, found.rows_e3[:, 2])
 
 
-def _answer_units(
-    units: Units, answer: Sequence[AnyInts] | npt.ArrayLike | None
-) -> tuple[Indices, AnyInts]:
+def _answer_units(units: Units, answer: Answer | None) -> tuple[Indices, AnyInts]:
     """Unit and class of each entity of an answer."""
     if answer is None:
-        found, _ = decode_table(units, units.scores_uc)
-        return found.unit_e, found.rows_e3[:, 2]
+        answer, _ = decode_table(units, units.scores_uc)
+    if isinstance(answer, Found):
+        return answer.unit_e, answer.rows_e3[:, 2]
     posts = len(units.post_offsets) - 1
     per_post: list[AnyInts] = list(answer)  # type: ignore[arg-type]
     if len(per_post) != posts:
         raise ShapeError(f"answer must hold one array per post ({posts}), got {len(per_post)}")
     post = np.repeat(np.arange(posts), [len(rows) for rows in per_post])
     rows = np.concatenate([*(part for part in per_post if len(part)), np.zeros((0, 3), np.int32)])
-    table = units.layout.unit_nlb
+    table = units.unit_nlb
     words, longest, _ = table.shape
     start, end, label = rows.T.astype(np.intp)
     slot = longest - 1 - (end - start)
@@ -192,9 +193,7 @@ def _posts_that_differ(
     return np.bincount(post, minlength=len(units.post_offsets) - 1) > 0
 
 
-def _certify_chain(
-    chain: Chain, radius: Doubles, answer: Sequence[AnyInts] | npt.ArrayLike | None
-) -> Bools:
+def _certify_chain(chain: Chain, radius: Doubles, answer: Answer | None) -> Bools:
     """Check every decision of the answer against the forward maxima of the corner."""
     emissions, lengths, start, transitions, end = chain
     batch, steps, tags = emissions.shape

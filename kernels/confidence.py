@@ -81,7 +81,7 @@ def _outside_shares(units: Units, scores_uc: Doubles, unit_e: Indices) -> Double
             forward, backward = _weights_of_one(units, weights_u)
             post_e: Indices | int = 0
         else:
-            forward, backward = _weights(np.append(weights_u, 0.0).take(units.layout.unit_nlb))
+            forward, backward = _weights(np.append(weights_u, 0.0).take(units.unit_nlb))
             post_e = np.searchsorted(units.post_offsets, unit_e, side="right") - 1
         total_b = forward[-1]
         # Weights never fall, so the totals are the largest.
@@ -160,7 +160,7 @@ def outside_scores(
     Returns:
         Outside score less the total (U,), the totals (B,).
     """
-    table = units.layout.unit_nlb
+    table = units.unit_nlb
     words, longest, posts = table.shape
     if not len(scores_uc):
         return np.zeros(0), np.zeros(posts)

@@ -117,7 +117,7 @@ def _best_paths(chain: Chain, n: int) -> Paths:
 
 
 def _best_segmentations(units: Units, posts: int, n: int) -> Segmentations:
-    scores, table = units.scores_uc, units.layout.unit_nlb
+    scores, table = units.scores_uc, units.unit_nlb
     words, longest, _ = table.shape
     classes = scores.shape[1]
     padded = np.concatenate([scores, np.full((1, classes), -np.inf, np.float32)])

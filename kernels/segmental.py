@@ -93,7 +93,7 @@ class Found(NamedTuple):
 
 
 def reduce_classes(scores_uc: AnyFloats) -> AnyFloats:
-    """Best class score of each unit, then -inf for the empty cells of a layout, shape (U+1,)."""
+    """Best class score of each unit, then -inf for the empty cells of a table, shape (U+1,)."""
     units, classes = scores_uc.shape
     best = np.empty(units + 1, scores_uc.dtype)
     best[units] = -np.inf
@@ -125,14 +125,14 @@ def decode_table(units: Units, scores_uc: AnyFloats) -> tuple[Found, AnyFloats]:
     """Decode units under the given scores (float32, or float64 for certificates)."""
     if len(units.post_offsets) == 2:
         return _decode_one(units, scores_uc)
-    layout = units.layout
-    candidates = reduce_classes(scores_uc).take(layout.unit_nlb, mode="clip")
+    table = units.unit_nlb
+    candidates = reduce_classes(scores_uc).take(table, mode="clip")
     best = forward_maxima(candidates)
     longest = candidates.shape[1]
     words_nb = _unit_ending_at(candidates, best)
     post, end = np.nonzero(_visited(words_nb).T)
     words = words_nb[end, post].astype(np.intp)
-    unit = layout.unit_nlb[end, longest - words, post]
+    unit = table[end, longest - words, post]
     rows = np.empty((len(unit), 3), np.int32)
     rows[:, 0] = end + 1 - words
     rows[:, 1] = end

@@ -37,7 +37,7 @@ class Units:
     end_u: AnyInts
     scores_uc: Floats
     has_logits_u: Bools | None = None
-    _layout: "Layout | None" = field(init=False, repr=False)
+    _unit_nlb: Indices | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         scores = as_scores("scores_uc", self.scores_uc, (None, None))
@@ -55,16 +55,22 @@ class Units:
         set_field(self, "post_offsets", offsets)
         set_field(self, "start_u", start)
         set_field(self, "end_u", end)
-        set_field(self, "_layout", Layout.build(offsets, start, end))
+        set_field(self, "_unit_nlb", _lay_out(offsets, start, end))
 
     @property
-    def layout(self) -> "Layout":
-        """Where each unit is in a dense table; made when asked for."""
-        if self._layout is None:
-            layout = Layout.build(self.post_offsets, self.start_u, self.end_u, is_sorted=True)
-            object.__setattr__(self, "_layout", layout)
-            return layout
-        return self._layout
+    def unit_nlb(self) -> Indices:
+        """Unit in each cell of a table of (end word, start slot, post), U where there is none.
+
+        Slot s of end word j is the unit that starts at word j - L + 1 + s: the longest comes first,
+        so the first maximum over slots is the longer unit, as the tie rule wants. The batch is the
+        last axis, so one step of the recurrence is a few elementwise operations over all posts.
+        Made when asked for.
+        """
+        if self._unit_nlb is None:
+            table = _lay_out(self.post_offsets, self.start_u, self.end_u, is_sorted=True)
+            object.__setattr__(self, "_unit_nlb", table)
+            return table
+        return self._unit_nlb
 
     @classmethod
     def sorted(
@@ -83,7 +89,7 @@ class Units:
             "end_u": end_u,
             "scores_uc": as_scores("scores_uc", scores_uc, (len(start_u), None)),
             "has_logits_u": has_logits_u,
-            "_layout": None,
+            "_unit_nlb": None,
         }
         for name, value in values.items():
             object.__setattr__(units, name, value)
@@ -107,64 +113,43 @@ class Units:
         return lengths
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layout:
-    """Where each unit sits in a dense table of (end word, start slot, post).
+def _lay_out(offsets: AnyInts, start: AnyInts, end: AnyInts, *, is_sorted: bool = False) -> Indices:
+    """Lay units out, as `Units.unit_nlb` says.
 
-    Slot s of end word j is the unit that starts at word j - L + 1 + s: the longest comes first, so
-    the first maximum over slots is the longer unit, as the tie rule wants. The batch is the last
-    axis, so one step of the recurrence is a few elementwise operations over all posts.
+    Args:
+        offsets: Units of each post, (B+1,).
+        start: First word of each unit.
+        end: Last word, inclusive.
+        is_sorted: Whether they are known to be sorted, each once; then nothing is checked.
 
-    Attributes:
-        unit_nlb: Unit in each cell, or U where there is none, intp.
-        words_b: Words covered by units: one more than the last end, shape (B,).
+    Raises:
+        ShapeError: Ends are not sorted within a post, or a unit appears twice.
     """
-
-    unit_nlb: Indices
-    words_b: Indices
-
-    @classmethod
-    def build(
-        cls, offsets: AnyInts, start: AnyInts, end: AnyInts, *, is_sorted: bool = False
-    ) -> "Layout":
-        """Lay units out.
-
-        Args:
-            offsets: Units of each post, (B+1,).
-            start: First word of each unit.
-            end: Last word, inclusive.
-            is_sorted: Whether they are known to be sorted, each once; then nothing is checked.
-
-        Raises:
-            ShapeError: Ends are not sorted within a post, or a unit appears twice.
-        """
-        units, posts = len(start), len(offsets) - 1
-        words = covered_words(offsets, end)
-        if not units:
-            return cls(np.zeros((0, 1, posts), np.intp), words)
-        counts = offsets[1:] - offsets[:-1]
-        post_u = np.arange(posts).repeat(counts)
-        if not is_sorted:
-            _check_sorted(end, post_u)
-        extra = end - start
-        longest = int(extra.max()) + 1
-        cell_u = end.astype(np.intp)
-        cell_u *= longest
-        cell_u += longest - 1
-        cell_u -= extra
-        cell_u *= posts
-        cell_u += post_u
-        rows = np.arange(units)
-        table = np.full(int(words.max()) * longest * posts, units, np.intp)
-        table[cell_u] = rows
-        clash = None if is_sorted else table.take(cell_u) != rows
-        if clash is not None and clash.any():
-            unit = int(clash.argmax())
-            raise ShapeError(
-                f"post {post_u[unit]} has two units for words {start[unit]}..{end[unit]}; "
-                "keep one row per (start, end)"
-            )
-        return cls(table.reshape(-1, longest, posts), words)
+    units, posts = len(start), len(offsets) - 1
+    if not units:
+        return np.zeros((0, 1, posts), np.intp)
+    post_u = np.arange(posts).repeat(offsets[1:] - offsets[:-1])
+    if not is_sorted:
+        _check_sorted(end, post_u)
+    extra = end - start
+    longest = int(extra.max()) + 1
+    cell_u = end.astype(np.intp)
+    cell_u *= longest
+    cell_u += longest - 1
+    cell_u -= extra
+    cell_u *= posts
+    cell_u += post_u
+    rows = np.arange(units)
+    table = np.full((int(end.max()) + 1) * longest * posts, units, np.intp)
+    table[cell_u] = rows
+    clash = None if is_sorted else table.take(cell_u) != rows
+    if clash is not None and clash.any():
+        unit = int(clash.argmax())
+        raise ShapeError(
+            f"post {post_u[unit]} has two units for words {start[unit]}..{end[unit]}; "
+            "keep one row per (start, end)"
+        )
+    return table.reshape(-1, longest, posts)
 
 
 def covered_words(offsets: AnyInts, end: AnyInts) -> Indices:

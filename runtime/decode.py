@@ -22,7 +22,7 @@ from amlr.kernels import (
 )
 from amlr.kernels.confidence import segment_marginals
 from amlr.kernels.joint import add_scores
-from amlr.kernels.segmental import find_segments
+from amlr.kernels.segmental import Found, find_segments
 from amlr.runtime.bundle import Bundle, DecoderWeights
 from amlr.runtime.manifest import DecoderSettings
 from amlr.runtime.radii import Radii
@@ -150,7 +150,7 @@ class Decoder:
         self,
         units: Units,
         lengths: npt.NDArray[np.int64],
-        answer: Sequence[npt.NDArray[np.int32]],
+        answer: Found,
         radii: Radii,
     ) -> npt.NDArray[np.bool_]:
         radius = np.full((len(units.start_u), 1), radii.units)
@@ -229,7 +229,7 @@ def _segmental(
     found, _ = find_segments(units)
     certified = [True] * len(posts)
     if radii is not None:
-        certified = decoder._certify_units(units, lengths, found.split(), radii).tolist()
+        certified = decoder._certify_units(units, lengths, found, radii).tolist()
     marginals = segment_marginals(units, found.unit_e, decoder.settings.temperature)
     scores = marginals[np.arange(len(found.unit_e)), found.rows_e3[:, 2]]
     rows = zip(found.rows_e3.tolist(), scores.tolist(), strict=True)
