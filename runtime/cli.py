@@ -160,11 +160,6 @@ def inspect_command(bundle: Path, as_json: bool, verify: bool) -> None:
     click.echo(f"\n{len(manifest.files)} files " + ("verified" if verify else "not verified"))
 
 
-def tag_main() -> None:
-    """Entry point of `amlr-tag`."""
-    tag_command()
-
-
 def inspect_main() -> None:
     """Entry point of `amlr-inspect`."""
     inspect_command()

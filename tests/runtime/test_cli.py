@@ -188,7 +188,7 @@ def test_inspect(tiny_plan: Path) -> None:
 
 
 def test_answers_come_as_soon_as_the_lines(tiny_plan: Path) -> None:
-    code = "from amlr.runtime.cli import tag_main; tag_main()"
+    code = "from amlr.runtime.cli import tag_command as c; c()"
     options = ["--engine", str(tiny_plan), "--provider", "onnxruntime-cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *options],
@@ -213,7 +213,7 @@ def test_answers_come_as_soon_as_the_lines(tiny_plan: Path) -> None:
 def test_a_reader_that_leaves_is_no_error(tiny_plan: Path) -> None:
     command = (
         f'for i in $(seq 3000); do echo \'{{"text": "Jordan in Paris"}}\'; done | '
-        f"{sys.executable} -c 'from amlr.runtime.cli import tag_main; tag_main()' "
+        f"{sys.executable} -c 'from amlr.runtime.cli import tag_command as c; c()' "
         f"--engine {tiny_plan} --provider onnxruntime-cpu | head -n 1"
     )
     done = subprocess.run(
