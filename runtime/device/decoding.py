@@ -53,7 +53,7 @@ class Parts:
 
 
 class DeviceDecoder(Protocol):
-    """One decoder on the device, for any run of a session."""
+    """One decoder on the device, for any run of any session."""
 
     def room(self, batch: Batch, settings: DecoderSettings) -> int:
         """Units and runs that the batch needs room for, rounded up so that few sizes occur."""
@@ -87,31 +87,17 @@ class DeviceDecoder(Protocol):
         """Entities of each window, out of the pinned outputs and the inputs of the same run."""
 
 
-def make_decoder(
-    settings: DecoderSettings,
-    library: KernelLibrary,
-    weights: DecoderWeights,
-    *,
-    labels: Sequence[str],
-    tags: Sequence[str],
-) -> DeviceDecoder:
-    """The decoder for these settings; the device's context must be current.
-
-    Raises:
-        BackendUnavailableError: No kernel image fits the device, and none can be compiled.
-    """
-    if settings.kind == "linear-chain":
-        return ChainDecoder(library, weights, labels=labels, tags=tags)
-    return UnitDecoder(library, labels=labels, tags=tags)
-
-
 class UnitDecoder:
     """Joint and segmental decoding."""
 
     def __init__(
         self, library: KernelLibrary, *, labels: Sequence[str], tags: Sequence[str]
     ) -> None:
-        """Load the kernels; raises as `make_decoder`."""
+        """Load the kernels; the device's context must be current.
+
+        Raises:
+            BackendUnavailableError: No kernel image fits the device, and none can be compiled.
+        """
         self._kernels = SegmentalKernels(library, tags=len(tags))
         self._classes = len(labels)
         column = {tag: y for y, tag in enumerate(tags)}
@@ -271,7 +257,7 @@ class ChainDecoder:
         labels: Sequence[str],
         tags: Sequence[str],
     ) -> None:
-        """Load the kernels; raises as `make_decoder`."""
+        """Load the kernels, as `UnitDecoder` does."""
         self._kernels = LinearKernels(library, tags=len(tags))
         self._labels, self._tags = tuple(labels), tuple(tags)
         moves = np.where(weights.allowed_yy, weights.transitions_yy, -np.inf)

@@ -15,7 +15,7 @@ from amlr.kernels.images import KernelRecord
 from amlr.kernels.launch import Compile, KernelLibrary
 from amlr.runtime.batching import Batch, BatchSizes, Scores
 from amlr.runtime.bundle import Bundle
-from amlr.runtime.device.decoding import DeviceDecoder, make_decoder
+from amlr.runtime.device.decoding import ChainDecoder, DeviceDecoder, UnitDecoder
 from amlr.runtime.device.engines import DeviceEngines
 from amlr.runtime.device.pool import HostImage, ImagePool
 from amlr.runtime.device.preflight import RESERVED_BYTES
@@ -81,7 +81,7 @@ class DeviceProvider:
         self._allowed = engines.most_sessions
         self._pool: ImagePool | None = None
         self._kernels: KernelLibrary | None = None
-        self._has_decoder: dict[str, bool] = {}
+        self._decoders: dict[str, DeviceDecoder | None] = {}
         self._sizes = Sizes.of(bundle.manifest)
         try:
             with device.current():
@@ -172,16 +172,7 @@ class DeviceProvider:
         """Whether the decoder runs on the device: kernels are there, or can be compiled."""
         if certifies and settings.kind == "linear-chain":
             return False
-        if settings.kind not in self._has_decoder:
-            try:
-                with self._device.current():
-                    self._make_decoder(settings)
-                self._has_decoder[settings.kind] = True
-            # Logits then come back, and the host decodes them.
-            except (BackendUnavailableError, DeviceError) as error:
-                LOG.warning("entities are decoded on the host: %s", error)
-                self._has_decoder[settings.kind] = False
-        return self._has_decoder[settings.kind]
+        return self._decoder(settings) is not None
 
     def decode(
         self,
@@ -195,39 +186,45 @@ class DeviceProvider:
         Args:
             batch: As for `score`, with word-aligned units.
             images: As for `score`.
-            settings: The decoder's.
+            settings: For which `can_decode` is true.
             radii: For each window those of its scores, or None: not certified.
-
-        Raises:
-            BackendUnavailableError: The decoder's kernels fit no image and cannot be compiled.
         """
         self._check(batch)
+        decoder = self._decoder(settings)
+        assert decoder is not None
         decoded: list[Decoded] = []
         with self._session() as session:
             for run in _split_runs(images, self.limits.posts, session.passing):
                 part = _part_of(batch, run)
                 of_run = None if radii is None else radii[run]
-                decoded += session.decode(part, images[run], settings, self._make_decoder, of_run)
+                decoded += session.decode(part, images[run], settings, decoder, of_run)
         return decoded
 
+    def _decoder(self, settings: DecoderSettings) -> DeviceDecoder | None:
+        """The decoder that all sessions share; None where its kernels cannot run here."""
+        if settings.kind not in self._decoders:
+            with self._lock, self._device.current():
+                try:
+                    self._decoders[settings.kind] = self._make_decoder(settings)
+                # Logits then come back, and the host decodes them.
+                except (BackendUnavailableError, DeviceError) as error:
+                    LOG.warning("entities are decoded on the host: %s", error)
+                    self._decoders[settings.kind] = None
+        return self._decoders[settings.kind]
+
     def _make_decoder(self, settings: DecoderSettings) -> DeviceDecoder:
-        manifest = self._bundle.manifest
-        with self._lock:
-            if self._kernels is None:
-                folder = self._bundle.path / "kernels"
-                self._kernels = KernelLibrary(
-                    self._device,
-                    folder=folder if folder.is_dir() else None,
-                    records=[KernelRecord.from_dict(values) for values in manifest.kernels],
-                    compile_with=self._compile_with,
-                )
-        return make_decoder(
-            settings,
-            self._kernels,
-            self._bundle.decoder,
-            labels=manifest.labels,
-            tags=manifest.tags,
-        )
+        manifest, folder = self._bundle.manifest, self._bundle.path / "kernels"
+        if self._kernels is None:
+            self._kernels = KernelLibrary(
+                self._device,
+                folder=folder if folder.is_dir() else None,
+                records=[KernelRecord.from_dict(values) for values in manifest.kernels],
+                compile_with=self._compile_with,
+            )
+        labels, tags = manifest.labels, manifest.tags
+        if settings.kind == "linear-chain":
+            return ChainDecoder(self._kernels, self._bundle.decoder, labels=labels, tags=tags)
+        return UnitDecoder(self._kernels, labels=labels, tags=tags)
 
     def _check(self, batch: Batch) -> None:
         most = int(batch.unit_counts_b.max())

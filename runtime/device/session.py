@@ -6,7 +6,7 @@ from then on launched as a whole.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ from amlr.runtime.providers.base import Decoded
 from amlr.runtime.radii import Radii
 
 Image = DeviceImage | HostImage
-MakeDecoder = Callable[[DecoderSettings], DeviceDecoder]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,6 @@ class Session:
         self._device, self._engines, self._pool, self._sizes = device, engines, pool, sizes
         self._limits, self._keep = engines.limits, max(1, runs)
         self._ready: OrderedDict[RunShape, Run] = OrderedDict()
-        self._decoders: dict[str, DeviceDecoder] = {}
         self._pictures: dict[int, tuple[BoundGraph, Replay]] = {}
         self._graphs: Mapping[str, LoadedGraph] = {}
         # Tensors at addresses that stay for the life of the session, in one block.
@@ -182,13 +180,10 @@ class Session:
         batch: Batch,
         images: Sequence[Image | None],
         settings: DecoderSettings,
-        make_decoder: MakeDecoder,
+        decoder: DeviceDecoder,
         radii: Sequence[Radii | None] | None,
     ) -> list[Decoded]:
         """Entities of a batch that fits the limits; its logits never leave the device."""
-        if settings.kind not in self._decoders:
-            self._decoders[settings.kind] = make_decoder(settings)
-        decoder = self._decoders[settings.kind]
         bucket = self._bucket(batch)
         room, certifies = decoder.room(batch, settings), radii is not None
         run = self._run_for(RunShape(bucket, room, settings, certifies), decoder)

@@ -261,7 +261,7 @@ def test_the_host_decodes_where_the_device_cannot(
         raise BackendUnavailableError("no kernel image fits")
 
     monkeypatch.setattr(DeviceProvider, "_make_decoder", missing)
-    monkeypatch.setattr(provider, "_has_decoder", {})
+    monkeypatch.setattr(provider, "_decoders", {})
     assert not provider.can_decode(settings)
     with Engine.load(tiny_plan, provider="onnxruntime") as expected:
         engine, post = Engine(bundle, provider), Post("Jordan in Paris")
