@@ -9,14 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 from amlr.export.fused.variant import check_twins, merge_products, write_fp16_cuda
 from amlr.export.ladder.ladder import steps_of_cpu_variants
 from amlr.export.options import FP16_CUDA, ExportOptions
 from amlr.export.posts import CalibrationPosts, read_posts
+from amlr.export.precision.judge import GRAPHS
 from amlr.export.precision.variant import fp32_models, write_fp16
 from amlr.export.staging import StagedBundle, check_target, file_entry, staged
 from amlr.export.steps import Step, run_steps
 from amlr.export.tensorrt.engines import add_engines, target_sms
+from amlr.export.to_onnx import trace
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest
@@ -153,14 +157,8 @@ def add_fp16(
     Raises:
         ParityError: Entities change, even with every block float32.
     """
-    specs = None
-    if model is not None:
-        from amlr.export.graphs import build_graphs
-
-        size = bundle.manifest.image.size
-        specs = build_graphs(model, image_size=size, fold=fold, centre=True)
     opened = bundle.open()
-    models = fp32_models(opened, specs)
+    models = fp32_models(opened) if model is None else _centred(model, bundle, fold)
     merged = merge_products(models)
     check_twins(opened, models, merged)
     with _reference_engine(opened, model) as reference:
@@ -168,6 +166,17 @@ def add_fp16(
             opened, reference, *posts.half_posts(), given=posts.given, models=models | merged
         )
     bundle.save(variants={**bundle.manifest.variants, "fp16": variant})
+
+
+def _centred(
+    model: "AmlrModel", bundle: StagedBundle, fold: bool | None
+) -> dict[str, onnx.ModelProto]:
+    """Padded graphs of the eager model that centre regions."""
+    from amlr.export.graphs import build_graphs
+
+    size = bundle.manifest.image.size
+    specs = build_graphs(model, image_size=size, fold=fold, centre=True)
+    return {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
 
 
 def add_fp16_cuda(

@@ -32,6 +32,7 @@ from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
+from amlr.runtime.units import unit_count
 
 PROVIDER = "onnxruntime-cuda"
 # Text and fusion as one graph: hidden states then never leave float16, nor the device.
@@ -227,7 +228,7 @@ def _random_feeds(bundle: Bundle) -> dict[str, Feed]:
     if manifest.shape_embedding:
         text["shape_ids"] = random.integers(0, 2, mask.shape)
     size = manifest.image.size
-    units = manifest.scales * steps - manifest.scales * (manifest.scales - 1) // 2
+    units = unit_count(steps, manifest.scales)
     pool = (1, manifest.regions, manifest.width)
     return {
         "text": text,

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
@@ -12,14 +12,11 @@ from amlr.export.parity import Answer, Comparison
 from amlr.export.precision.islands import MARGIN, Search, search_islands
 from amlr.export.precision.judge import EMULATED, GRAPHS, PostJudge, scan_ranges
 from amlr.export.radii import Pair, radii_record
-from amlr.export.to_onnx import trace, write_models
+from amlr.export.to_onnx import write_models
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Variant
 from amlr.runtime.results import Post
-
-if TYPE_CHECKING:  # converting a bundle's own graphs needs no torch
-    from amlr.export.graphs import GraphSpec
 
 # Largest difference of raw logits the golden check on a device accepts, at least; measured error
 # of the emulation times four where that is more, because a device adds in another order.
@@ -68,17 +65,8 @@ def _log_search(search: Search, held_out: Comparison) -> None:
         log.info(f"  the search ended below {MARGIN:g}: {search.stopped}")
 
 
-def fp32_models(
-    bundle: Bundle, specs: Sequence["GraphSpec"] | None = None
-) -> dict[str, onnx.ModelProto]:
-    """Float32 graphs to convert.
-
-    Args:
-        bundle: Where they are read from when there are no specs.
-        specs: From `build_graphs(model, ..., centre=True)`: regions are then centred.
-    """
-    if specs is not None:
-        return {spec.name: trace(spec) for spec in specs if spec.name in GRAPHS}
+def fp32_models(bundle: Bundle) -> dict[str, onnx.ModelProto]:
+    """A bundle's float32 graphs, to convert."""
     variant = bundle.manifest.variants["fp32"]
     paths = {name: bundle.graph_path(variant, name) for name in GRAPHS}
     return {name: onnx.load(str(path)) for name, path in paths.items()}
@@ -90,8 +78,8 @@ def write_fp16(
     tuning: Sequence[Post],
     held_out: Sequence[Post],
     *,
+    models: Mapping[str, onnx.ModelProto],
     given: bool = False,
-    models: Mapping[str, onnx.ModelProto] | None = None,
 ) -> tuple[Variant, Search]:
     """Write the graphs of the fp16 variant into a staged bundle, to `onnx/fp16/`.
 
@@ -100,8 +88,8 @@ def write_fp16(
         reference: Engine whose entities must be kept; the eager model's, or the fp32 variant's.
         tuning: Posts with pictures; islands are searched on them.
         held_out: Other posts; the record of parity is theirs.
+        models: Float32 graphs to convert.
         given: Whether the user gave the posts; invented ones certify nothing.
-        models: Float32 graphs to convert; None takes the bundle's own.
 
     Returns:
         The variant for the manifest, and the search.
@@ -110,7 +98,6 @@ def write_fp16(
         ExportError: A graph cannot be converted.
         ParityError: Entities change on the tuning posts, whatever stays float32.
     """
-    models = models or fp32_models(bundle)
     log.info(f"scanning activation ranges over {len(tuning)} posts")
     judge = PostJudge(bundle, reference, tuning)
     search = search_islands(models, scan_ranges(bundle, models, tuning), judge)

@@ -21,7 +21,8 @@ from amlr.runtime.device.shapes import Limits
 from amlr.runtime.engine_record import Shape
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.providers.base import ProviderOptions
-from amlr.runtime.providers.onnxruntime import import_library
+from amlr.runtime.providers.onnxruntime_library import import_with_cuda
+from amlr.runtime.units import unit_count
 
 LOG = logging.getLogger("amlr.runtime")
 POSTS, PICTURES, POOL = 64, 32, 512
@@ -43,7 +44,7 @@ def open_cuda(
     """
     tools = tools or HostTools()
     tools.probe()
-    library = tools.module or import_library("cuda")
+    library = tools.module or import_with_cuda()
     device = tools.open_device()
     try:
         with device.current():
@@ -231,7 +232,7 @@ def _limits(manifest: Manifest) -> Limits:
         least_tokens=scales,
         tokens=tokens,
         # Every unit of the longest window.
-        units=scales * tokens - scales * (scales - 1) // 2,
+        units=unit_count(tokens, scales),
         pool=POOL,
         pictures=PICTURES,
         usual=((USUAL[0], min(USUAL[1], tokens)),),

@@ -3,13 +3,10 @@
 The same library on CUDA is `amlr.runtime.device.onnxruntime`.
 """
 
-import contextlib
-import io
-import logging
 import threading
 from typing import Any
 
-from amlr.errors import BackendUnavailableError, PlanMismatchError
+from amlr.errors import PlanMismatchError
 from amlr.kernels.arrays import Floats, Ints
 from amlr.runtime.batching import Batch, Scores
 from amlr.runtime.bundle import Bundle
@@ -19,7 +16,6 @@ from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.providers.onnxruntime_library import import_onnxruntime
 
-LOG = logging.getLogger("amlr.runtime")
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
@@ -48,7 +44,7 @@ class OnnxRuntimeProvider(ByGraphs):
             BackendUnavailableError: onnxruntime is not installed.
         """
         super().__init__(bundle, variant, packed=packed)
-        self._library = import_library("cpu")
+        self._library = import_onnxruntime()
         self._threads = options.threads or usable_cores()
         # Float kernels take empty inputs; quantised ones are not known to.
         self._allow_empty = variant.precision == "fp32"
@@ -124,30 +120,3 @@ class OnnxRuntimeProvider(ByGraphs):
             raise PlanMismatchError(
                 f"onnxruntime {ort.__version__} cannot load graph {graph!r}: {reason}"
             ) from error
-
-
-def import_library(device: str) -> Any:
-    """Import onnxruntime.
-
-    Args:
-        device: `cpu` or `cuda`.
-
-    Raises:
-        BackendUnavailableError: Not installed, damaged, or without CUDA where it is wanted.
-    """
-    onnxruntime = import_onnxruntime()
-    if device == "cpu":
-        return onnxruntime
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise BackendUnavailableError(
-            "this onnxruntime has no CUDA; replace it: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        )
-    if hasattr(onnxruntime, "preload_dlls"):
-        # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look. What
-        # it prints must not get between the lines of a command's output.
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            onnxruntime.preload_dlls()
-        for line in printed.getvalue().splitlines():
-            LOG.warning("onnxruntime: %s", line)
-    return onnxruntime

@@ -1,9 +1,13 @@
 """Imports onnxruntime, or says in one line why it cannot be used."""
 
+import contextlib
+import io
+import logging
 from typing import Any
 
 from amlr.errors import BackendUnavailableError
 
+LOG = logging.getLogger("amlr.runtime")
 _REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
 
 
@@ -33,6 +37,27 @@ def import_onnxruntime() -> Any:
     ]
     if missing:
         raise _damaged(f"it has no {missing[0]}")
+    return onnxruntime
+
+
+def import_with_cuda() -> Any:
+    """As `import_onnxruntime`, ready for CUDA.
+
+    Raises:
+        BackendUnavailableError: Not installed, damaged, or without CUDA.
+    """
+    onnxruntime = import_onnxruntime()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise BackendUnavailableError(
+            f"this onnxruntime has no CUDA; replace it: {_REINSTALL} onnxruntime-gpu"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN usually lie in wheels of their own, where the loader does not look. What
+        # it prints must not get between the lines of a command's output.
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            onnxruntime.preload_dlls()
+        for line in printed.getvalue().splitlines():
+            LOG.warning("onnxruntime: %s", line)
     return onnxruntime
 
 
