@@ -5,6 +5,7 @@ The same steps serve `amlr-export --ckpt` (where the eager model is at hand) and
 """
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,4 +218,4 @@ def add_kernels(bundle: StagedBundle) -> None:
     architectures = sorted({record.architecture for record in records})
     kept = sum(record.file in ready for record in records)
     log.info(f"  {len(records)} images for {', '.join(architectures)}, {kept} of them kept")
-    bundle.save(kernels=tuple(record.to_dict() for record in records))
+    bundle.save(kernels=tuple(asdict(record) for record in records))

@@ -246,7 +246,7 @@ def plan_report(
         plan_buckets(tokens_n, units_n, count, width=manifest.width, least_tokens=manifest.scales)
         for count in graphs
     ]
-    profile = fit_profile(bundle, plans[-1]).to_dict()
+    profile = asdict(fit_profile(bundle, plans[-1]))
     lines = [f"{len(tokens_n)} windows of {posts.name}", *plan_table(plans)]
     for name, extent in profile.items():
         lines.append(f"profile {name}: {extent['min']} / {extent['opt']} / {extent['max']}")

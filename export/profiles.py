@@ -6,7 +6,7 @@ made of symbols (B, T, S, N), each with one extent, so inputs cannot disagree.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import onnx
@@ -80,13 +80,9 @@ class Profile:
             return {"B": self.pictures}
         return {"B": self.posts, "T": self.tokens, "S": self.units, "N": self.pool}
 
-    def to_dict(self) -> dict[str, dict[str, int]]:
-        """Plain dict for the manifest."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, int]]) -> "Profile":
-        """Rebuild from `to_dict`."""
+        """Rebuild from plain numbers."""
         return cls(**{name: Extent(**extent) for name, extent in values.items()})
 
 

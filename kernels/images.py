@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -116,10 +116,6 @@ class KernelRecord:
     tags: int
     architecture: str
     compiler: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "KernelRecord":

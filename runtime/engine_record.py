@@ -6,7 +6,7 @@ device is refused by its name here, not by a crash inside a deserializer.
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from amlr.errors import BundleError, PlanMismatchError
@@ -67,10 +67,6 @@ class EngineRecord:
     options: dict[str, Any]
     graphs: dict[str, GraphEngine]
     buckets: tuple[tuple[int, int], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for the manifest."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EngineRecord":
@@ -200,9 +196,8 @@ def choose_engine(
     return mine[-1]
 
 
-def describe_engine(values: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of `amlr-inspect` for one entry of the manifest's `engines`."""
-    record = EngineRecord.from_dict(values)
+def describe_engine(record: EngineRecord) -> Iterator[str]:
+    """Lines of `amlr-inspect` for the engines of one library."""
     yield f"engine: {record.target}, {record.precision}"
     for name, graph in record.graphs.items():
         kinds = ", ".join(f"{n} {kind}" for kind, n in graph.audit.get("dtypes", {}).items())

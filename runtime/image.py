@@ -69,13 +69,9 @@ class ImageSpec:
                 f"version of the picture steps must be 1 or more, got {self.version!r}"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_dict` values; other keys are ignored, an absent version means 1."""
+        """Build from plain values; other keys are ignored, an absent version means 1."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         known.setdefault("version", 1)
         for name in ("mean", "std"):
@@ -86,7 +82,7 @@ class ImageSpec:
     def preprocessing_hash(self) -> str:
         """Hex digest that changes whenever the same bytes would give other pixels."""
         # The version applied, not the one recorded: only the former decides over pixels.
-        text = json.dumps([STEPS_VERSION, {**self.to_dict(), "version": 0}], sort_keys=True)
+        text = json.dumps([STEPS_VERSION, {**asdict(self), "version": 0}], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps_note(self) -> str | None:
@@ -120,13 +116,9 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_dict` values; other keys are ignored."""
+        """Build from plain values; other keys are ignored."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         if "formats" in known:
             known["formats"] = tuple(known["formats"])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from amlr.runtime.engine_record import describe_engine
+from amlr.runtime.engine_record import EngineRecord, describe_engine
 from amlr.runtime.manifest import Manifest
 
 
@@ -46,7 +46,7 @@ def describe(manifest: Manifest, digest: str) -> Iterator[str]:
         )
         yield from _certificates(variant.parity)
     for engine in manifest.engines:
-        yield from describe_engine(engine)
+        yield from describe_engine(EngineRecord.from_dict(engine))
     if manifest.kernels:
         kinds = sorted({str(kernel.get("architecture")) for kernel in manifest.kernels})
         yield f"kernels: {len(manifest.kernels)} compiled CUDA decoders for {', '.join(kinds)}"

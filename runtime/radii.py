@@ -5,7 +5,7 @@ window, no longer than they were, and written in their scripts. Of other posts n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from amlr.errors import BundleError
@@ -57,13 +57,7 @@ class Radii:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for the manifest."""
-        return {
-            "units": self.units,
-            "tokens": self.tokens,
-            "posts": self.posts,
-            "steps": self.steps,
-            "blocks": sorted(self.blocks),
-        }
+        return {**asdict(self), "blocks": sorted(self.blocks)}
 
     def covers(self, encoded: EncodedText) -> bool:
         """Whether a post's text is like those of the calibration."""

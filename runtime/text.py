@@ -9,7 +9,7 @@ Shape letters: N words, T subword steps of one window (with its two special toke
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Self, TypeVar
 
@@ -63,13 +63,9 @@ class TextSpec:
         """Subwords kept of one word, so that a window always moves on by a word."""
         return min(self.max_word_tokens, self.max_tokens - 2 - self.overlap_tokens)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_dict` values, which once named no rule; other keys are ignored."""
+        """Build from plain values, which once named no rule; other keys are ignored."""
         values = {"word_rule": WORDS_1, **values}
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from amlr.errors import ExportError
@@ -53,15 +53,9 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for the manifest; kinds of layers by falling count."""
-        return {
-            "layers": self.layers,
-            "dtypes": self.dtypes,
-            "float32": list(self.float32),
-            "outputs": self.outputs,
-            "types": self.types,
-            "attentions": self.attentions,
-            "fused_attentions": self.fused_attentions,
-        }
+        values = {**asdict(self), "attentions": self.attentions}
+        del values["graph"]
+        return values
 
 
 def audit_network(graph: str, network: Any) -> Audit:

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def add_engines(
         graphs=engines,
         buckets=options.buckets,
     )
-    for line in describe_engine(record.to_dict()):
+    for line in describe_engine(record):
         log.info(f"  {line}")
     bundle.save(engines=_merged(bundle.manifest.engines, record))
 
@@ -121,7 +121,7 @@ def _shapes(path: Path, graph: str, profiles: Sequence[Profile]) -> list[Shapes]
 
 def _merged(engines: Sequence[dict[str, Any]], record: EngineRecord) -> tuple[dict[str, Any], ...]:
     """The manifest's engines with one record added, its predecessor for the same place gone."""
-    new = record.to_dict()
+    new = asdict(record)
     same = ("library", "version", "sms", "precision", "variant", "platform")
     wanted = json.dumps([new[name] for name in same])
     kept = [e for e in engines if json.dumps([e.get(name) for name in same]) != wanted]

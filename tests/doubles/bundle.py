@@ -1,6 +1,7 @@
 """Bundles with plans of the engine double in them."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def double_bundle(
         graphs=engines,
         buckets=buckets,
     )
-    StagedBundle(out, bundle.manifest).save(engines=(record.to_dict(),))
+    StagedBundle(out, bundle.manifest).save(engines=(asdict(record),))
     return Bundle.open(out)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_report_of_a_file_and_its_profile(tiny_plan: Path, tmp_path: Path) -> No
     written = tmp_path / "plan.json"
     written.write_text(json.dumps(values))
     profile, buckets = read_plan(written)
-    assert profile.to_dict() == values["profile"]
+    assert asdict(profile) == values["profile"]
     assert [steps for steps, _ in buckets] == sorted({steps for steps, _ in buckets})
     with pytest.raises(InputError, match="holds no plan"):
         read_plan(posts)

@@ -112,7 +112,11 @@ def test_batches_become_profiles(
 
 def test_inspection_names_profiles_and_precision(built: tuple[Path, list[str]]) -> None:
     manifest = json.loads((built[0] / "manifest.json").read_text())
-    text = "\n".join(line for entry in manifest["engines"] for line in describe_engine(entry))
+    text = "\n".join(
+        line
+        for entry in manifest["engines"]
+        for line in describe_engine(EngineRecord.from_dict(entry))
+    )
     assert "fp16" in text
     assert "profile 0 input_ids: 1x6 / 4x32 / 16x64" in text
     assert "float32: " in text

@@ -1,6 +1,7 @@
 """Compiled images: names, hashes, lookup, and the resources of all kernels on all architectures."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_file_names() -> None:
 
 def test_records_of_older_bundles_are_read() -> None:
     # They named the dtype of the emissions, and their hashes are of other sources.
-    assert KernelRecord.from_dict(record("sm_90").to_dict() | {"half": True}) == record("sm_90")
+    assert KernelRecord.from_dict(asdict(record("sm_90")) | {"half": True}) == record("sm_90")
 
 
 def test_digest_covers_source_options_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def test_lookup_prefers_the_nearest_cubin(tmp_path: Path) -> None:
 
 def test_lookup_ignores_what_does_not_fit(tmp_path: Path) -> None:
     stale = record("sm_90")
-    stale = KernelRecord(**{**stale.to_dict(), "file": stale.file.replace("y9", "y9x")})
+    stale = KernelRecord(**{**asdict(stale), "file": stale.file.replace("y9", "y9x")})
     other = record("sm_90", KernelSpec(source="linear_viterbi", tags=10))
     absent = record("sm_90", compiler="nvrtc-9.9")
     for one in (stale, other):

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_spec_hash_and_checks() -> None:
     hashes = {spec.preprocessing_hash() for spec in SPECS.values()}
     assert len(hashes) == len(SPECS)
     spec = SPECS["crop"]
-    assert ImageSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert ImageSpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
     for wrong in ({"size": 0}, {"resize": "x"}, {"resample": "x"}, {"std": (0.0, 1.0, 1.0)}):
         with pytest.raises(InputError):
             ImageSpec(**wrong)

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_versions_of_the_steps_are_recorded_and_explained() -> None:
     spec = ImageSpec()
     assert spec.version == 2
     assert spec.steps_note() is None
-    values = spec.to_dict()
+    values = asdict(spec)
     assert values.pop("version") == 2
     old = ImageSpec.from_dict(values)
     assert old.version == 1

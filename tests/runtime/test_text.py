@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -171,10 +172,10 @@ def test_not_a_tokenizer(text: str) -> None:
 
 def test_spec_round_trip_and_checks() -> None:
     spec = TextSpec(max_tokens=64, url_text=None)
-    assert TextSpec.from_dict(spec.to_dict() | {"later": 1}) == spec
+    assert TextSpec.from_dict(asdict(spec) | {"later": 1}) == spec
     assert spec.word_rule == "words-2"
     # Bundles and checkpoints that name no rule are older than the second one.
-    without = {name: value for name, value in spec.to_dict().items() if name != "word_rule"}
+    without = {name: value for name, value in asdict(spec).items() if name != "word_rule"}
     assert TextSpec.from_dict(without).word_rule == "words-1"
     with pytest.raises(InputError, match="overlap"):
         TextSpec(max_tokens=20, overlap_tokens=20)
