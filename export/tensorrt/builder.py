@@ -18,6 +18,7 @@ from amlr.export.tensorrt.audit import Audit, audit_network, fused_attentions, r
 from amlr.export.tensorrt.messages import explain, parser_errors
 from amlr.kernels.device import open_device
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
+from amlr.whole import replacing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +186,9 @@ def _load_timing_cache(library: TensorRT, config: Any, options: ExportOptions) -
 
 
 def _save_timing_cache(cache: Any, options: ExportOptions) -> None:
-    if cache is None or options.timing_cache is None:
-        return
-    path = options.timing_cache
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".partial")
-    part.write_bytes(bytes(cache.serialize()))
-    part.replace(path)
+    if cache is not None and options.timing_cache is not None:
+        with replacing(options.timing_cache) as aside:
+            aside.write_bytes(bytes(cache.serialize()))
 
 
 def _progress_monitor(api: Any, graph: str) -> Any:

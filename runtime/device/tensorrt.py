@@ -20,6 +20,7 @@ from amlr.runtime.engine_record import GRAPHS, GraphEngine, Shape, rebuild_comma
 from amlr.runtime.manifest import Variant
 from amlr.runtime.providers.base import ProviderOptions
 from amlr.runtime.tensorrt_library import TensorRT, last_errors
+from amlr.whole import replacing
 
 # One call at a time fills a device; a second hides its copies and host work.
 SESSIONS = 2
@@ -89,10 +90,8 @@ class TensorRtEngines:
     def close(self) -> None:
         """Write the runtime cache and drop the engines."""
         if self._cache is not None and self._cache_file is not None:
-            self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-            part = self._cache_file.with_suffix(".partial")
-            part.write_bytes(bytes(self._cache.serialize()))
-            part.replace(self._cache_file)
+            with replacing(self._cache_file) as aside:
+                aside.write_bytes(bytes(self._cache.serialize()))
         self._cache = None
         self._graphs = {}
 
