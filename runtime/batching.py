@@ -169,11 +169,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.windows)
 
-    @property
-    def padding_waste(self) -> float:
-        """Share of padding in the padded form, 0..1."""
-        return 1 - float(self.lengths_b.sum()) / float(len(self) * self.lengths_b.max())
-
     def split(self, scores: Scores) -> list[Scores]:
         """Scores of each window."""
         steps, units = self.step_offsets_b.tolist(), self.unit_offsets_b.tolist()

@@ -6,7 +6,7 @@ the radii within which its answers can be certified. `precision="auto"` takes bf
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -44,12 +44,7 @@ LARGEST_PICTURE_ERROR = 0.03
 _INVENTED = 8
 # Graphs whose wide products bfloat16 runs in pieces.
 NARROWED = ("text", "text_packed", "image")
-# A post passes through three parts; padded and packed forms of one belong together.
-PARTS = {
-    "text": ("text", "text_packed"),
-    "image": ("image",),
-    "fusion": ("fusion", "fusion_packed", "fusion_closed"),
-}
+LOWERED = ("text", "text_packed", "image", "fusion", "fusion_packed", "fusion_closed")
 # Of one precision: the precision, and the provider where it is for one alone.
 VARIANTS = {
     "bf16": ("bf16", "openvino"),
@@ -164,10 +159,7 @@ class _Ladder:
     def measure(self, name: str) -> None:
         """Measure one of `VARIANTS`; log it where its provider is not installed."""
         precision, provider = VARIANTS[name]
-        levels = dict.fromkeys(PARTS, precision)
-        if precision == "bf16":
-            levels["image"] = self._picture_level()
-        variant = self._variant(levels, precision, provider)
+        variant = self._variant(precision, provider)
         try:
             if precision == "bf16":
                 # Refused here, where the provider is absent, before it writes files.
@@ -190,17 +182,15 @@ class _Ladder:
         kept = {name: older[name] for name in older if name not in ordered}
         self._staged.save(variants={**ordered, **kept, "fp32": fp32})
 
-    def _variant(self, levels: Mapping[str, str], precision: str, provider: str | None) -> Variant:
-        """The variant that runs each of `PARTS` at its level."""
-        graphs, compute = dict(self._fp32.graphs), {}
-        for part, names in PARTS.items():
-            for name in filter(graphs.__contains__, names):
-                if levels[part] == "int8":
-                    graphs[name] = self._int8.get(name, graphs[name])
-                # What int8 leaves in float is worth bfloat16 as well.
-                is_float = levels[part] == "fp32" or (levels[part] == "int8" and part == "image")
-                if provider == "openvino" and not is_float:
-                    compute[name] = "bf16"
+    def _variant(self, precision: str, provider: str | None) -> Variant:
+        """The variant that runs posts in one precision, for a provider or for all of them."""
+        graphs = self._fp32.graphs | (self._int8 if precision == "int8" else {})
+        compute = {}
+        if provider == "openvino":
+            # What int8 leaves in float is worth bfloat16 as well, but for pictures.
+            low = precision == "bf16" and self._picture_bears_bf16()
+            names = (name for name in LOWERED if name in graphs and (low or name != "image"))
+            compute = dict.fromkeys(names, "bf16")
         return Variant(precision=precision, provider=provider, graphs=graphs, compute=compute)
 
     def _narrowed(self, variant: Variant) -> Variant:
@@ -213,12 +203,12 @@ class _Ladder:
                     graphs[name] = path.relative_to(folder).as_posix()
         return replace(variant, graphs=graphs)
 
-    def _picture_level(self) -> str:
-        """`bf16` where the picture encoder bears it, which small convolutional ones do not."""
+    def _picture_bears_bf16(self) -> bool:
+        """Whether the picture encoder bears bfloat16, which small convolutional ones do not."""
         golden = self._bundle.golden
         pixels = [post.pixels_chw for post in golden if post.pixels_chw is not None]
         if not pixels:
-            return "fp32"
+            return False
         batch = np.stack(pixels[:4])
         regions = []
         for provider, compute in ((None, {}), ("openvino", {"image": "bf16"})):
@@ -227,9 +217,9 @@ class _Ladder:
                 with self._engine(variant) as engine:
                     regions.append(np.stack(engine.pipeline.provider.encode_images(batch)))
             except BackendUnavailableError:
-                return "fp32"
+                return False
         moved = np.sqrt(np.square(regions[1] - regions[0]).mean())
-        return "bf16" if moved <= LARGEST_PICTURE_ERROR * regions[0].std() else "fp32"
+        return bool(moved <= LARGEST_PICTURE_ERROR * regions[0].std())
 
     def _engine(self, variant: Variant) -> Engine:
         """An engine on one thread.
