@@ -30,8 +30,7 @@ class Chains:
         end: (Y,) float32.
         batch: B.
         max_steps: T, width of the tags that come out.
-        rows: (B, T) int32, row of each step in `emissions`; 0: row b * row_stride + t.
-        row_stride: Rows between two sequences when `rows` is 0; None: max_steps.
+        rows: (B, T) int32, row of each step in `emissions`; 0: row b * T + t.
     """
 
     emissions: int
@@ -42,15 +41,13 @@ class Chains:
     batch: int
     max_steps: int
     rows: int = 0
-    row_stride: int | None = None
 
     def arguments(self) -> list[Any]:
         """The kernels' first arguments."""
-        stride = self.max_steps if self.row_stride is None else self.row_stride
         return [
             *pointers(self.emissions, self.rows, self.lengths),
             *pointers(self.start, self.transitions, self.end),
-            *(np.int32(value) for value in (self.max_steps, stride)),
+            np.int32(self.max_steps),
         ]
 
 
@@ -65,17 +62,14 @@ class LinearKernels:
             for source in ("linear_viterbi", "linear_confidence")
         )
 
-    def decode(
-        self, stream: Stream, chains: Chains, *, tags: int, scores: int, pad_tag: int = -1
-    ) -> None:
+    def decode(self, stream: Stream, chains: Chains, *, tags: int, scores: int) -> None:
         """Enqueue `linear_viterbi`.
 
         Args:
             stream: Where to enqueue.
             chains: Inputs.
-            tags: Out: (B, T) int32, `pad_tag` past the end and for sequences that hold NaN or +inf.
+            tags: Out: (B, T) int32, -1 past the end and for sequences that hold NaN or +inf.
             scores: Out: (B,) float32, NaN for those sequences.
-            pad_tag: Filler.
         """
         launch_blocks(
             self._library,
@@ -84,7 +78,6 @@ class LinearKernels:
             chains.batch,
             _decoder_bytes(chains.max_steps, self._tags),
             *chains.arguments(),
-            np.int32(pad_tag),
             *pointers(tags, scores),
         )
 

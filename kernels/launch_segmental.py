@@ -180,23 +180,19 @@ class SegmentalKernels:
         inputs: JointInputs,
         winner: Winner,
         *,
+        radii: int,
         worst: int,
-        unit_radius: float = 0.0,
-        tag_radius: float = 0.0,
-        radii: int = 0,
     ) -> None:
-        """Enqueue `joint_box_scores`: the worst case within radii of unit logits and emissions.
+        """Enqueue `joint_box_scores`: the worst case within radii of g and of emissions.
 
         Args:
             stream: Where to enqueue.
             table: Units.
             inputs: The engine's raw outputs.
             winner: What `decode` wrote, with `owner`.
+            radii: (B, 2) float64: for each post the largest error of a g that has logits, and one
+                of an emission.
             worst: Out: (U, C) float64.
-            unit_radius: Largest error of a unit logit.
-            tag_radius: Largest error of an emission.
-            radii: (B, 2) float64, or 0: for each post the largest error of a g that has logits, and
-                one of an emission, on top of the others.
         """
         self._launch_scores(
             self._joint_box,
@@ -207,8 +203,6 @@ class SegmentalKernels:
             # As the float32 scores see them.
             np.float64(np.float32(inputs.bias)),
             np.float64(np.float32(inputs.weight)),
-            np.float64(unit_radius),
-            np.float64(tag_radius),
             *pointers(radii, worst),
         )
 

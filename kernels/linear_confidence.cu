@@ -68,11 +68,11 @@ __device__ __forceinline__ Scaled sum_of_lanes(Scaled value, const Scaled (&fact
 
 extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
     const float* __restrict__ emissions,   // (rows, TAGS)
-    const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * row_stride + t
+    const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * max_steps + t
     const int* __restrict__ lengths_b,
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,
     const float* __restrict__ end_y,
-    int max_steps, int row_stride, float scale,  // scale = 1 / temperature
+    int max_steps, float scale,            // scale = 1 / temperature
     const int* __restrict__ tags_bt,       // (batch, max_steps) the path to judge
     // Logs, all 0 past the end. P(tags of steps s..e) = exp(forward[s] + link[s+1] + ... + link[e] + backward[e])
     float* __restrict__ forward_bt, float* __restrict__ link_bt, float* __restrict__ backward_bt,
@@ -107,7 +107,7 @@ extern "C" __global__ void NAMED(linear_confidence, VARIANT)(
     const int first_warp = (b + (b >> 7)) % warps;
     const bool ahead = warp == first_warp, behind = warp == (first_warp + 1) % warps;
     auto emission = [&](int t, int tag) {
-        const long long row = rows_bt ? rows_bt[base + t] : b * row_stride + t;
+        const long long row = rows_bt ? rows_bt[base + t] : base + t;
         return scale * emissions[row * TAGS + tag];
     };
     Scaled factors[TAGS];  // transitions into j on the way forwards, out of j on the way back

@@ -6,7 +6,7 @@
 //
 // Order of additions and tie rule, the same as in the NumPy reference:
 //     alpha[t,j] = max_i(alpha[t-1,i] + trans[i,j]) + emission[t,j];   lowest tag, from the end backwards.
-// An emission that is NaN or +inf makes the sequence's score NaN and all of its tags pad_tag.
+// An emission that is NaN or +inf makes the sequence's score NaN and all of its tags -1.
 #include "common.cuh"
 
 // A survivor word holds the last STEPS tags of the best path into a tag, TAG_BITS each.
@@ -36,11 +36,11 @@ __device__ __forceinline__ float tree_max(const float (&values)[TAGS]) {
 
 extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     const float* __restrict__ emissions,   // (rows, TAGS), an engine's output buffer
-    const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * row_stride + t
+    const int* __restrict__ rows_bt,       // (batch, max_steps) row of each step; null: b * max_steps + t
     const int* __restrict__ lengths_b,     // (batch,), 0..max_steps
     const float* __restrict__ start_y, const float* __restrict__ transitions_yy,  // [from][to]
     const float* __restrict__ end_y,
-    int max_steps, int row_stride, int pad_tag,
+    int max_steps,
     int* __restrict__ tags_bt,             // (batch, max_steps)
     float* __restrict__ scores_b)          // (batch,)
 {
@@ -59,7 +59,7 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     const int steps = given < 0 ? 0 : (given > max_steps ? max_steps : given);
     int* const out = tags_bt + (long long)b * max_steps;
     if (steps == 0) {  // the whole block leaves together
-        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = pad_tag;
+        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = -1;
         if (threadIdx.x == 0) scores_b[b] = 0.0f;
         return;
     }
@@ -78,7 +78,7 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
 
     bool bad = false;  // met NaN or +inf
     auto load = [&](int t, int tag) {
-        const long long row = rows_bt ? rows_bt[(long long)b * max_steps + t] : b * row_stride + t;
+        const long long step = (long long)b * max_steps + t, row = rows_bt ? rows_bt[step] : step;
         const float value = emissions[row * TAGS + tag];
         bad |= !(value < INFINITY_F);
         return value;
@@ -155,7 +155,7 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     unsigned all_bad = 0;
     for (int i = 0; i < warps; ++i) all_bad |= told[i];
     if (all_bad) {  // the whole block leaves together
-        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = pad_tag;
+        for (int t = threadIdx.x; t < max_steps; t += blockDim.x) out[t] = -1;
         if (alone && lane == 0) scores_b[b] = __int_as_float(0x7fc00000);
         return;
     }
@@ -171,7 +171,7 @@ extern "C" __global__ void NAMED(linear_viterbi, VARIANT)(
     }
     __syncthreads();  // chosen was written by one thread
     for (int t = threadIdx.x; t < max_steps; t += blockDim.x) {  // coalesced expansion
-        int tag = pad_tag;
+        int tag = -1;
         if (t == steps - 1) {
             tag = last_tag;
         } else if (t < steps - 1) {

@@ -122,9 +122,8 @@ extern "C" __global__ void NAMED(joint_scores, VARIANT)(
     }
 }
 
-// The same scores in the worst case for the winner: every logit moved by at most unit_radius and every
-// emission by at most tag_radius, against it (its own numbers down, the others up; O included). Radii of
-// a post's g, where the unit has logits, and of its emissions are added to these.
+// The same scores in the worst case for the winner: every g that has logits and every emission moved
+// against it by its post's radius (the winner's numbers down, the others up; O included).
 extern "C" __global__ void NAMED(joint_box_scores, VARIANT)(
     const long long* __restrict__ post_offsets, const int* __restrict__ start_u,
     const int* __restrict__ end_u, const int* __restrict__ logit_row_u,
@@ -132,16 +131,15 @@ extern "C" __global__ void NAMED(joint_box_scores, VARIANT)(
     const int* __restrict__ emission_row_w, const float* __restrict__ emissions,
     const int* __restrict__ columns,
     const int* __restrict__ choice_u, const int* __restrict__ owner_w,  // from segmental_viterbi
-    int classes, int parts, int room, double bias, double weight, double unit_radius, double tag_radius,
-    const double* __restrict__ radii_b2,  // (posts, 2): of g, of emissions; or null
+    int classes, int parts, int room, double bias, double weight,
+    const double* __restrict__ radii_b2,  // (posts, 2): of g, of emissions
     double* __restrict__ worst_uc)
 {
     DYNAMIC_SHARED(double, shared);
     double* const gains = shared;
     const Post post = post_of(post_offsets, word_offsets, classes, parts, weight > 0.0);
-    const double* const radii = radii_b2 ? radii_b2 + 2 * (blockIdx.x / parts) : nullptr;
-    const double score_radius = radii ? radii[0] : 0.0;
-    if (radii) tag_radius += radii[1];
+    const double* const radii = radii_b2 + 2 * (blockIdx.x / parts);
+    const double score_radius = radii[0], tag_radius = radii[1];
     const int staged = post.words < room ? post.words : room;
     auto gain = [&](int word, int kind, int label) {
         const float* const em = emissions + (long long)emission_row_w[post.first_word + word] * TAGS;
@@ -160,12 +158,8 @@ extern "C" __global__ void NAMED(joint_box_scores, VARIANT)(
         if (i != post.first) cell = cell_of(post, i, classes, start_u, end_u, logit_row_u, logits);
         double score = 0.0;
         if (cell.row >= 0) {
-            // A chosen unit loses on its class and gains on "none"; an unchosen one the other way round.
-            const int choice = choice_u[cell.unit];
-            const double own = choice == cell.label ? -unit_radius : unit_radius;
-            const double none = choice >= 0 ? unit_radius : -unit_radius;
-            score = ((double)cell.own + own) - ((double)cell.none + none) - bias;
-            score += choice == cell.label ? -score_radius : score_radius;
+            score = (double)cell.own - (double)cell.none - bias;
+            score += choice_u[cell.unit] == cell.label ? -score_radius : score_radius;
         }
         if (weight > 0.0) {
             const double emission = __dmul_rn(weight, sum_gains(gains, staged, post.words, classes, cell, gain));

@@ -37,6 +37,7 @@ class _Joint:
     winner: Winner
     scores_uc: npt.NDArray[np.float32]
     g: int
+    radii: int
     worst: int
     sure_u: npt.NDArray[np.float32]
     sure: int
@@ -80,6 +81,7 @@ def _upload_posts(work: DeviceWork, posts: int, units_each: int) -> _Joint:
         winner=replace(outputs.winner, owner=work.room(np.empty(words, np.int32))),
         scores_uc=scores,
         g=work.room(scores),
+        radii=work.put(np.full((posts, 2), _RADIUS)),
         worst=work.room(np.empty(scores.shape, np.float64)),
         sure_u=sure,
         sure=work.put(sure),  # chosen units only are written
@@ -159,9 +161,8 @@ def _unit_parts(
             table,
             inputs,
             winner,
+            radii=joint.radii,
             worst=joint.worst,
-            unit_radius=_RADIUS,
-            tag_radius=_RADIUS,
         ),
         "certify": lambda: kernels.certify(
             stream, table, winner, worst=joint.worst, certified=joint.certified
@@ -174,11 +175,13 @@ def _unit_checks(joint: _Joint) -> tuple[dict[str, Any], dict[str, float]]:
     units, lengths = joint.units, joint.lengths_b
     entities, best_b = segmental_decode(units, lengths)
     answers = joint.outputs.entities(units)
+    has_logits = units.has_logits_u
+    scored = np.ones(len(units.start_u), np.bool_) if has_logits is None else has_logits
     box = partial(
         box_redecode,
         units,
         lengths,
-        unit_logit_radius=_RADIUS,
+        radius=np.where(scored, _RADIUS, 0.0)[:, None],
         token_radius=_RADIUS,
         weight=_WEIGHT,
         answer=entities,

@@ -176,8 +176,8 @@ def test_joint_box_certificate(library: KernelLibrary) -> None:
     verdicts = []
     for seed in range(5):
         case = joint_case(seed, weight=0.5)
-        found = run_joint(library, case, unit_radius=0.05, tag_radius=0.03)
-        worst = joint_worst_case(case, found.entities, 0.05, 0.03)
+        found = run_joint(library, case, np.full((4, 2), (0.1, 0.03)))
+        worst = joint_worst_case(case, found.entities, 0.1, 0.03)
         np.testing.assert_allclose(found.worst_uc, worst, rtol=1e-12, atol=1e-12)
         again = decode_table(case.expected, worst)[0].split()
         same = [a.tolist() == b.tolist() for a, b in zip(found.entities, again, strict=True)]
@@ -185,7 +185,7 @@ def test_joint_box_certificate(library: KernelLibrary) -> None:
         certified = box_redecode(
             case.expected,
             case.lengths_b,
-            unit_logit_radius=0.05,
+            radius=np.where(case.logit_rows_u >= 0, 0.1, 0.0)[:, None],
             token_radius=0.03,
             weight=case.weight,
         )
@@ -205,7 +205,7 @@ def test_joint_box_certificate_with_radii_of_each_post(
         case = joint_case(seed, weight=weight)
         units, posts = case.expected, len(case.lengths_b)
         radii_b2 = np.random.default_rng(seed).choice([0.0, 0.01, 0.1], (posts, 2))
-        found = run_joint(library, case, radii_b2=radii_b2)
+        found = run_joint(library, case, radii_b2)
         unit_posts = np.repeat(np.arange(posts), np.diff(units.post_offsets))
         radius_u1 = np.where(case.logit_rows_u >= 0, radii_b2[unit_posts, 0], 0.0)[:, None]
         for post in range(posts):
@@ -226,16 +226,13 @@ def test_joint_box_certificate_with_radii_of_each_post(
 def joint_worst_case(
     case: JointCase,
     entities: list[npt.NDArray[np.int32]],
-    unit_radius: float,
+    score_radius: float,
     tag_radius: float,
 ) -> npt.NDArray[np.float64]:
     """Perturb the raw numbers against the winner, then score them in float64."""
     units = case.expected
     emissions = case.word_emissions_wy.astype(np.float64) + tag_radius
-    logits = np.full((len(units.start_u), 1 + len(case.labels)), unit_radius)
-    logits[:, 0] = -unit_radius
-    given = case.logit_rows_u >= 0
-    logits[given] += case.logits[case.logit_rows_u[given]]
+    moves = np.full(units.scores_uc.shape, score_radius)
     winners = np.full(len(emissions), case.tags.index("O"))
     for post, rows in enumerate(entities):
         for start, end, label in rows.tolist():
@@ -243,8 +240,7 @@ def joint_worst_case(
             winners[first + start : first + end + 1] = case.tags.index(f"I-{case.labels[label]}")
             winners[first + start] = case.tags.index(f"B-{case.labels[label]}")
             unit = case.unit_of[post, start, end]
-            logits[unit, 0] += 2 * unit_radius
-            logits[unit, 1 + label] -= 2 * unit_radius
+            moves[unit, label] = -score_radius
     emissions[np.arange(len(emissions)), winners] -= 2 * tag_radius
     worst = np.empty(units.scores_uc.shape)
     for (post, start, end), unit in case.unit_of.items():
@@ -256,8 +252,8 @@ def joint_worst_case(
                 column = case.tags.index(tag + label)
                 gain += emissions[word, column] - emissions[word, case.tags.index("O")]
             base = -float(np.float32(case.bias))
-            if case.logit_rows_u[unit] >= 0:
-                base += logits[unit, 1 + c] - logits[unit, 0]
+            if (row := case.logit_rows_u[unit]) >= 0:
+                base += float(case.logits[row, 1 + c]) - float(case.logits[row, 0]) + moves[unit, c]
             worst[unit, c] = base + float(np.float32(case.weight)) * gain
     return worst
 

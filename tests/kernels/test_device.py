@@ -256,7 +256,7 @@ def test_a_failed_capture_leaves_the_stream_usable(opened_device: Device) -> Non
 @pytest.mark.gpu
 def test_joint_pipeline(gpu: KernelLibrary) -> None:
     case = joint_case(1)
-    found = run_joint(gpu, case, unit_radius=0.05, tag_radius=0.03)
+    found = run_joint(gpu, case, np.full((4, 2), (0.1, 0.03)))
     np.testing.assert_array_equal(found.scores_uc, case.expected.scores_uc)
     entities, scores = segmental_decode(case.expected, case.lengths_b)
     np.testing.assert_array_equal(found.scores_b, scores)

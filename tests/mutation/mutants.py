@@ -51,7 +51,6 @@ MUTANTS = (
         "tree_max(candidate)",
     ),
     Mutant("lengths ignored", CHAIN, "given = lengths_b[b]", "given = max_steps"),
-    Mutant("row stride ignored", CHAIN, "b * row_stride + t;", "b * max_steps + t;"),
     Mutant("row index ignored", CHAIN, "rows_bt ? rows", "false ? rows"),
     Mutant("infinite emissions unnoticed", CHAIN, "bad |= !(value < INFINITY_F);", ""),
     Mutant("maximum skips the last tag", CHAIN, "i + stride < TAGS", "i + stride < TAGS - 1"),
@@ -63,9 +62,7 @@ MUTANTS = (
         "STEPS",
     ),
     Mutant("expansion off by one", CHAIN, "(end - 1 - t)", "(end - t)"),
-    Mutant(
-        "padding not written", CHAIN, "int tag = pad_tag;\n", "if (t >= steps) break; int tag;\n"
-    ),
+    Mutant("padding not written", CHAIN, "int tag = -1;\n", "if (t >= steps) break; int tag;\n"),
     Mutant("survivors packed too narrow", WIDE_CHAIN, "#define TAG_BITS 5", "#define TAG_BITS 4"),
     Mutant("survivor words too full", WIDE_CHAIN, "#define STEPS 6", "#define STEPS 7"),
     # Linear chain: lanes and memory
@@ -225,15 +222,9 @@ MUTANTS = (
         "tag_radius",
     ),
     Mutant(
-        "the joint box lets 'none' help the winner",
-        SCORES,
-        "choice >= 0 ? unit_radius : -",
-        "choice < 0 ? unit_radius : -",
-    ),
-    Mutant(
         "the joint box moves g for the winner",
         SCORES,
-        "choice == cell.label ? -score_radius : score_radius",
+        "choice_u[cell.unit] == cell.label ? -score_radius : score_radius",
         "score_radius",
     ),
     Mutant("all posts have the first one's radii", SCORES, "2 * (blockIdx.x / parts)", "0"),

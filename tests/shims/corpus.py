@@ -17,7 +17,7 @@ from shims.cases import ChainCase, chain_case, chosen_marginals, unit_case
 from shims.full_decoders import FullDecoders
 from shims.host_build import HostBuilder
 from shims.joint import joint_case, run_joint
-from shims.raw import decode_gathered, decode_strided, decode_units
+from shims.raw import decode_gathered, decode_units
 from shims.shim_device import ShimDevice
 
 SPECS = (
@@ -44,7 +44,7 @@ def record_corpus(builder: HostBuilder, target: Path, *, small: bool = False) ->
         _linear(decoders, chain_case(1, 3, 11, 9), 9)
         _linear(decoders, chain_case(2, 3, 8, 17), 17)
         _segmental(decoders, 3, 6)
-        run_joint(device.library(), joint_case(1), unit_radius=0.05, tag_radius=0.03)
+        run_joint(device.library(), joint_case(1), np.full((4, 2), (0.1, 0.03)))
     else:
         _record_all(device, decoders)
     target.write_bytes(device.saved_recording())
@@ -75,7 +75,6 @@ def _record_all(device: ShimDevice, decoders: FullDecoders) -> None:
         raise AssertionError("an infinite emission was not noticed")
     _linear(decoders, chain_case(7, 1, 140, 9), 9)  # more steps than a window
     decode_gathered(library, chain_case(4, 4, 26, 9), 4)
-    decode_strided(library, chain_case(5, 4, 19, 9))
     for seed in range(8):
         _segmental(decoders, seed, 14)
     _segmental(decoders, 8, 40)  # more words than lanes
@@ -86,9 +85,8 @@ def _record_all(device: ShimDevice, decoders: FullDecoders) -> None:
     decode_units(library, [0, 2, 4, 5], [(0, 0), (1, 1), (0, 2), (1, 1), (0, 3)], broken, [2, 3, 2])
     for seed in range(3):
         case = joint_case(seed)
-        run_joint(library, case, unit_radius=0.05, tag_radius=0.03)
         radii_b2 = np.random.default_rng(seed).choice([0.01, 0.1], (len(case.lengths_b), 2))
-        run_joint(library, case, radii_b2=radii_b2)
+        run_joint(library, case, radii_b2)
 
 
 def _linear(decoders: FullDecoders, case: ChainCase, tags: int) -> None:

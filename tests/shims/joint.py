@@ -119,9 +119,6 @@ class JointResult:
 def run_joint(
     library: KernelLibrary,
     case: JointCase,
-    *,
-    unit_radius: float = 0.0,
-    tag_radius: float = 0.0,
     radii_b2: npt.NDArray[np.float64] | None = None,
 ) -> JointResult:
     """Scores, decoding and certificate in one go: one wait, at the end."""
@@ -130,10 +127,8 @@ def run_joint(
     with library.device.current():
         work = DeviceWork(library.device)
         try:
-            radii: dict[str, Any] = {"unit_radius": unit_radius, "tag_radius": tag_radius}
-            if radii_b2 is not None:
-                radii["radii"] = work.put(radii_b2)
-            return _run(kernels, work, units, case, radii)
+            radii = np.zeros((len(case.lengths_b), 2)) if radii_b2 is None else radii_b2
+            return _run(kernels, work, units, case, work.put(radii))
         finally:
             work.close()
 
@@ -143,7 +138,7 @@ def _run(
     work: DeviceWork,
     units: Units,
     case: JointCase,
-    radii: dict[str, Any],
+    radii: int,
 ) -> JointResult:
     posts, count = len(case.lengths_b), len(units.start_u)
     plain = work.table(units, case.lengths_b)
@@ -191,8 +186,8 @@ def _run(
         table,
         inputs,
         winner,
+        radii=radii,
         worst=at["worst"],
-        **radii,
     )
     kernels.certify(stream, table, winner, worst=at["worst"], certified=at["certified"])
     work.fetch(*((host[name], at[name]) for name in host))

@@ -24,27 +24,6 @@ def decode_gathered(
     valid = np.arange(steps) < case.lengths_b[:, None]
     # Row numbers past the end must not be followed.
     rows_bt = np.where(valid, rows, 2**30).astype(np.int32)
-    return _decode(library, case, emissions, rows_bt, steps)
-
-
-def decode_strided(
-    library: KernelLibrary, case: ChainCase
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Decode a case that is the left part of a wider output."""
-    batch, steps, tags = case.emissions_bty.shape
-    wide = np.full((batch, steps + 3, tags), np.nan, np.float32)
-    wide[:, :steps] = case.emissions_bty
-    return _decode(library, case, wide, None, steps + 3)
-
-
-def _decode(
-    library: KernelLibrary,
-    case: ChainCase,
-    emissions: npt.NDArray[np.float32],
-    rows_bt: npt.NDArray[np.int32] | None,
-    row_stride: int,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    batch, steps, tags = case.emissions_bty.shape
     found_tags, scores = np.zeros((batch, steps), np.int32), np.zeros(batch, np.float32)
     kernels = LinearKernels(library, tags=tags)
     moves = case.transitions_yy
@@ -61,10 +40,9 @@ def _decode(
             end=work.put(case.end_y.astype(np.float32)),
             batch=batch,
             max_steps=steps,
-            rows=0 if rows_bt is None else work.put(rows_bt),
-            row_stride=row_stride,
+            rows=work.put(rows_bt),
         )
-        kernels.decode(work.stream, chains, tags=tags_at, scores=scores_at, pad_tag=-7)
+        kernels.decode(work.stream, chains, tags=tags_at, scores=scores_at)
         work.fetch((found_tags, tags_at), (scores, scores_at))
         work.close()
     return found_tags, scores
