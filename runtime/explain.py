@@ -17,8 +17,8 @@ from amlr.kernels.arrays import Floats
 from amlr.runtime.batching import Batch
 from amlr.runtime.engine import Engine
 from amlr.runtime.image import load_pixels
-from amlr.runtime.providers.base import ProviderOptions, ShowsAttention
-from amlr.runtime.providers.by_graphs import ATTENTION
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.by_graphs import ATTENTION, ByGraphs
 from amlr.runtime.providers.registry import open_provider
 from amlr.runtime.results import Entity, Post, Result
 from amlr.runtime.text import EncodedText, TextWindow
@@ -164,7 +164,7 @@ def _grid(regions: int) -> tuple[int, int]:
 def _graphs(engine: Engine) -> Any:
     """The engine's own provider where it shows attention, else float32 on the CPU, or None."""
     own = engine.pipeline.provider
-    if isinstance(own, ShowsAttention) and own.has_attention:
+    if isinstance(own, ByGraphs) and own.has_attention:
         return own
     variant = engine.manifest.variants["fp32"]
     if ATTENTION not in variant.graphs:

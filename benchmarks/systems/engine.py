@@ -20,7 +20,8 @@ from amlr.errors import BackendUnavailableError
 from amlr.runtime.batching import CPU_BATCHES, Batch, Scores, split_batches
 from amlr.runtime.engine import Engine
 from amlr.runtime.manifest import Manifest
-from amlr.runtime.providers.base import FusesAlone, Provider
+from amlr.runtime.providers.base import Provider
+from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.results import Post, Result
 
 CACHE_MB = 256
@@ -62,7 +63,7 @@ class EnginePeer(Peer):
     def _block(self, inputs: Sequence[ModelInput], picture: Picture) -> Callable[[], Any]:
         """The fusion graph on ready hidden states; building its inputs is on the clock."""
         provider = self._provider
-        if not isinstance(provider, FusesAlone):
+        if not isinstance(provider, ByGraphs):
             raise BackendUnavailableError(
                 f"provider {provider.name!r} runs no fusion graph alone; leave `block` out"
             )

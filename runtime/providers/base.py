@@ -78,29 +78,6 @@ class Provider(Protocol):
         ...
 
 
-# What follows not every provider can do; ask with `isinstance`.
-
-
-@runtime_checkable
-class FusesAlone(Protocol):
-    """A provider that also runs the fusion graph by itself, on hidden states it is given."""
-
-    def fuse(
-        self,
-        batch: Batch,
-        hidden_nd: npt.NDArray[np.float32],
-        images: Sequence[ImageFeatures | None],
-    ) -> Scores:
-        """Raw logits of a batch from given hidden states.
-
-        Args:
-            batch: Which units, and which steps belong together.
-            hidden_nd: Hidden states of the batch's steps, one after another, shape (N, D).
-            images: Regions of each window's picture, or None.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decoded:
     """Entities of one window that is a whole post.
@@ -121,7 +98,10 @@ class Decoded:
 
 @runtime_checkable
 class DecodesItself(Protocol):
-    """A provider that finds the entities where the logits are, so that none is copied back."""
+    """A provider that finds the entities where the logits are, so that none is copied back.
+
+    Not every provider can; ask with `isinstance`.
+    """
 
     def can_decode(self, settings: DecoderSettings, *, certifies: bool = False) -> bool:
         """Whether it has this decoder here, and with `certifies` its certificate too."""
@@ -142,32 +122,5 @@ class DecodesItself(Protocol):
             settings: For which `can_decode` is true.
             radii: For each window the largest errors of its scores, or None: not certified. None
                 for all certifies nothing.
-        """
-        ...
-
-
-@runtime_checkable
-class ShowsAttention(Protocol):
-    """A provider that can say where in its picture each unit looked."""
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the variant has the graph for it."""
-        ...
-
-    def attention(
-        self, batch: Batch, images: Sequence[ImageFeatures]
-    ) -> list[npt.NDArray[np.float32]]:
-        """Attention weights, mean over heads.
-
-        Args:
-            batch: Windows, each with at least one unit.
-            images: Regions of each window's picture.
-
-        Returns:
-            For each window an array (U, P), units in the order of its table; rows sum to 1.
-
-        Raises:
-            BackendUnavailableError: `has_attention` is false.
         """
         ...

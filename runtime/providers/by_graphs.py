@@ -60,7 +60,13 @@ class ByGraphs(ABC):
         return batch.from_padded(self._fuse("fusion", feed))
 
     def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
-        """Raw logits from hidden states (N, D) of the batch's steps; more rows are not read."""
+        """Raw logits from hidden states (N, D) of the batch's steps; more rows are not read.
+
+        Args:
+            batch: Which units, and which steps belong together.
+            hidden_nd: Hidden states of the batch's steps, one after another.
+            images: Regions of each window's picture, or None.
+        """
         pool = pool_images(images)
         if not pool.features:
             return self._without_pictures(batch, hidden_nd, pool.slot_b)
@@ -94,7 +100,15 @@ class ByGraphs(ABC):
         return ATTENTION in self._variant.graphs
 
     def attention(self, batch: Batch, images: Sequence[Floats]) -> list[Floats]:
-        """Where each unit looked, (U, P) for each window, mean over heads."""
+        """Where in its picture each unit looked, (U, P) for each window, mean over heads.
+
+        Args:
+            batch: Windows, each with at least one unit.
+            images: Regions of each window's picture.
+
+        Raises:
+            BackendUnavailableError: `has_attention` is false.
+        """
         if not self.has_attention:
             raise BackendUnavailableError(
                 f"the {self.precision} variant has no attention graph; use fp32, or export again"

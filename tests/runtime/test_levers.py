@@ -16,7 +16,8 @@ from amlr.export.to_onnx import write_graphs
 from amlr.runtime import Engine, Post, Raw
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.manifest import Variant
-from amlr.runtime.providers.base import FusesAlone, ProviderOptions
+from amlr.runtime.providers.base import ProviderOptions
+from amlr.runtime.providers.by_graphs import ByGraphs
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
 from amlr.runtime.providers.openvino import OpenVinoProvider
 from drawings import saved, smooth
@@ -212,7 +213,7 @@ def test_fusion_alone_is_what_scoring_does_after_the_text(
     if provider is OpenVinoProvider:
         pytest.importorskip("openvino")
     served = provider(bundle, bundle.manifest.variants["fp32"], OPTIONS)
-    assert isinstance(served, FusesAlone)
+    assert isinstance(served, ByGraphs)
     seen: list[Any] = []
     honest = served.fuse
 
