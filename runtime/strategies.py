@@ -88,7 +88,7 @@ class Always:
         """The pipeline is its owner's."""
 
 
-class WhenNeeded:
+class WhenNeeded(Always):
     """A post is first read without its picture.
 
     If its answer leads every other by more than the margin that the export measured, the picture is
@@ -103,9 +103,8 @@ class WhenNeeded:
             pipeline: Scores posts.
             least_margin: Margin from which on the picture is left out.
         """
-        self.first = self.pictures = self._pipeline = pipeline
+        super().__init__(pipeline)
         self._least_margin = least_margin
-        self.precision = pipeline.provider.precision
 
     def answers(self, posts: Sequence[Post], decoder: Decoder) -> Iterator[list[Answer]]:
         """Answers in order."""
@@ -128,13 +127,6 @@ class WhenNeeded:
         """Raw scores of one post."""
         ((answer,),) = self.answers([post], decoder)
         return answer.scored
-
-    def exact(self) -> Pipeline:
-        """The one pipeline."""
-        return self._pipeline
-
-    def close(self) -> None:
-        """The pipeline is its owner's."""
 
 
 def _answers(chunk: Sequence[ScoredPost], pipeline: Pipeline) -> list[Answer]:
