@@ -39,7 +39,6 @@ _SHAPE_ONLY = {"Shape", "Size"}
 class Island:
     """A node that computes in float32, and why."""
 
-    graph: str
     node: str
     op: str
     reason: str
@@ -50,14 +49,12 @@ class HalfGraph:
     """A converted graph.
 
     Attributes:
-        name: Graph name, `text`, `image` or `fusion`.
         model: Strongly typed, with inferred types.
         islands: Nodes that stayed float32.
         half_nodes: How many nodes compute in float16.
         casts: Casts between the two types, the graph's ends included.
     """
 
-    name: str
     model: onnx.ModelProto
     islands: tuple[Island, ...]
     half_nodes: int
@@ -115,7 +112,7 @@ class _Converter:
         result = infer(drop_unused(self.model))
         onnx.checker.check_model(result, full_check=False)
         return HalfGraph(
-            name=self.name, model=result, islands=tuple(self.islands),
+            model=result, islands=tuple(self.islands),
             half_nodes=self.half_nodes, casts=self.casts,
         )  # fmt: skip
 
@@ -128,9 +125,7 @@ class _Converter:
         kind = FLOAT if node.name in self.reasons else HALF
         if kind == FLOAT:
             reason = self.reasons[node.name]
-            self.islands.append(
-                Island(graph=self.name, node=node.name, op=node.op_type, reason=reason)
-            )
+            self.islands.append(Island(node=node.name, op=node.op_type, reason=reason))
         else:
             self.half_nodes += 1
         for place, source in places:

@@ -127,7 +127,6 @@ class PostJudge:
         return replace(
             result,
             changed=tuple(chosen[row] for row in result.changed),
-            worst_post=chosen[result.worst_post] if chosen else 0,
             lead=replace(lead, nearest=tuple(chosen[row] for row in lead.nearest)),
         )
 
