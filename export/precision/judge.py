@@ -74,11 +74,9 @@ class PostJudge:
         answers: The eager model's.
     """
 
-    def __init__(
-        self, bundle: Bundle, eager: Engine, posts: Sequence[Post], *, threads: int = 1
-    ) -> None:
+    def __init__(self, bundle: Bundle, eager: Engine, posts: Sequence[Post]) -> None:
         """Ask the eager model once."""
-        self._bundle, self.posts, self._threads = bundle, list(posts), threads
+        self._bundle, self.posts = bundle, list(posts)
         self.answers: list[Answer] = ask(eager, self.posts)
         self._leads = leads(self.answers, bundle)
         # The last runner of each graph: a trial changes one graph and keeps the others.
@@ -93,7 +91,7 @@ class PostJudge:
     def _runner(self, name: str, graph: HalfGraph) -> Run:
         known = self._runners.get(name)
         if known is None or known[0] is not graph:
-            run = session_runner(emulate(graph.model), self._threads)
+            run = session_runner(emulate(graph.model))
             # What fusion reads changes with every trial.
             known = graph, run if name == "fusion" else remembering(run)
             self._runners[name] = known

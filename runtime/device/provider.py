@@ -28,7 +28,6 @@ from amlr.runtime.text import TextWindow
 from amlr.runtime.units import all_units
 
 LOG = logging.getLogger("amlr.runtime")
-RUNS_KEPT = 32
 # Steps of one run, padding counted: bounds the memory of activations.
 DEVICE_TOKENS = 16_384
 WAIT_S = 0.2
@@ -52,7 +51,6 @@ class DeviceProvider:
         *,
         free_bytes: int,
         compile_with: Compile,
-        runs: int = RUNS_KEPT,
     ) -> None:
         """Allocate the picture pool and a first session, and run the usual shapes.
 
@@ -62,7 +60,6 @@ class DeviceProvider:
             bundle: The bundle.
             free_bytes: Device memory that was free before anything was loaded.
             compile_with: Compiles decoder kernels that the bundle holds no image of.
-            runs: Shapes a session keeps ready.
 
         Raises:
             PlanMismatchError: The library refuses a graph.
@@ -73,7 +70,7 @@ class DeviceProvider:
             windows=self.limits.posts, tokens=DEVICE_TOKENS, pictures=self.limits.pictures
         )
         self._device, self._engines, self._bundle = device, engines, bundle
-        self._free_bytes, self._compile_with, self._runs = free_bytes, compile_with, runs
+        self._free_bytes, self._compile_with = free_bytes, compile_with
         self._closed = False
         self._lock = threading.Lock()
         self._free: queue.LifoQueue[Session] = queue.LifoQueue()
@@ -111,7 +108,7 @@ class DeviceProvider:
 
     def _add_session(self) -> None:
         assert self._pool is not None
-        session = Session(self._device, self._engines, self._pool, self._sizes, runs=self._runs)
+        session = Session(self._device, self._engines, self._pool, self._sizes)
         self._sessions.append(session)
         self._free.put(session)
 

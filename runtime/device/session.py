@@ -28,6 +28,8 @@ from amlr.runtime.providers.base import Decoded
 from amlr.runtime.radii import Radii
 
 Image = DeviceImage | HostImage
+# Shapes that a session keeps ready.
+RUNS_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,6 @@ class Session:
         engines: DeviceEngines,
         pool: ImagePool,
         sizes: Sizes,
-        *,
-        runs: int,
     ) -> None:
         """Load the graphs and allocate what all runs share; the device's context must be current.
 
@@ -110,13 +110,12 @@ class Session:
             engines: The bundle's graphs in a library.
             pool: Shared pictures.
             sizes: Fixed sizes.
-            runs: Shapes kept ready, least recently used first out.
 
         Raises:
             DeviceMemoryError: No room; what was allocated is freed.
         """
         self._device, self._engines, self._pool, self._sizes = device, engines, pool, sizes
-        self._limits, self._keep = engines.limits, max(1, runs)
+        self._limits = engines.limits
         self._ready: OrderedDict[RunShape, Run] = OrderedDict()
         self._pictures: dict[int, tuple[BoundGraph, Replay]] = {}
         self._graphs: Mapping[str, LoadedGraph] = {}
@@ -252,7 +251,7 @@ class Session:
         if run is not None:
             self._ready.move_to_end(shape)
             return run
-        while len(self._ready) >= self._keep:
+        while len(self._ready) >= RUNS_KEPT:
             self._ready.popitem(last=False)[1].close()
         captures = all(self._graphs[name].captures for name in self._engines.stages)
         run = Run(self._device, shape, self._sizes, decoder, captures=captures)

@@ -12,6 +12,7 @@ from amlr.export.profiles import Extent, Profile
 from amlr.export.samples import sample_posts
 from amlr.runtime import Engine
 from amlr.runtime.bundle import Bundle
+from amlr.runtime.device import session
 from amlr.runtime.device.pool import HostImage, ImagePool
 from amlr.runtime.device.shapes import Bucket
 from doubles.bundle import PROFILE, double_bundle, double_tools, entities, open_double
@@ -71,12 +72,12 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
     assert file.name == "tensorrt-rtx-1.7.1.116-sm89.runtime-cache"
 
 
-def test_buckets_come_and_go_without_leaks(bundle: Bundle, machine: Any) -> None:
+def test_buckets_come_and_go_without_leaks(
+    bundle: Bundle, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device, tools, module = machine
+    monkeypatch.setattr(session, "RUNS_KEPT", 2)
     provider = open_double(bundle, tools)
-    provider._runs = 2
-    for session in provider._sessions:
-        session._keep = 2
     with Engine(bundle, provider) as engine:
         for length in (3, 30, 9, 60, 3, 30, 9, 60, 3, 3):
             engine.tag(" ".join(["word"] * length))
