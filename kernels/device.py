@@ -161,11 +161,10 @@ def open_device(binding: str = "auto", ordinal: int = 0) -> Device:
     """
     if binding not in ("auto", *_BINDINGS):
         raise InputError(f"no CUDA binding {binding!r}; use auto, {' or '.join(_BINDINGS)}")
-    info = probe_driver()
-    if not 0 <= ordinal < info.devices:
+    devices = probe_driver()
+    if not 0 <= ordinal < devices:
         raise BackendUnavailableError(
-            f"device {ordinal} was asked for, but there are {info.devices}; "
-            f"use 0..{info.devices - 1}"
+            f"device {ordinal} was asked for, but there are {devices}; use 0..{devices - 1}"
         )
     wanted = [name for name in _BINDINGS if binding in ("auto", name)]
     for name in wanted:

@@ -6,7 +6,6 @@ Loaded before any CUDA binding, because bindings fail in their own ways (or cras
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -37,19 +36,6 @@ class DeviceMemoryError(DeviceError, MemoryError):
     """The device has no room for an allocation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriverInfo:
-    """What the probe found.
-
-    Attributes:
-        version: CUDA version of the driver, e.g. 13000 for 13.0.
-        devices: Number of devices, at least 1.
-    """
-
-    version: int
-    devices: int
-
-
 @lru_cache(maxsize=1)
 def load_driver() -> ctypes.CDLL:
     """The driver library.
@@ -69,8 +55,8 @@ def load_driver() -> ctypes.CDLL:
     )
 
 
-def probe_driver() -> DriverInfo:
-    """Look for a usable driver and device, without creating a context.
+def probe_driver() -> int:
+    """Look for a usable driver and count its devices, at least 1; makes no context.
 
     Raises:
         BackendUnavailableError: No driver, no device, or a driver that is too old or broken.
@@ -103,7 +89,7 @@ def probe_driver() -> DriverInfo:
         )
     if not devices.value:
         raise BackendUnavailableError(f"the NVIDIA driver sees 0 devices; needed: a GPU; {_FIX}")
-    return DriverInfo(version=version.value, devices=devices.value)
+    return devices.value
 
 
 class Graph:

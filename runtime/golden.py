@@ -22,7 +22,7 @@ PIXEL_TOLERANCE = 2 / 255
 
 def check_golden(
     pipeline: Pipeline, tolerance: float, *, images: bool = True, entities: bool = True
-) -> int:
+) -> None:
     """Run the golden posts and compare pixels, tokens, raw scores and entities.
 
     Args:
@@ -31,9 +31,6 @@ def check_golden(
         images: Whether to run the posts with a picture too, which loads the image graph.
         entities: Whether the entities must agree too; not for a variant that is known to change
             some and was asked for by name.
-
-    Returns:
-        Posts checked.
 
     Raises:
         ParityError: Something differs; says what and by how much.
@@ -54,7 +51,6 @@ def check_golden(
         for golden, post in zip(chosen, decoded, strict=True):
             found = post.decoded or post.scores
             _check_entities(bundle, golden, found, pipeline.provider.name)
-    return len(chosen)
 
 
 def _check_pixels(bundle: Bundle, golden: GoldenPost) -> None:
