@@ -1,6 +1,5 @@
 """The check at load: a few stored posts must give the eager model's answers on this host."""
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -103,13 +102,9 @@ def _check_entities(
 ) -> None:
     assert post is not None
     (found,) = Decoder.of(bundle).entities([post])
-    expected = _keys([(e["start"], e["end"], e["label"]) for e in golden.entities])
-    actual = _keys([(e.start, e.end, e.label) for e in found])
+    expected = sorted((e["start"], e["end"], e["label"]) for e in golden.entities)
+    actual = sorted((e.start, e.end, e.label) for e in found)
     if actual != expected:
         raise ParityError(
             f"{provider} gives {actual} for the golden post {golden.text!r}, expected {expected}"
         )
-
-
-def _keys(entities: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    return sorted(entities)

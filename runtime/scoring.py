@@ -111,7 +111,11 @@ def score_texts(
         images, encoded = zip(*((features[m.post], m.text) for m in members), strict=True)
         decoded = decode(batch, images, encoded)
         for member, of_post in zip(members, decoded, strict=True):
-            outcomes[member.post] = _decoded(member.text, of_post)
+            outcomes[member.post] = (
+                DecodedPost(encoded=member.text, found=of_post)
+                if np.isfinite(of_post.best)
+                else _not_finite()
+            )
     scores: dict[int, Scores] = {}
     all_finite = True
     for rows, batch in _batches(bundle, provider, others):
@@ -119,8 +123,14 @@ def score_texts(
         all_finite = all_finite and _is_finite(of_batch.unit_logits_mc, of_batch.emissions_ny)
         scores.update(zip(rows, batch.split(of_batch), strict=True))
     for post, places in groupby(range(len(others)), lambda i: others[i].post):
-        parts = [(others[i], scores[i]) for i in places]
-        merged = _merged(parts, scales, every)
+        rows = list(places)
+        merged = merge_windows(
+            others[rows[0]].text,
+            [others[i].units for i in rows],
+            [scores[i] for i in rows],
+            scales=scales,
+            every=every,
+        )
         is_finite = all_finite or _is_finite(merged.unit_logits_uc, merged.emissions_ty)
         outcomes[post] = merged if is_finite else _not_finite()
     return outcomes
@@ -145,16 +155,6 @@ def _batches(
                 pad_id=bundle.manifest.token_ids.pad_id,
             ),
         )
-
-
-def _decoded(text: EncodedText, found: Decoded) -> DecodedPost | AmlrError:
-    return DecodedPost(encoded=text, found=found) if np.isfinite(found.best) else _not_finite()
-
-
-def _merged(parts: Sequence[tuple[_Window, Scores]], scales: int, every: bool) -> PostScores:
-    """One post out of its windows, in their order."""
-    units, scores = [window.units for window, _ in parts], [part for _, part in parts]
-    return merge_windows(parts[0][0].text, units, scores, scales=scales, every=every)
 
 
 def _not_finite() -> AmlrError:

@@ -61,7 +61,8 @@ class Sentinel:
         Returns:
             Why the low tier must not serve on, or nothing.
         """
-        errors = largest_errors(low, exact)
+        gains = float(np.abs(low.unit_gains_uc - exact.unit_gains_uc).max(initial=0.0))
+        tokens = float(np.abs(low.emissions_ty - exact.emissions_ty).max(initial=0.0))
         before, after = (
             [(entity.start, entity.end, entity.label) for entity in entities]
             for entities in decoder.entities([low, exact])
@@ -69,17 +70,10 @@ class Sentinel:
         is_changed = before != after and bool(decoder.margins([exact])[0] > UNDECIDABLE)
         with self._lock:
             self._checked += 1
-            self._beyond += errors[0] > radii.units or errors[1] > radii.tokens
+            self._beyond += gains > radii.units or tokens > radii.tokens
             self._changed += is_changed
             if is_changed:
                 return "a certified answer differs from float32's"
             if self._beyond >= max(_LEAST_BEYOND, MOST_BEYOND * self._checked):
                 return f"{self._beyond} of {self._checked} posts have errors beyond the radii"
         return ""
-
-
-def largest_errors(low: PostScores, exact: PostScores) -> tuple[float, float]:
-    """Largest error of z_class - z_none, and of the emissions."""
-    gains = low.unit_gains_uc - exact.unit_gains_uc
-    tokens = low.emissions_ty - exact.emissions_ty
-    return float(np.abs(gains).max(initial=0.0)), float(np.abs(tokens).max(initial=0.0))

@@ -59,11 +59,6 @@ class ImagePool:
         """Where a slot's regions lie."""
         return self.address + slot * self.slot_bytes
 
-    @property
-    def free_slots(self) -> int:
-        """Slots nobody holds."""
-        return len(self._free)
-
     def take(self) -> DeviceImage | None:
         """A slot for a picture, or None where the pool is full."""
         try:

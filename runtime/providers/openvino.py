@@ -95,7 +95,7 @@ class OpenVinoProvider(ByGraphs):
         return tail.run({name: found[name] for name in tail.inputs})
 
     def _hint(self, graph: str) -> str:
-        return {"bf16": "bf16"}.get(self._variant.compute.get(graph, ""), "f32")
+        return "bf16" if self._variant.compute.get(graph) == "bf16" else "f32"
 
     def _check_arithmetic(self) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

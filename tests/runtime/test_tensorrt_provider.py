@@ -169,7 +169,7 @@ def test_full_pool_spills_to_the_host(
     _, tools, _ = machine
     provider = open_double(bundle, tools)
     assert provider._pool is not None
-    held = provider._pool.reserve(provider._pool.free_slots)
+    held = provider._pool.reserve(len(provider._pool._free))
     pixels = np.zeros((2, 3, 64, 64), np.float32)
     assert all(isinstance(image, HostImage) for image in provider.encode_images(pixels))
     with Engine(bundle, provider) as engine:
@@ -187,7 +187,7 @@ def test_slots_return_when_their_pictures_are_gone() -> None:
         assert pool.take() is None
         assert {first.slot, second.slot} == {0, 1}
         del first
-        assert pool.free_slots == 1
+        assert len(pool._free) == 1
         again = pool.take()
         assert again is not None
         assert again.slot == 0
