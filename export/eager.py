@@ -47,12 +47,12 @@ class EagerProvider:
         """Raw logits of the batch's units and steps; `images` has one entry a window."""
         feed = batch.padded_text(shapes=self.model.text.shapes is not None)
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
-        pool = pool_images(images)
-        regions = torch.stack(list(pool.features)) if pool.features else None
+        features, slot_b = pool_images(images)
+        regions = torch.stack(features) if features else None
         with torch.inference_mode():
             hidden = self.model.text(**tensors)
             units = self.model.units(hidden)
-            slots = torch.from_numpy(pool.slot_b).to(self._device)
+            slots = torch.from_numpy(slot_b).to(self._device)
             taken = self.model.take(units, regions, slots)
             logits = self.model.classify(units, taken).float().cpu().numpy()
             emissions = self.model.token_head(hidden).float().cpu().numpy()

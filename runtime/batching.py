@@ -60,21 +60,12 @@ class Scores:
     emissions_ny: Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePool:
-    """The distinct pictures of a batch.
+def pool_images(images: Sequence[Any | None]) -> tuple[list[Any], Ints]:
+    """Share equal pictures: windows whose features are the same object get one slot.
 
-    Attributes:
-        features: What the provider's image graph gave, one entry a picture.
-        slot_b: For each window its picture's index in `features`, -1 for none, shape (B,).
+    Returns:
+        Features of the distinct pictures; for each window its picture's place there, -1 for none.
     """
-
-    features: tuple[Any, ...]
-    slot_b: Ints
-
-
-def pool_images(images: Sequence[Any | None]) -> ImagePool:
-    """Share equal pictures: windows whose features are the same object get one slot."""
     slots: dict[int, int] = {}
     features: list[Any] = []
     slot_b = np.full(len(images), -1, np.int64)
@@ -85,7 +76,7 @@ def pool_images(images: Sequence[Any | None]) -> ImagePool:
             slots[id(image)] = len(features)
             features.append(image)
         slot_b[row] = slots[id(image)]
-    return ImagePool(features=tuple(features), slot_b=slot_b)
+    return features, slot_b
 
 
 def split_batches(

@@ -222,7 +222,7 @@ def collate(
     steps = max(map(len, examples))
     dense = unit_count(steps, scales)
     rows = [b * dense + e.units.index_in(steps) for b, e in enumerate(examples)]
-    pool = pool_images(pictures)
+    images, slot_b = pool_images(pictures)
     lengths = [len(e) for e in examples]
     return Batch(
         input_ids_bt=_padded([e.window.input_ids_t for e in examples], pad_id),
@@ -235,8 +235,8 @@ def collate(
         first_bn=_padded([e.window.first_n for e in examples], 0),
         word_mask_bn=_mask([len(e.window.first_n) for e in examples]),
         tags_bn=_padded([e.tags_n for e in examples], 0),
-        image_index_b=torch.from_numpy(pool.slot_b),
-        images=torch.stack(pool.features) if pool.features else None,
+        image_index_b=torch.from_numpy(slot_b),
+        images=torch.stack(images) if images else None,
     )
 
 

@@ -185,7 +185,7 @@ class _Ladder:
     def _variant(self, precision: str, provider: str | None) -> Variant:
         """The variant that runs posts in one precision, for a provider or for all of them."""
         graphs = self._fp32.graphs | (self._int8 if precision == "int8" else {})
-        compute = {}
+        compute: dict[str, str] = {}
         if provider == "openvino":
             # What int8 leaves in float is worth bfloat16 as well, but for pictures.
             low = precision == "bf16" and self._picture_bears_bf16()

@@ -52,11 +52,11 @@ class ByGraphs(ABC):
         """Raw logits in the batch's order."""
         if self._packed:
             return self.fuse(batch, self._hidden(batch), images)
-        pool = pool_images(images)
-        pool_npd = np.stack(pool.features) if pool.features else self._no_image
+        features, slot_b = pool_images(images)
+        pool_npd = np.stack(features) if features else self._no_image
         text = batch.padded_text(min_steps=batch.scales, shapes=self._shapes)
         hidden = self._run("text", text)["hidden_btd"]
-        feed = batch.padded_fusion(hidden, pool_npd, pool.slot_b)
+        feed = batch.padded_fusion(hidden, pool_npd, slot_b)
         return batch.from_padded(self._fuse("fusion", feed))
 
     def fuse(self, batch: Batch, hidden_nd: Floats, images: Sequence[Floats | None]) -> Scores:
@@ -67,10 +67,10 @@ class ByGraphs(ABC):
             hidden_nd: Hidden states of the batch's steps, one after another.
             images: Regions of each window's picture, or None.
         """
-        pool = pool_images(images)
-        if not pool.features:
-            return self._without_pictures(batch, hidden_nd, pool.slot_b)
-        return self._with_attention(batch, hidden_nd, np.stack(pool.features), pool.slot_b)
+        features, slot_b = pool_images(images)
+        if not features:
+            return self._without_pictures(batch, hidden_nd, slot_b)
+        return self._with_attention(batch, hidden_nd, np.stack(features), slot_b)
 
     def _without_pictures(self, batch: Batch, hidden_nd: Floats, slot_b: Ints) -> Scores:
         if not self._closed:
@@ -113,8 +113,8 @@ class ByGraphs(ABC):
             raise BackendUnavailableError(
                 f"the {self.precision} variant has no attention graph; use fp32, or export again"
             )
-        pool = pool_images(images)
-        feed = batch.attention(self._hidden(batch), np.stack(pool.features), pool.slot_b)
+        features, slot_b = pool_images(images)
+        feed = batch.attention(self._hidden(batch), np.stack(features), slot_b)
         weights_isp = self._run(ATTENTION, feed)["attention_isp"]
         counts = batch.unit_counts_b.tolist()
         return [weights[:count] for weights, count in zip(weights_isp, counts, strict=True)]

@@ -64,18 +64,18 @@ def test_packed_and_padded_graphs_see_the_same_units(
     rng = np.random.default_rng(1)
     pictures = [rng.integers(-9, 9, (2, WIDTH)).astype(np.float32) for _ in range(3)]
     picked = (choice + [None] * len(posts))[: len(posts)]
-    pool = pool_images([None if c is None else pictures[c] for c in picked])
-    pool_npd = np.stack(pool.features) if pool.features else np.zeros((1, 2, WIDTH), np.float32)
+    features, slot_b = pool_images([None if c is None else pictures[c] for c in picked])
+    pool_npd = np.stack(features) if features else np.zeros((1, 2, WIDTH), np.float32)
     hidden_nd = rng.integers(-9, 9, (int(batch.lengths_b.sum()), WIDTH)).astype(np.float32)
 
-    packed = batch.packed_fusion(hidden_nd, pool_npd, pool.slot_b)
+    packed = batch.packed_fusion(hidden_nd, pool_npd, slot_b)
     assert all(array.size for array in packed.values())
     scores = batch.from_packed(packed_fusion(packed, scales))
 
     text = batch.padded_text(min_steps=scales)
     hidden_btd = np.full((*text["input_ids"].shape, WIDTH), 777.0, np.float32)
     hidden_btd[text["attention_mask"] == 1] = hidden_nd
-    padded = batch.padded_fusion(hidden_btd, pool_npd, pool.slot_b)
+    padded = batch.padded_fusion(hidden_btd, pool_npd, slot_b)
     other = batch.from_padded(padded_fusion(padded, scales))
     np.testing.assert_array_equal(scores.unit_logits_mc, other.unit_logits_mc)
     np.testing.assert_array_equal(scores.emissions_ny, other.emissions_ny)
@@ -141,9 +141,9 @@ def test_packed_text_indices_lead_back(posts: list[list[int]], shapes: bool) -> 
 
 def test_pool_shares_equal_objects_only() -> None:
     a, b = np.zeros(2), np.zeros(2)
-    pool = pool_images([a, None, b, a])
-    assert pool.slot_b.tolist() == [0, -1, 1, 0]
-    assert pool.features[1] is b
+    features, slot_b = pool_images([a, None, b, a])
+    assert slot_b.tolist() == [0, -1, 1, 0]
+    assert features[1] is b
 
 
 def test_an_empty_batch_is_our_own_mistake() -> None:
