@@ -95,21 +95,16 @@ class EngineRecord:
 
     def runs_on(self, sm: int) -> bool:
         """Whether a device of this architecture can load the plans."""
-        level = self.options.get("hardware", "none")
-        if level == "ampere-plus":
+        if self.options.get("hardware", "none") == "ampere-plus":
             return sm >= 80
-        # A cubin of an architecture runs on later minor versions of the same major one.
-        if self.library == "tensorrt-rtx":
-            return any(sm == own for own in self.sms)
         return sm in self.sms
 
     def accepts(self, version: str) -> bool:
         """Whether this library version can load the plans."""
         if version == self.version:
             return True
-        return bool(self.options.get("version_compatible")) and _numbers(version) >= _numbers(
-            self.version
-        )
+        newer = version_numbers(version) >= version_numbers(self.version)
+        return newer and bool(self.options.get("version_compatible"))
 
     @property
     def target(self) -> str:
@@ -140,7 +135,8 @@ def _shape(values: Sequence[Any]) -> Shape:
     return tuple(int(size) for size in values)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
+    """A version to compare: `1.7.1.116` as its four numbers."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 

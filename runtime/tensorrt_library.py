@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlr.errors import BackendUnavailableError
+from amlr.runtime.engine_record import version_numbers
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MESSAGES_KEPT = 100
@@ -73,18 +74,13 @@ def load_tensorrt(family: str, module: Any = None) -> TensorRT:
                 f'pip install "amlr[{family}]"'
             ) from error
     version = str(module.__version__)
-    if _leading(version) < _OLDEST[family]:
+    if version_numbers(version) < _OLDEST[family]:
         oldest = ".".join(map(str, _OLDEST[family]))
         raise BackendUnavailableError(
             f"{family} {version} is installed, {oldest} or newer is needed; "
             f'upgrade it with: pip install --upgrade "amlr[{family}]"'
         )
     return TensorRT(family, version, module)
-
-
-def _leading(version: str) -> tuple[int, int]:
-    parts = [int(p) if p.isdigit() else 0 for p in version.split(".")[:2]]
-    return (parts[0], parts[1] if len(parts) > 1 else 0)
 
 
 def collecting_logger(api: Any) -> Any:

@@ -5,13 +5,14 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from amlr.errors import ExportError
+from amlr.errors import BundleError, ExportError
 from amlr.export.options import ExportOptions
 from amlr.export.profiles import Extent, Profile, Shapes, input_dims, shapes_for
 from amlr.export.staging import StagedBundle
@@ -154,13 +155,8 @@ def _reusable(bundle: Bundle | None) -> dict[str, tuple[Path, GraphEngine]]:
         return found
     for values in bundle.manifest.engines:
         for engine in EngineRecord.from_dict(values).graphs.values():
-            path = bundle.path / engine.file
-            entry = bundle.manifest.files.get(engine.file)
-            if entry is None or not path.is_file():
-                continue
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
-                    found[engine.key] = (path, engine)
+            with suppress(BundleError):
+                found[engine.key] = (bundle.verified(engine.file), engine)
     return found
 
 

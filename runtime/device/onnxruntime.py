@@ -15,7 +15,7 @@ from amlr.errors import BackendUnavailableError, PlanMismatchError
 from amlr.kernels.device import DeviceError, Stream
 from amlr.runtime.bundle import Bundle
 from amlr.runtime.device.engines import LoadedGraph
-from amlr.runtime.device.preflight import HostTools, free_device_bytes
+from amlr.runtime.device.preflight import HostTools
 from amlr.runtime.device.provider import DeviceProvider
 from amlr.runtime.device.shapes import Limits
 from amlr.runtime.engine_record import Shape
@@ -48,7 +48,7 @@ def open_cuda(
     device = tools.open_device()
     try:
         with device.current():
-            free = (tools.free_bytes or free_device_bytes)(device)
+            free = tools.free_bytes(device)
         engines = OnnxRuntimeEngines(library, bundle, variant)
     except BaseException:
         device.close()

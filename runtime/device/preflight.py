@@ -10,17 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from amlr.errors import BackendUnavailableError, BundleError, PlanMismatchError
+from amlr.errors import BackendUnavailableError, PlanMismatchError
 from amlr.kernels.device import Device, open_device, probe_driver
 from amlr.kernels.driver import load_driver
 from amlr.kernels.images import compile_image
 from amlr.kernels.launch import Compile
-from amlr.runtime.bundle import Bundle, check_file
+from amlr.runtime.bundle import Bundle
 from amlr.runtime.engine_record import EngineRecord, choose_engine, rebuild_command
 from amlr.runtime.tensorrt_library import TensorRT, last_errors, load_tensorrt
 
 # Kept free for the library's own allocations and for neighbours.
 RESERVED_BYTES = 256 << 20
+
+
+def free_device_bytes(device: Device) -> int:
+    """Free memory of the device whose context is current."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    code = load_driver()["cuMemGetInfo_v2"](ctypes.byref(free), ctypes.byref(total))
+    if code:
+        raise BackendUnavailableError(
+            f"the driver does not tell the memory of {device.name} (code {code}); update the driver"
+        )
+    return free.value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +48,7 @@ class HostTools:
 
     probe: Callable[[], Any] = probe_driver
     open_device: Callable[[], Device] = open_device
-    free_bytes: Callable[[Device], int] | None = None
+    free_bytes: Callable[[Device], int] = free_device_bytes
     module: Any = None
     compile_with: Compile = compile_image
 
@@ -91,15 +102,9 @@ def check_host(bundle: Bundle, family: str, precision: str, tools: HostTools | N
         )
         _check_graphs(bundle, record)
         for engine in record.graphs.values():
-            entry = bundle.manifest.files.get(engine.file)
-            if entry is None:
-                raise BundleError(
-                    f"the manifest lists no {engine.file}; rebuild with: "
-                    f"{rebuild_command(str(bundle.path), family)}"
-                )
-            check_file(bundle.path, engine.file, entry)
+            bundle.verified(engine.file)
         with device.current():
-            free = (tools.free_bytes or free_device_bytes)(device)
+            free = tools.free_bytes(device)
         needed = sum(engine.bytes for engine in record.graphs.values()) + RESERVED_BYTES
         if free < needed:
             raise BackendUnavailableError(
@@ -113,24 +118,13 @@ def check_host(bundle: Bundle, family: str, precision: str, tools: HostTools | N
 
 
 def _check_graphs(bundle: Bundle, record: EngineRecord) -> None:
-    """Refuse plans of graphs that are no longer the bundle's: hashes are part of their keys."""
+    """Refuse plans of a variant that the bundle no longer holds."""
     variant = bundle.manifest.variants.get(record.variant)
     if variant is None or variant.precision != record.precision:
         raise PlanMismatchError(
             f"the engines were built from variant {record.variant!r}, which the bundle does not "
             f"hold; rebuild with: {rebuild_command(str(bundle.path), record.library)}"
         )
-
-
-def free_device_bytes(device: Device) -> int:
-    """Free memory of the device whose context is current."""
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    code = load_driver()["cuMemGetInfo_v2"](ctypes.byref(free), ctypes.byref(total))
-    if code:
-        raise BackendUnavailableError(
-            f"the driver does not tell the memory of {device.name} (code {code}); update the driver"
-        )
-    return free.value
 
 
 def open_runtime(library: TensorRT) -> Any:
