@@ -115,6 +115,7 @@ def unit_rows(
         "joint_scores": read + 4 * cells,
         "segmental_viterbi": 4 * cells + 12 * count,
         "segmental_confidence": 4 * cells + 8 * count,
+        "box re-decode": 4 * count * (1 + len(LABELS)) + 2 * 8 * cells + 12 * count,
         "joint box re-decode": read + 2 * 8 * cells + 12 * count,
         "joint and segmental": read + 12 * count,
     }
@@ -140,6 +141,7 @@ _UNIT_SEQUENCES = {
     "joint_scores": ("joint_scores",),
     "segmental_viterbi": ("decode",),
     "segmental_confidence": ("confidence",),
+    "box re-decode": ("box_scores", "certify"),
     "joint box re-decode": ("joint_box_scores", "certify"),
     "joint and segmental": ("joint_scores", "decode"),
     "joint, segmental, confidence": ("joint_scores", "decode", "confidence"),
@@ -150,20 +152,21 @@ def _unit_parts(
     kernels: SegmentalKernels, clock: DeviceClock, joint: _Joint
 ) -> dict[str, Callable[[], None]]:
     stream, table, inputs, winner = clock.stream, joint.table, joint.inputs, joint.winner
+
+    def box_scores(inputs: JointInputs) -> None:
+        kernels.joint_box_scores(
+            stream, table, inputs, winner, radii=joint.radii, worst=joint.worst
+        )
+
     return {
         "joint_scores": lambda: kernels.joint_scores(stream, table, inputs, scores=joint.g),
         "decode": lambda: kernels.decode(stream, table, winner, scores=joint.g),
         "confidence": lambda: kernels.confidence(
             stream, table, winner, scores=joint.g, confidence=joint.sure
         ),
-        "joint_box_scores": lambda: kernels.joint_box_scores(
-            stream,
-            table,
-            inputs,
-            winner,
-            radii=joint.radii,
-            worst=joint.worst,
-        ),
+        # Segmental scores are joint ones without emissions.
+        "box_scores": lambda: box_scores(replace(inputs, weight=0.0)),
+        "joint_box_scores": lambda: box_scores(inputs),
         "certify": lambda: kernels.certify(
             stream, table, winner, worst=joint.worst, certified=joint.certified
         ),

@@ -89,6 +89,7 @@ def test_every_step_runs_on_the_double(bench: Bench, tmp_path: Path) -> None:
         "joint_scores",
         "segmental_viterbi",
         "segmental_confidence",
+        "box re-decode",
         "joint box re-decode",
         "joint and segmental",
         "joint, segmental, confidence",
