@@ -122,7 +122,8 @@ class WorkerPool:
     @property
     def alive(self) -> int:
         """Workers whose thread runs."""
-        return sum(worker.is_alive() for worker in list(self._workers))
+        with self._lock:
+            return sum(worker.is_alive() for worker in self._workers)
 
     def stop(self, timeout_s: float) -> bool:
         """Wait for the workers to empty a closed queue; answer what is left with an error.
@@ -147,8 +148,9 @@ class WorkerPool:
 
     def _spawn(self) -> None:
         worker = _Worker(next(self._numbers), self._work)
-        worker.start()
+        # Nobody sees it answer before it counts as alive.
         with self._lock:
+            worker.start()
             self._workers.append(worker)
 
     def _work(self, worker: _Worker) -> None:
