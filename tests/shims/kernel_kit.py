@@ -26,11 +26,12 @@ def write_kernel_kit(folder: Path, builder: HostBuilder) -> None:
     """Write recorded launches, the replay program's source and cubins into a folder.
 
     Args:
-        folder: Created when missing.
+        folder: What it held before goes.
         builder: Builds the kernels that are recorded.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     cubins = folder / "cubins"
-    cubins.mkdir(parents=True, exist_ok=True)
+    cubins.mkdir(parents=True)
     record_corpus(builder, folder / "corpus.bin")
     record_corpus(builder, folder / "small.bin", small=True)
     for name in _SOURCES:
