@@ -248,7 +248,7 @@ def test_certified_fp16_gives_float32s_entities_on_500_posts(
     parity = {
         "calibration": {"given": True},
         "radii": dict.fromkeys(("text", "picture", "picture-only"), radii),
-        "certificates": dict.fromkeys(("text", "picture"), {"posts": 200, "certified": 0.9}),
+        "certificates": {kind: {"posts": 200, "certified": 0.9} for kind in ("text", "picture")},
     }
     plan = Path(shutil.copytree(tiny_plan, tmp_path / "fp16.plan"))
     manifest = json.loads((plan / "manifest.json").read_text())
