@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from amlr.export.samples import sample_posts
 from amlr.runtime import Engine, Post, Result, pipeline, tier_choice, tier_memory
 from amlr.runtime.certified import Certified, CertifiedStats
 from amlr.runtime.decode import Decoder
-from amlr.runtime.joined_calls import JoinedCalls
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
@@ -401,44 +400,3 @@ def test_bad_posts_fail_alone(plan: Path, times: dict[str, float]) -> None:
         results = engine.tag_batch(posts)
         assert [result.error is not None for result in results] == [False, True, False, False]
         assert results[3].warnings
-
-
-def run_together(call: Callable[[Sequence[int]], list[int]], callers: int) -> list[Any]:
-    found: list[Any] = [None] * callers
-
-    def run(place: int) -> None:
-        try:
-            found[place] = call(range(place, place + 3))
-        except ValueError as error:
-            found[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    return found
-
-
-@pytest.mark.parametrize("at_a_time", [1, 3])
-def test_calls_that_wait_are_joined(at_a_time: int) -> None:
-    calls: list[int] = []
-    barrier = threading.Event()
-
-    def function(items: Sequence[int]) -> list[int]:
-        calls.append(len(items))
-        barrier.wait(0.05)
-        return [10 * item for item in items]
-
-    found = run_together(JoinedCalls(function, at_a_time=at_a_time), 12)
-    assert found == [[10 * (place + i) for i in range(3)] for place in range(12)]
-    assert len(calls) < 12
-    assert JoinedCalls(function, at_a_time=1)([]) == []
-
-
-def test_an_error_reaches_all_who_shared_the_call() -> None:
-    def function(items: Sequence[int]) -> list[int]:
-        raise ValueError(f"{len(items)}")
-
-    found = run_together(JoinedCalls(function, at_a_time=1), 5)
-    assert all(isinstance(error, ValueError) for error in found)
