@@ -153,7 +153,7 @@ def test_kinds_of_posts_that_certificates_slow_down_go_to_float32(
             assert engine.choice.kinds == ("picture",)
             assert "for the 10 % whose answers are not certified" in engine.choice.reason
             assert (
-                "posts without a picture are computed in float32, as too few of them are certified"
+                "posts without a picture are computed in float32, as that is faster for them here"
                 in engine.choice.reason
             )
             text, pictured = engine.tag_batch([Post("Jordan"), Post("Jordan", PHOTO)])
@@ -187,6 +187,10 @@ def test_new_pictures_that_low_precision_slows_down_go_to_float32(
     monkeypatch.setattr(tier_choice, "time_tiers", time_tiers)
     with Engine.load(plan, threads=1, sentinel=0.0) as engine:
         assert engine.choice.kinds == ("text",)
+        assert (
+            "posts with a picture are computed in float32, as that is faster for them here"
+            in engine.choice.reason
+        )
         text, pictured = engine.tag_batch([Post("Jordan"), Post("Jordan", PHOTO)])
         assert (text.certified, pictured.certified) == (True, None)
         # Statistics are of the cache that is used.
