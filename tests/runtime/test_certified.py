@@ -19,7 +19,6 @@ from amlr.runtime.decode import Decoder
 from amlr.runtime.manifest import Manifest, Variant
 from amlr.runtime.providers import registry
 from amlr.runtime.providers.onnxruntime import OnnxRuntimeProvider
-from amlr.runtime.radii import letter_blocks
 from amlr.runtime.sentinel import Sentinel
 from amlr.runtime.tier_timing import TierTime
 
@@ -302,12 +301,6 @@ def test_posts_unlike_the_calibration_go_to_float32(
     with Engine.load(plan, threads=1) as engine:
         assert engine.tag(text).certified is None
         assert engine.tag("Jördan in Paris ☃ 🎉").certified is True
-
-
-def test_letter_blocks_see_letters_alone() -> None:
-    assert letter_blocks("") == letter_blocks("☃ 2024 !") == set()
-    assert letter_blocks("naïve") == {0}
-    assert letter_blocks("Ωα Ж 中") == {3, 4, 0x4E}
 
 
 def scaled(engine: Engine, factor: float) -> None:
